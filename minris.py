@@ -2763,149 +2763,6 @@ def repacked(tag: int, vr: bytes, value: bytes, right: bytes) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.dataset.names
-# Person names: search keys, pinyin, initials, display; resident identity numbers.
-# ------------------------------------------------------------------------------------------------
-
-def plain(text: str) -> str:
-    """The text in lower case, without accents and tones."""
-    if text.isascii():
-        return text.casefold()
-    decomposed = unicodedata.normalize("NFKD", text)
-    bare = "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f")
-    return unicodedata.normalize("NFC", bare).casefold()
-
-
-def name_key(name: str) -> str:
-    """The search key of a name: each group as plain letters and digits, without spaces.
-
-    Pinyin writes lü as lü, lv, lyu or lu; all become lu here, and likewise nu.
-    """
-    groups = []
-    for group in name.split("="):
-        letters = "".join(c for c in plain(group) if c.isalnum())
-        groups.append(re.sub("([ln])(yu|v)", r"\1u", letters))
-    return "=".join(groups)
-
-
-# Family names of two characters, to split a Chinese name that is written without a space.
-COMPOUND_SURNAMES = frozenset(
-    "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳 公冶 太叔 申屠"
-    " 公孙 慕容 仲孙 钟离 长孙 宇文 司徒 鲜于 司空 令狐 百里 呼延 东郭 南门 西门".split()
-)
-# Readings of family names that differ from the usual reading of the character.
-SURNAMES = dict(
-    pair.split("=")
-    for pair in (
-        "单=shan 仇=qiu 曾=zeng 覃=qin 解=xie 朴=piao 查=zha 区=ou 盖=ge 华=hua 任=ren 宁=ning 尉迟=yuchi"
-        " 万俟=moqi 澹台=tantai 长孙=zhangsun 单于=chanyu 尉=wei 黑=he 繁=po 召=shao 员=yun 乐=yue 种=chong"
-        " 折=she 逄=pang 晟=cheng 冼=xian 宓=fu 郗=xi 缪=miao 瞿=qu 翟=zhai 臧=zang 卜=bu 车=che 贾=jia"
-        " 俞=yu 沈=shen 薄=bo 秘=bi 应=ying 纪=ji 那=na 洗=xian 阙=que 隗=wei 谌=chen 吕=lyu 鲜于=xianyu"
-    ).split()
-)
-
-
-def latin_name(components: str) -> str:
-    """The pinyin of a Chinese name, Wang^XiaoDong for 王^小东; empty without pypinyin.
-
-    ü becomes yu, as in passports.
-    """
-    try:
-        from pypinyin import lazy_pinyin
-    except ImportError:
-        return ""
-    family, _, given = components.partition("^")
-    syllables = lazy_pinyin(given.replace("^", ""), errors="ignore")
-    read = SURNAMES.get(family) or "".join(lazy_pinyin(family, errors="ignore"))
-    parts = [read.capitalize(), "".join(one.capitalize() for one in syllables)]
-    return "^".join(parts).rstrip("^").replace("v", "yu")
-
-
-def chinese_name(text: str) -> str:
-    """The components `王^小东` of `王小东` or `王 小东`."""
-    parts = text.replace("^", " ").replace("·", " ").split()
-    if len(parts) == 1 and len(text.strip()) > 1 and not parts[0].isascii():
-        name = parts[0]
-        cut = 2 if name[:2] in COMPOUND_SURNAMES and len(name) > 2 else 1
-        parts = [name[:cut], name[cut:]]
-    return "^".join(parts)
-
-
-def initials(name: str) -> str:
-    """The initials of a name, one per word or capital: wxd for Wang^XiaoDong.
-
-    A name without Latin letters gets the initials of its pinyin.
-    """
-    latin, _, rest = name.partition("=")
-    if not re.search("[^\\W\\d_\u3400-\u9fff]", latin):
-        latin = latin_name(chinese_name(rest.partition("=")[0] or latin)) or latin
-    words = re.findall("[^\\W\\d_]+", latin)
-    parts = [part for word in words for part in re.findall("[A-Z][^A-Z]*|[^A-Z]+|[A-Z]+", word)]
-    shouted = latin.isupper()
-    return "".join(plain(part[0]) for part in (words if shouted else parts))
-
-
-# GB 11643: weights of the first 17 digits, and the check character by the sum modulo 11.
-_RESIDENT_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
-_RESIDENT_CHECKS = "10X98765432"
-
-
-def resident_number(text: str) -> tuple[str, str] | None:
-    """Birth date (DA) and sex from a Chinese resident identity number; None if it is not valid."""
-    number = text.strip().upper()
-    if not re.fullmatch("[0-9]{17}[0-9X]", number):
-        return None
-    total = sum(int(c) * weight for c, weight in zip(number[:17], _RESIDENT_WEIGHTS, strict=True))
-    if number[17] != _RESIDENT_CHECKS[total % 11] or not is_date(number[6:14]):
-        return None
-    return number[6:14], "M" if int(number[16]) % 2 else "F"
-
-
-def shown_name(name: str) -> str:
-    """A PN value for display: 王小东 Wang XiaoDong."""
-    groups = [group.replace("^", " ").strip() for group in name.split("=")]
-    latin, ideographic = groups[0], groups[1] if len(groups) > 1 else ""
-    return " ".join(filter(None, (ideographic.replace(" ", ""), " ".join(latin.split()))))
-
-
-def masked_name(name: str) -> str:
-    """A PN value for a public screen: 王*东, W*** X."""
-    groups = [group.split("^") for group in name.split("=")]
-    ideographic = "".join(groups[1]).replace(" ", "") if len(groups) > 1 else ""
-    if len(ideographic) > 1:
-        return ideographic[0] + "*" * max(1, len(ideographic) - 2) + ideographic[2:][-1:]
-    family, given = (groups[0] + [""])[:2]
-    masked = f"{family[:1]}***" if family else ""
-    return f"{masked} {given[:1]}".strip()
-
-
-def name_groups(text: str) -> list[str]:
-    """The component groups of a name, plain, without trailing empty components."""
-    return [plain(group).strip(" ").rstrip("^ ") for group in text.split("=")]
-
-
-def name_chunk(name: str) -> str:
-    """The longest part of a name key that every matching name has in its `name_key`."""
-    # name_key turns yu and v after l or n into u: a chunk may begin or end within them
-    edges = re.compile(r"^(yu|y|v)|(?<=[ln])y$")
-    chunks = [edges.sub("", name_key(chunk)) for chunk in re.split(r"[*?=^ vyu]", plain(name))]
-    return max(chunks, key=len)
-
-
-def person_name(family: str, given: str, chinese: str) -> str:
-    """A PN value from the fields of a form: `Wang^XiaoDong=王^小东`."""
-    ideographic = chinese_name(chinese)
-    latin = f"{family.strip()}^{given.strip()}".strip("^") if family.strip() else given.strip()
-    return f"{latin or latin_name(ideographic)}={ideographic}".rstrip("=")
-
-
-def typed_name(text: str) -> str:
-    """A PN value from one line; hanzi without `=` become the ideographic group."""
-    hanzi = re.search(r"[\u3400-\u9fff]", text) and "=" not in text
-    return person_name("", "", text) if hanzi else text
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.dataset.times
 # Dates and times: ranges in keys, instants, display.
 # ------------------------------------------------------------------------------------------------
@@ -3127,6 +2984,98 @@ def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.dataset.spelling
+# The same letters in other forms: compositions, widths, spaces, apostrophes, hyphens.
+# ------------------------------------------------------------------------------------------------
+
+def _all_to(plain: str, others: str) -> dict[int, str]:
+    return dict.fromkeys(map(ord, others), plain)
+
+
+SPACES = _all_to(
+    " ",
+    "\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000\t",
+)
+# Signs without a shape: marks of direction and width, soft hyphens. Joiners (200C, 200D) have one.
+SHAPELESS = _all_to(
+    "", "\xad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+)
+APOSTROPHES = _all_to("'", "’‘‛ʼʹʻ′＇´`")
+HYPHENS = _all_to("-", "‐‑‒–—―−－﹣﹘")
+MIDDLE_DOTS = _all_to("·", "・•‧∙⋅･")
+OTHER_SIGNS = _all_to('"', "“”„‟″«»") | {ord("…"): "..."}
+FULL_WIDTH = {
+    code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code - 0xFEE0).isalnum()
+}
+WIDE_SIGNS = _all_to("'", "＇") | _all_to("-", "－")
+_TIDY = SPACES | SHAPELESS
+_TIDY_NAME = _TIDY | FULL_WIDTH | WIDE_SIGNS
+_PLAIN_SIGNS = _TIDY | APOSTROPHES | HYPHENS | MIDDLE_DOTS
+_CARRIED_SIGNS = _TIDY | APOSTROPHES | HYPHENS | OTHER_SIGNS | FULL_WIDTH
+
+
+def tidy(text: str) -> str:
+    """A text as it is meant: composed letters, plain spaces, without signs that have no shape."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", text).translate(_TIDY)
+
+
+def tidy_name(text: str) -> str:
+    """A name as it is meant: as `tidy`, its letters and digits in their usual width."""
+    if text.isascii():
+        return text
+    return unicodedata.normalize("NFC", text).translate(_TIDY_NAME)
+
+
+def tidy_code(text: str) -> str:
+    """An identifier, number or date as it is meant: all signs in their usual width."""
+    if text.isascii():
+        return text
+    text = text.translate(SHAPELESS | HYPHENS)
+    return unicodedata.normalize("NFKC", text).translate(SPACES)
+
+
+CODE_VRS = frozenset("AE AS CS DA DS DT IS SH TM UI".split())
+
+
+def typed_value(keyword: str, text: str) -> str:
+    """The value of an attribute as a person means it who has typed or pasted it."""
+    if text.isascii():
+        return text
+    vr = vr_of(tag_of(keyword))
+    if vr == "PN":
+        return tidy_name(text)
+    return tidy_code(text) if vr in CODE_VRS or keyword.endswith("ID") else tidy(text)
+
+
+def plain_signs(text: str) -> str:
+    """A text with the apostrophes, hyphens, dots and spaces of a keyboard, for comparison."""
+    return text.translate(_PLAIN_SIGNS)
+
+
+def carried_signs(text: str) -> str:
+    """A text in the letters and signs that more character sets carry."""
+    return unicodedata.normalize("NFC", text).translate(_CARRIED_SIGNS)
+
+
+IDEOGRAPHS = re.compile("[\u3005-\u3007\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+SYLLABLES = re.compile(
+    "[\u1100-\u11ff\u3041-\u30fa\u3130-\u318f\u31f0-\u31ff\uac00-\ud7ff\uff66-\uff9d]"
+)
+
+
+def script_group(name: str) -> int:
+    """The component group of a name: 1 if it has ideographs, 2 for hangul or kana, else 0.
+
+    The first group holds any alphabet. Source: PS3.5 6.2.1.2, H, I
+    """
+    if IDEOGRAPHS.search(name):
+        return 1
+    return 2 if SYLLABLES.search(name) else 0
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.dataset.plausible
 # How plausible a reading of bytes is: as Chinese, as words that somebody writes.
 # ------------------------------------------------------------------------------------------------
@@ -3231,6 +3180,456 @@ def has_no_plain_letters(text: str) -> bool:
     words = [word for word in re.split(r"[ ^=\\,;]+", text) if not word.isascii()]
     more = sum(not c.isascii() for word in words for c in word)
     return more > 3 and not any(c.isascii() and c.isalpha() for word in words for c in word)
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.dataset.names
+# Person names: search keys, pinyin, initials, display; resident identity numbers.
+# ------------------------------------------------------------------------------------------------
+
+def plain(text: str) -> str:
+    """The text in lower case, without accents and tones, its signs those of a keyboard."""
+    if text.isascii():
+        return text.replace("`", "'").casefold()
+    decomposed = unicodedata.normalize("NFKD", plain_signs(text))
+    bare = "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f")
+    return unicodedata.normalize("NFC", bare).casefold()
+
+
+def name_key(name: str) -> str:
+    """The search key of a name: each group as plain letters and digits, without spaces.
+
+    Pinyin writes lü as lü, lv, lyu or lu; all become lu here, and likewise nu.
+    """
+    groups = []
+    for group in name.split("="):
+        letters = "".join(c for c in plain(group) if c.isalnum())
+        groups.append(re.sub("([ln])(yu|v)", r"\1u", letters))
+    return "=".join(groups)
+
+
+# Family names of two characters, to split a Chinese name that is written without a space.
+COMPOUND_SURNAMES = frozenset(
+    "欧阳 太史 端木 上官 司马 东方 独孤 南宫 万俟 闻人 夏侯 诸葛 尉迟 公羊 赫连 澹台 皇甫 宗政 濮阳 公冶 太叔 申屠"
+    " 公孙 慕容 仲孙 钟离 长孙 宇文 司徒 鲜于 司空 令狐 百里 呼延 东郭 南门 西门".split()
+)
+# Readings of family names that differ from the usual reading of the character.
+SURNAMES = dict(
+    pair.split("=")
+    for pair in (
+        "单=shan 仇=qiu 曾=zeng 覃=qin 解=xie 朴=piao 查=zha 区=ou 盖=ge 华=hua 任=ren 宁=ning 尉迟=yuchi"
+        " 万俟=moqi 澹台=tantai 长孙=zhangsun 单于=chanyu 尉=wei 黑=he 繁=po 召=shao 员=yun 乐=yue 种=chong"
+        " 折=she 逄=pang 晟=cheng 冼=xian 宓=fu 郗=xi 缪=miao 瞿=qu 翟=zhai 臧=zang 卜=bu 车=che 贾=jia"
+        " 俞=yu 沈=shen 薄=bo 秘=bi 应=ying 纪=ji 那=na 洗=xian 阙=que 隗=wei 谌=chen 吕=lyu 鲜于=xianyu"
+    ).split()
+)
+
+
+def latin_name(components: str) -> str:
+    """The pinyin of a Chinese name, Wang^XiaoDong for 王^小东; empty without pypinyin.
+
+    ü becomes yu, as in passports.
+    """
+    try:
+        from pypinyin import lazy_pinyin
+    except ImportError:
+        return ""
+    family, _, given = components.partition("^")
+    syllables = lazy_pinyin(given.replace("^", ""), errors="ignore")
+    read = SURNAMES.get(family) or "".join(lazy_pinyin(family, errors="ignore"))
+    parts = [read.capitalize(), "".join(one.capitalize() for one in syllables)]
+    return "^".join(parts).rstrip("^").replace("v", "yu")
+
+
+_KANA = re.compile("[\u3041-\u30fa\uff66-\uff9d]")
+
+
+def chinese_name(text: str) -> str:
+    """The components `王^小东` of `王小东` or `王 小东`."""
+    parts = plain_signs(text).replace("^", " ").replace("·", " ").split()
+    if len(parts) == 1 and len(parts[0]) > 1 and script_group(parts[0]) and not _KANA.search(text):
+        name = parts[0]
+        cut = 2 if name[:2] in COMPOUND_SURNAMES and len(name) > 2 else 1
+        parts = [name[:cut], name[cut:]]
+    return "^".join(parts)
+
+
+def initials(name: str) -> str:
+    """The initials of a name, one per word or capital: wxd for Wang^XiaoDong.
+
+    A name without Latin letters gets the initials of its pinyin.
+    """
+    latin, _, rest = name.partition("=")
+    if not re.search("[^\\W\\d_\u3400-\u9fff]", latin):
+        latin = latin_name(chinese_name(rest.partition("=")[0] or latin)) or latin
+    words = re.findall("[^\\W\\d_]+", latin)
+    parts = [part for word in words for part in re.findall("[A-Z][^A-Z]*|[^A-Z]+|[A-Z]+", word)]
+    shouted = latin.isupper()
+    return "".join(plain(part[0]) for part in (words if shouted else parts))
+
+
+# GB 11643: weights of the first 17 digits, and the check character by the sum modulo 11.
+_RESIDENT_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+_RESIDENT_CHECKS = "10X98765432"
+
+
+def resident_number(text: str) -> tuple[str, str] | None:
+    """Birth date (DA) and sex from a Chinese resident identity number; None if it is not valid."""
+    number = text.strip().upper()
+    if not re.fullmatch("[0-9]{17}[0-9X]", number):
+        return None
+    total = sum(int(c) * weight for c, weight in zip(number[:17], _RESIDENT_WEIGHTS, strict=True))
+    if number[17] != _RESIDENT_CHECKS[total % 11] or not is_date(number[6:14]):
+        return None
+    return number[6:14], "M" if int(number[16]) % 2 else "F"
+
+
+def shown_groups(name: str) -> list[str]:
+    """The three component groups of a name, without carets."""
+    return [group.replace("^", " ").strip() for group in f"{name}==".split("=")[:3]]
+
+
+def shown_name(name: str) -> str:
+    """A PN value for display: 王小东 Wang XiaoDong."""
+    latin, ideographic, phonetic = shown_groups(name)
+    ideographic = ideographic or ("" if latin else phonetic)
+    return " ".join(filter(None, (ideographic.replace(" ", ""), " ".join(latin.split()))))
+
+
+def masked_name(name: str) -> str:
+    """A PN value for a public screen: 王*东, W*** X."""
+    groups = [group.split("^") for group in f"{name}==".split("=")]
+    east = groups[1] if any(groups[1]) or any(groups[0]) else groups[2]
+    ideographic = "".join(east).replace(" ", "")
+    if len(ideographic) > 1:
+        return ideographic[0] + "*" * max(1, len(ideographic) - 2) + ideographic[2:][-1:]
+    family, given = (groups[0] + [""])[:2]
+    masked = f"{family[:1]}***" if family else ""
+    return f"{masked} {given[:1]}".strip()
+
+
+def name_groups(text: str) -> list[str]:
+    """The component groups of a name, plain, without trailing empty components."""
+    return [plain(group).strip(" ").rstrip("^ ") for group in text.split("=")]
+
+
+def name_chunk(name: str) -> str:
+    """The longest part of a name key that every matching name has in its `name_key`."""
+    # name_key turns yu and v after l or n into u: a chunk may begin or end within them
+    edges = re.compile(r"^(yu|y|v)|(?<=[ln])y$")
+    chunks = [edges.sub("", name_key(chunk)) for chunk in re.split(r"[*?=^ vyu]", plain(name))]
+    return max(chunks, key=len)
+
+
+def person_name(family: str, given: str, chinese: str) -> str:
+    """A PN value from the fields of a form: `Wang^XiaoDong=王^小东`.
+
+    Each part goes to the group of its letters, wherever it was typed; see `script_group`.
+    """
+    family, given, chinese = (tidy_name(part).strip() for part in (family, given, chinese))
+    latin = f"{family}^{given}".strip("^") if family else given
+    groups = ["", "", ""]
+    groups[script_group(latin)] = latin
+    east = chinese_name(chinese)
+    group = script_group(east) or (1 if latin else 0)
+    groups[group] = groups[group] or east
+    groups[0] = groups[0] or latin_name(groups[1])
+    return "=".join(groups).rstrip("=")
+
+
+def typed_name(text: str) -> str:
+    """A PN value from one line; hanzi without `=` become the ideographic group."""
+    text = tidy_name(text)
+    return person_name("", "", text) if script_group(text) and "=" not in text else text
+
+
+def listed_name(text: str) -> str:
+    """A PN value from a cell of a list, where a name in Latin letters has its given name first."""
+    text = typed_name(text).strip()
+    if {"^", "="} & set(text):
+        return text
+    family, comma, given = text.partition(",")
+    if comma and family.strip() and "," not in given:
+        return f"{family.strip()}^{given.strip()}".rstrip("^")
+    return "^".join(reversed(text.rsplit(" ", 1)))
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.dataset.text
+# Specific Character Set: decoding, encoding, and recovery if the declared set is wrong.
+# ------------------------------------------------------------------------------------------------
+
+SPECIFIC_CHARACTER_SET = 0x00080005
+
+
+class CharacterSet:
+    """Specific Character Set (0008,0005): decodes and encodes text values.
+
+    terms   defined terms; () is the default repertoire, ASCII
+    Source  PS3.5 6.1; PS3.3 C.12.1.1.2
+    """
+
+    def __init__(self, terms: tuple[str, ...] = ()) -> None:
+        self.terms = terms
+        self.codec = CHARACTER_SETS_ALONE.get(terms[0]) if terms else "ascii"
+        self.sets: list[Repertoire] = [ASCII_REPERTOIRE]
+        of_first: dict[str, Repertoire] = {}
+        if not self.codec:
+            self.sets += (one for term in terms for one in repertoires_of(term))
+            of_first = {one.place: one for one in repertoires_of(terms[0]) if one.width == 1}
+        g1 = of_first.get("G1")
+        self.first = of_first.get("G0", ASCII_REPERTOIRE), g1  # initial G0 and G1
+        if not self.codec and len(terms) == 1 and g1 and g1.width == 1 and g1.codec != "shift_jis":
+            self.codec = g1.codec  # without code extensions Python's codec does the whole text
+
+    def delimiters(self, vr: bytes) -> bytes:
+        """Bytes after which the initial sets are active again (PS3.5 6.1.2.5.3)."""
+        return b"\r\n\f\t" + (b"" if vr in ONE_VALUE_VRS else b"\\^=" if vr == b"PN" else b"\\")
+
+    def decode(self, raw: bytes, vr: bytes = b"LO") -> str:
+        """The text of a value. Raises UnicodeDecodeError if the bytes are not in this set."""
+        if self.codec:
+            text = raw.decode(self.codec)
+            alone = self.codec in CHARACTER_SETS_ALONE.values()
+            if not alone and re.search(r"[\x80-\x9f\x1b]", text):
+                raise UnicodeDecodeError(self.codec, raw, 0, 1, "ESC or a control character of C1")
+            return text
+        return self._decode_extended(raw, self.delimiters(vr))
+
+    def _decode_extended(self, raw: bytes, delimiters: bytes) -> str:
+        g0, g1 = self.first
+        parts, pos = [], 0
+        while pos < len(raw):
+            byte = raw[pos]
+            if byte == 0x1B:
+                found = ESCAPE_SEQUENCE.match(raw, pos)
+                one = DESIGNATIONS.get(found[1]) if found else None
+                if not (found and one):
+                    raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "an unknown escape")
+                g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
+                pos = found.end()
+                continue
+            active = g1 if byte >= 0x80 else g0
+            width = 1 if byte < 0x21 or not active else active.width
+            if byte >= 0x80 and (byte < 0xA0 or not active):
+                raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no active set")
+            piece = raw[pos : pos + width]
+            parts.append(active.decode(piece) if active and byte >= 0x21 else chr(byte))
+            pos += width
+            if width == 1 and byte in delimiters:
+                g0, g1 = self.first
+        return "".join(parts)
+
+    def loose(self) -> Iterator["CharacterSet"]:
+        """The same with its two-byte set initially active, for senders that omit the escape."""
+        wide = [one for one in self.sets if one.place == "G1" and one.width == 2]
+        if not self.codec and len(wide) == 1 and not self.first[1]:
+            found = CharacterSet(self.terms)
+            found.first = self.first[0], wide[0]
+            yield found
+
+    def encode(self, text: str, vr: bytes = b"LO") -> bytes:
+        """The bytes of a text. Raises UnicodeEncodeError if this set cannot encode it."""
+        if self.codec:
+            return text.encode(self.codec)
+        delimiters = self.delimiters(vr)
+        g0, g1 = first0, first1 = self.first
+        out = bytearray()
+        for character in text:
+            if character.isascii():
+                if g0.width == 2:
+                    out += b"\x1b" + first0.escape
+                    g0 = first0
+                out += character.encode()
+                if character.encode() in delimiters:
+                    g0, g1 = first0, first1
+                continue
+            one, raw = self._find(character, g0, g1, text)
+            if one not in (g0, g1):
+                out += b"\x1b" + one.escape
+                g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
+            out += raw
+        return bytes(out) + (b"\x1b" + first0.escape if g0.width == 2 else b"")
+
+    def _find(
+        self, character: str, g0: Repertoire, g1: Repertoire | None, text: str
+    ) -> tuple[Repertoire, bytes]:
+        """The set for a character: an active one, else the first one that has it; and the bytes."""
+        for one in (*filter(None, (g0, g1)), *self.sets):
+            if raw := one.encode(character):
+                return one, raw
+        at = text.index(character)
+        raise UnicodeEncodeError("iso2022", text, at, at + 1, f"not in {self}")
+
+    def carries(self, text: str) -> bool:
+        """Whether this set can encode a text."""
+        try:
+            self.encode(text)
+        except UnicodeEncodeError:
+            return False
+        return True
+
+    def fitted(self, text: str) -> str:
+        """The text with letters composed and signs plain, if it can be encoded only so."""
+        return text if self.carries(text) else carried_signs(text)
+
+    def __bytes__(self) -> bytes:
+        """The value of (0008,0005)."""
+        return "\\".join(self.terms).encode("ascii", "replace")
+
+    def __str__(self) -> str:
+        return "\\".join(self.terms) or "ISO_IR 6"
+
+
+def set_of_codec(codec: str) -> CharacterSet:
+    """A set that a person has chosen, by Python's codec, such as cp1251."""
+    found = CharacterSet()
+    found.codec = codec
+    return found
+
+
+@cached(256)
+def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
+    """The CharacterSet of some terms; None if one is unknown.
+
+    After a set without code extensions, such as ISO_IR 192, further terms are ignored.
+    """
+    if terms and terms[0] in CHARACTER_SETS_ALONE:
+        terms = terms[:1]
+    return None if character_set_problem(terms) else CharacterSet(terms)
+
+
+ASCII = CharacterSet()
+UTF_8 = CharacterSet(("ISO_IR 192",))
+ISO_2022 = CharacterSet(("", "ISO 2022 IR 6"))
+
+
+class DecodedText(NamedTuple):
+    """A text, and how it was decoded: `declared`, `recovered`, `guessed` or `damaged`.
+
+    Recovered is what can hardly be anything else; guessed, Chinese that may be another text;
+    damaged, what has been read as ISO 8859-1 although it may be anything.
+    """
+
+    text: str
+    how: str
+
+
+def is_utf_8_of_hanzi(raw: bytes) -> bool:
+    """Whether bytes are Chinese in UTF-8, a form that GB18030 rarely has by chance."""
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError:
+        return False
+    high = [c for c in text if not c.isascii()]
+    return bool(high) and all("\u3000" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef" for c in high)
+
+
+def looks_like_gb18030(raw: bytes) -> bool:
+    """Whether pairs of common hanzi outnumber single high bytes, which Western texts have."""
+    pairs = re.findall(rb"[\xb0-\xf7][\xa1-\xfe]", raw)
+    single = re.findall(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])", raw)
+    return len(pairs) > len(single)
+
+
+# Windows' sets whose letters are those of an ISO 8859 set; between 80H and 9FH they have more.
+WINDOWS_SETS = {
+    "iso8859_1": "cp1252", "iso8859_8": "cp1255", "iso8859_9": "cp1254", "tis_620": "cp874",
+}  # fmt: skip
+WINDOWS_SIGNS = frozenset("€„…‘’“”–—™ŠšŒœŽžŸ")
+
+
+def read_as_windows(raw: bytes, charset: CharacterSet | None) -> str | None:
+    """A text that has letters or signs of Windows beside those of its ISO 8859 set; else None.
+
+    They must be few in each word, and stand among letters: in Shift-JIS and its like they are not.
+    """
+    codec = WINDOWS_SETS.get(charset.codec or "") if charset else None
+    if not codec or b"\x1b" in raw:
+        return None
+    for word in re.split(rb"[ ^=\\]", raw):
+        more = re.findall(rb"[\x80-\x9f]", word)
+        if len(word) > 1 and len(more) * 5 > len(word) * 2:
+            return None
+    try:
+        text = raw.decode(codec)
+    except UnicodeDecodeError:
+        return None
+    signs = {c for c in text if "\x80" <= c <= "\xff" and not c.isalpha()} - {*"\xa0°´·®²³«»"}
+    more = re.findall(rb"[\x80-\x9f]", raw)
+    return text if WINDOWS_SIGNS.issuperset(signs | {*b"".join(more).decode(codec)}) else None
+
+
+# Sets of Latin letters, in which a word has some of ASCII.
+LATIN_SETS = frozenset(f"iso8859_{part}" for part in (1, 2, 3, 4, 9, 15))
+
+
+def is_utf_8_instead(raw: bytes, charset: CharacterSet) -> bool:
+    """Whether bytes that the declared set can read are UTF-8: right words where it has odd ones."""
+    if charset.codec in ("gb18030", "gbk") and is_utf_8_of_hanzi(raw):
+        return True
+    if not (charset.terms and charset.codec) or charset.codec == "utf-8":
+        return False
+    try:
+        return is_proper(raw.decode()) and is_odd(raw.decode(charset.codec))
+    except UnicodeDecodeError:
+        return False
+
+
+def is_of_another_set(text: str, charset: CharacterSet) -> bool:
+    """Whether a text that the declared set could read is none in its languages."""
+    declared = charset.terms and charset.codec in LATIN_SETS
+    return bool(declared) and (has_no_plain_letters(text) or is_odd(text))
+
+
+def _readings(
+    raw: bytes, charset: CharacterSet | None, multi_byte: bool
+) -> Iterator[tuple[CharacterSet, str]]:
+    """The character sets to try in order, each with the resulting state of the text."""
+    escaped = b"\x1b" in raw
+    if escaped and (multi_byte or not charset):  # the escapes tell the sets
+        yield ISO_2022, "recovered"
+    if charset:
+        if is_utf_8_instead(raw, charset):
+            yield UTF_8, "recovered"
+        yield charset, "declared"
+        yield from ((one, "recovered") for one in charset.loose())
+    if escaped:
+        yield ISO_2022, "recovered"
+
+
+def decode_text(
+    raw: bytes, charset: CharacterSet | None, vr: bytes, mark: str = "\\"
+) -> DecodedText:
+    """The text of a value, recovered if the bytes contradict the declared set.
+
+    Next it tries UTF-8, whose form is rare by chance; GB18030 where it is convincing Chinese, or
+    where the declared set is multi-byte too or no ISO 8859 text has such bytes; the set of Windows
+    that resembles the declared one; and ISO 8859-1, which is a guess. Control characters then
+    become `mark` and their octal code (PS3.5 6.1.2.3).
+    """
+    multi_byte = charset is not None and charset.codec in CHARACTER_SETS_ALONE.values()
+    for one, how in _readings(raw, charset, multi_byte):
+        with contextlib.suppress(UnicodeDecodeError):
+            text = one.decode(raw, vr)
+            if how == "declared" and is_of_another_set(text, one):
+                if reads_as_chinese(raw):
+                    return DecodedText(raw.decode("gb18030"), "recovered")
+                how = "damaged"
+            return DecodedText(text, how)
+    with contextlib.suppress(UnicodeDecodeError):
+        if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode()):
+            return DecodedText(text, "recovered")
+    likely_gb = multi_byte or re.search(rb"[\x80-\x9f]", raw)
+    chinese = reads_as_chinese(raw)
+    if chinese or (likely_gb and looks_like_gb18030(raw)):
+        with contextlib.suppress(UnicodeDecodeError):
+            if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode("gb18030")):
+                return DecodedText(text, "recovered" if chinese else "guessed")
+    if windows := read_as_windows(raw, charset):
+        return DecodedText(windows, "recovered")
+    text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"{mark}{ord(c[0]):03o}", raw.decode("latin-1"))
+    return DecodedText(text, "damaged")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -3538,280 +3937,6 @@ def key_test(
         except ValueError:
             raise key_refusal(tag, "is not a number") from None
     return text_test(text, vr)
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.dataset.text
-# Specific Character Set: decoding, encoding, and recovery if the declared set is wrong.
-# ------------------------------------------------------------------------------------------------
-
-SPECIFIC_CHARACTER_SET = 0x00080005
-
-
-class CharacterSet:
-    """Specific Character Set (0008,0005): decodes and encodes text values.
-
-    terms   defined terms; () is the default repertoire, ASCII
-    Source  PS3.5 6.1; PS3.3 C.12.1.1.2
-    """
-
-    def __init__(self, terms: tuple[str, ...] = ()) -> None:
-        self.terms = terms
-        self.codec = CHARACTER_SETS_ALONE.get(terms[0]) if terms else "ascii"
-        self.sets: list[Repertoire] = [ASCII_REPERTOIRE]
-        of_first: dict[str, Repertoire] = {}
-        if not self.codec:
-            self.sets += (one for term in terms for one in repertoires_of(term))
-            of_first = {one.place: one for one in repertoires_of(terms[0]) if one.width == 1}
-        g1 = of_first.get("G1")
-        self.first = of_first.get("G0", ASCII_REPERTOIRE), g1  # initial G0 and G1
-        if not self.codec and len(terms) == 1 and g1 and g1.width == 1 and g1.codec != "shift_jis":
-            self.codec = g1.codec  # without code extensions Python's codec does the whole text
-
-    def delimiters(self, vr: bytes) -> bytes:
-        """Bytes after which the initial sets are active again (PS3.5 6.1.2.5.3)."""
-        return b"\r\n\f\t" + (b"" if vr in ONE_VALUE_VRS else b"\\^=" if vr == b"PN" else b"\\")
-
-    def decode(self, raw: bytes, vr: bytes = b"LO") -> str:
-        """The text of a value. Raises UnicodeDecodeError if the bytes are not in this set."""
-        if self.codec:
-            text = raw.decode(self.codec)
-            alone = self.codec in CHARACTER_SETS_ALONE.values()
-            if not alone and re.search(r"[\x80-\x9f\x1b]", text):
-                raise UnicodeDecodeError(self.codec, raw, 0, 1, "ESC or a control character of C1")
-            return text
-        return self._decode_extended(raw, self.delimiters(vr))
-
-    def _decode_extended(self, raw: bytes, delimiters: bytes) -> str:
-        g0, g1 = self.first
-        parts, pos = [], 0
-        while pos < len(raw):
-            byte = raw[pos]
-            if byte == 0x1B:
-                found = ESCAPE_SEQUENCE.match(raw, pos)
-                one = DESIGNATIONS.get(found[1]) if found else None
-                if not (found and one):
-                    raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "an unknown escape")
-                g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
-                pos = found.end()
-                continue
-            active = g1 if byte >= 0x80 else g0
-            width = 1 if byte < 0x21 or not active else active.width
-            if byte >= 0x80 and (byte < 0xA0 or not active):
-                raise UnicodeDecodeError("iso2022", raw, pos, pos + 1, "no active set")
-            piece = raw[pos : pos + width]
-            parts.append(active.decode(piece) if active and byte >= 0x21 else chr(byte))
-            pos += width
-            if width == 1 and byte in delimiters:
-                g0, g1 = self.first
-        return "".join(parts)
-
-    def loose(self) -> Iterator["CharacterSet"]:
-        """The same with its two-byte set initially active, for senders that omit the escape."""
-        wide = [one for one in self.sets if one.place == "G1" and one.width == 2]
-        if not self.codec and len(wide) == 1 and not self.first[1]:
-            found = CharacterSet(self.terms)
-            found.first = self.first[0], wide[0]
-            yield found
-
-    def encode(self, text: str, vr: bytes = b"LO") -> bytes:
-        """The bytes of a text. Raises UnicodeEncodeError if this set cannot encode it."""
-        if self.codec:
-            return text.encode(self.codec)
-        delimiters = self.delimiters(vr)
-        g0, g1 = first0, first1 = self.first
-        out = bytearray()
-        for character in text:
-            if character.isascii():
-                if g0.width == 2:
-                    out += b"\x1b" + first0.escape
-                    g0 = first0
-                out += character.encode()
-                if character.encode() in delimiters:
-                    g0, g1 = first0, first1
-                continue
-            one, raw = self._find(character, g0, g1, text)
-            if one not in (g0, g1):
-                out += b"\x1b" + one.escape
-                g0, g1 = (one, g1) if one.place == "G0" else (g0, one)
-            out += raw
-        return bytes(out) + (b"\x1b" + first0.escape if g0.width == 2 else b"")
-
-    def _find(
-        self, character: str, g0: Repertoire, g1: Repertoire | None, text: str
-    ) -> tuple[Repertoire, bytes]:
-        """The set for a character: an active one, else the first one that has it; and the bytes."""
-        for one in (*filter(None, (g0, g1)), *self.sets):
-            if raw := one.encode(character):
-                return one, raw
-        at = text.index(character)
-        raise UnicodeEncodeError("iso2022", text, at, at + 1, f"not in {self}")
-
-    def carries(self, text: str) -> bool:
-        """Whether this set can encode a text."""
-        try:
-            self.encode(text)
-        except UnicodeEncodeError:
-            return False
-        return True
-
-    def __bytes__(self) -> bytes:
-        """The value of (0008,0005)."""
-        return "\\".join(self.terms).encode("ascii", "replace")
-
-    def __str__(self) -> str:
-        return "\\".join(self.terms) or "ISO_IR 6"
-
-
-def set_of_codec(codec: str) -> CharacterSet:
-    """A set that a person has chosen, by Python's codec, such as cp1251."""
-    found = CharacterSet()
-    found.codec = codec
-    return found
-
-
-@cached(256)
-def character_set(terms: tuple[str, ...]) -> CharacterSet | None:
-    """The CharacterSet of some terms; None if one is unknown.
-
-    After a set without code extensions, such as ISO_IR 192, further terms are ignored.
-    """
-    if terms and terms[0] in CHARACTER_SETS_ALONE:
-        terms = terms[:1]
-    return None if character_set_problem(terms) else CharacterSet(terms)
-
-
-ASCII = CharacterSet()
-UTF_8 = CharacterSet(("ISO_IR 192",))
-ISO_2022 = CharacterSet(("", "ISO 2022 IR 6"))
-
-
-class DecodedText(NamedTuple):
-    """A text, and how it was decoded: `declared`, `recovered`, `guessed` or `damaged`.
-
-    Recovered is what can hardly be anything else; guessed, Chinese that may be another text;
-    damaged, what has been read as ISO 8859-1 although it may be anything.
-    """
-
-    text: str
-    how: str
-
-
-def is_utf_8_of_hanzi(raw: bytes) -> bool:
-    """Whether bytes are Chinese in UTF-8, a form that GB18030 rarely has by chance."""
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        return False
-    high = [c for c in text if not c.isascii()]
-    return bool(high) and all("\u3000" <= c <= "\u9fff" or "\uff00" <= c <= "\uffef" for c in high)
-
-
-def looks_like_gb18030(raw: bytes) -> bool:
-    """Whether pairs of common hanzi outnumber single high bytes, which Western texts have."""
-    pairs = re.findall(rb"[\xb0-\xf7][\xa1-\xfe]", raw)
-    single = re.findall(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])", raw)
-    return len(pairs) > len(single)
-
-
-# Windows' sets whose letters are those of an ISO 8859 set; between 80H and 9FH they have more.
-WINDOWS_SETS = {
-    "iso8859_1": "cp1252", "iso8859_8": "cp1255", "iso8859_9": "cp1254", "tis_620": "cp874",
-}  # fmt: skip
-WINDOWS_SIGNS = frozenset("€„…‘’“”–—™ŠšŒœŽžŸ")
-
-
-def read_as_windows(raw: bytes, charset: CharacterSet | None) -> str | None:
-    """A text that has letters or signs of Windows beside those of its ISO 8859 set; else None.
-
-    They must be few in each word, and stand among letters: in Shift-JIS and its like they are not.
-    """
-    codec = WINDOWS_SETS.get(charset.codec or "") if charset else None
-    if not codec or b"\x1b" in raw:
-        return None
-    for word in re.split(rb"[ ^=\\]", raw):
-        more = re.findall(rb"[\x80-\x9f]", word)
-        if len(word) > 1 and len(more) * 5 > len(word) * 2:
-            return None
-    try:
-        text = raw.decode(codec)
-    except UnicodeDecodeError:
-        return None
-    signs = {c for c in text if "\x80" <= c <= "\xff" and not c.isalpha()} - {*"\xa0°´·®²³«»"}
-    more = re.findall(rb"[\x80-\x9f]", raw)
-    return text if WINDOWS_SIGNS.issuperset(signs | {*b"".join(more).decode(codec)}) else None
-
-
-# Sets of Latin letters, in which a word has some of ASCII.
-LATIN_SETS = frozenset(f"iso8859_{part}" for part in (1, 2, 3, 4, 9, 15))
-
-
-def is_utf_8_instead(raw: bytes, charset: CharacterSet) -> bool:
-    """Whether bytes that the declared set can read are UTF-8: right words where it has odd ones."""
-    if charset.codec in ("gb18030", "gbk") and is_utf_8_of_hanzi(raw):
-        return True
-    if not (charset.terms and charset.codec) or charset.codec == "utf-8":
-        return False
-    try:
-        return is_proper(raw.decode()) and is_odd(raw.decode(charset.codec))
-    except UnicodeDecodeError:
-        return False
-
-
-def is_of_another_set(text: str, charset: CharacterSet) -> bool:
-    """Whether a text that the declared set could read is none in its languages."""
-    declared = charset.terms and charset.codec in LATIN_SETS
-    return bool(declared) and (has_no_plain_letters(text) or is_odd(text))
-
-
-def _readings(
-    raw: bytes, charset: CharacterSet | None, multi_byte: bool
-) -> Iterator[tuple[CharacterSet, str]]:
-    """The character sets to try in order, each with the resulting state of the text."""
-    escaped = b"\x1b" in raw
-    if escaped and (multi_byte or not charset):  # the escapes tell the sets
-        yield ISO_2022, "recovered"
-    if charset:
-        if is_utf_8_instead(raw, charset):
-            yield UTF_8, "recovered"
-        yield charset, "declared"
-        yield from ((one, "recovered") for one in charset.loose())
-    if escaped:
-        yield ISO_2022, "recovered"
-
-
-def decode_text(
-    raw: bytes, charset: CharacterSet | None, vr: bytes, mark: str = "\\"
-) -> DecodedText:
-    """The text of a value, recovered if the bytes contradict the declared set.
-
-    Next it tries UTF-8, whose form is rare by chance; GB18030 where it is convincing Chinese, or
-    where the declared set is multi-byte too or no ISO 8859 text has such bytes; the set of Windows
-    that resembles the declared one; and ISO 8859-1, which is a guess. Control characters then
-    become `mark` and their octal code (PS3.5 6.1.2.3).
-    """
-    multi_byte = charset is not None and charset.codec in CHARACTER_SETS_ALONE.values()
-    for one, how in _readings(raw, charset, multi_byte):
-        with contextlib.suppress(UnicodeDecodeError):
-            text = one.decode(raw, vr)
-            if how == "declared" and is_of_another_set(text, one):
-                if reads_as_chinese(raw):
-                    return DecodedText(raw.decode("gb18030"), "recovered")
-                how = "damaged"
-            return DecodedText(text, how)
-    with contextlib.suppress(UnicodeDecodeError):
-        if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode()):
-            return DecodedText(text, "recovered")
-    likely_gb = multi_byte or re.search(rb"[\x80-\x9f]", raw)
-    chinese = reads_as_chinese(raw)
-    if chinese or (likely_gb and looks_like_gb18030(raw)):
-        with contextlib.suppress(UnicodeDecodeError):
-            if not re.search(r"[\x80-\x9f\x1b]", text := raw.decode("gb18030")):
-                return DecodedText(text, "recovered" if chinese else "guessed")
-    if windows := read_as_windows(raw, charset):
-        return DecodedText(windows, "recovered")
-    text = re.sub(r"[\x80-\x9f\x1b]", lambda c: f"{mark}{ord(c[0]):03o}", raw.decode("latin-1"))
-    return DecodedText(text, "damaged")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -4399,8 +4524,8 @@ def one_group(value: bytes, name_groups: str) -> bytes:
     """The names of a PN value, each with one group only; the other group if that is empty."""
     names, wanted = [], int(name_groups == "ideographic")
     for name in value.decode("utf-8", "replace").split("\\"):
-        groups = [*name.strip(" ").split("="), ""]
-        names.append(groups[wanted] or groups[1 - wanted])
+        groups = f"{name.strip(' ')}==".split("=")
+        names.append(groups[wanted] or groups[1 - wanted] or groups[2])
     return pad("\\".join(names).encode(), b"PN")
 
 
@@ -4625,11 +4750,11 @@ class Search:
         if charset.codec == "utf-8":
             return value
         text = value.decode().rstrip(" ")
-        try:
+        with contextlib.suppress(UnicodeEncodeError):
             return pad(charset.encode(text, vr), vr)
-        except UnicodeEncodeError:
-            if vr != b"PN":
-                raise
+        text = charset.fitted(text)
+        if vr != b"PN" or charset.carries(text):
+            return pad(charset.encode(text, vr), vr)
         names = []
         for name in text.split("\\"):
             groups = [group if charset.carries(group) else "" for group in name.split("=")]
@@ -4694,7 +4819,7 @@ def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
         return search._whole(index, UTF_8)
     texts = [one.text(tag) for one, tag in every_element(index) if one.vr(tag) in TEXT_VRS]
     sets = (style.charset, style.fallback, UTF_8)
-    charset = next(one for one in sets if all(map(one.carries, texts)))
+    charset = next(one for one in sets if all(one.carries(one.fitted(text)) for text in texts))
     head = search._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset))
     return head + search._whole(index, charset)
 
@@ -10419,7 +10544,8 @@ def find_steps(text: str, limit: int = 50) -> list[Any]:
         "patient_id = ?1 OR accession_number = ?1 OR (?2 <> '' AND instr(name_key, ?2))"
         " ORDER BY start_date DESC, start_time DESC LIMIT ?3"
     )
-    return fetch_rows(ScheduledProcedureStep, where, text.strip(), name_key(text), limit)
+    key = name_key(text)
+    return fetch_rows(ScheduledProcedureStep, where, tidy_code(text).strip(), key, limit)
 
 
 def data_of_day(date: str) -> list[bytes]:
@@ -10594,8 +10720,18 @@ def is_of_patient(tag: int) -> bool:
     return row.cells["entity"] == "patient" if row else tag >> 16 == 0x0010
 
 
+def tidy_names(index: ElementIndex) -> ElementIndex:
+    """A worklist item with its names as they are meant: letters composed, spaces plain."""
+    found = {}
+    for tag in index:
+        if index.vr(tag) == b"PN" and not index.value(tag).isascii():
+            found[tag] = encode_element(tag, b"PN", tidy(index.text(tag)).encode())
+    return index.merged(ElementIndex(encoded(found))) if found else index
+
+
 def split_item(index: ElementIndex) -> tuple[ElementIndex, ElementIndex, list[ElementIndex]]:
     """A worklist item split into the patient's attributes, the procedure's, and the steps."""
+    index = tidy_names(index)
     patient = [tag for tag in index if is_of_patient(tag)]
     procedure = index.without((*patient, STEP_SEQUENCE, SPECIFIC_CHARACTER_SET))
     return index.only(patient), procedure, index.items(STEP_SEQUENCE)
@@ -11465,14 +11601,14 @@ def latest_by_device(queries: Iterable[Any]) -> list[Any]:
 def same_person(index: ElementIndex, patient: Patient) -> bool:
     """Whether name and birth date match those of a patient.
 
-    If both names have an ideographic group, it decides, as many names sound alike; else any group.
+    If both names have an ideographic group, it decides, as many names sound alike; else any group,
+    whichever group the other name has it in.
     """
     ours, theirs = patient.name_key.split("="), name_key(index.get("PatientName")).split("=")
-    pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if a and b]
     if all(len(groups) > 1 and groups[1] for groups in (ours, theirs)):
-        pairs = [(ours[1], theirs[1])]
+        ours, theirs = ours[1:2], theirs[1:2]
     birth_dates = {patient.patient_birth_date, index.get("PatientBirthDate")} - {""}
-    return any(a == b for a, b in pairs) and len(birth_dates) < 2
+    return bool({*ours} & {*theirs} - {""}) and len(birth_dates) < 2
 
 
 SAME_ID = "{value} belongs to {name}, born {birth_date}"
@@ -11541,8 +11677,10 @@ def find_patients(text: str, today: datetime.date, limit: int = 50) -> list[Any]
            a birth date in any form
     today  tells the century of a birth date whose year has two digits
     """
-    text = text.strip()
-    words = [key for word in re.split(r"[\s,^=·]+", text) if (key := name_key(word))][:8]
+    text = tidy_code(text).strip()
+    words = [key for word in re.split(r"[\s,^=·]+", plain_signs(text)) if (key := name_key(word))][
+        :8
+    ]
     digits = re.sub(r"[\s()+-]", "", text)
     letters = text.casefold() if re.fullmatch("[A-Za-z]{2,6}", text) else ""
     phone = digits if re.fullmatch("[0-9]{5,}", digits) else ""
@@ -11601,6 +11739,14 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
     return target.id
 
 
+def with_phonetic(given: ElementIndex, known: str) -> ElementIndex:
+    """A change of a name whose ideographic group stays: so does the phonetic one, if not given."""
+    told, old = f"{given.get('PatientName')}==".split("="), f"{known}==".split("=")
+    if not told[1] or told[1] != old[1] or told[2] or not old[2]:
+        return given
+    return given.merged(text_elements(PatientName="=".join([*told[:2], old[2]])))
+
+
 def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
     """Correct a patient's attributes; open steps follow. An attribute given empty is emptied.
 
@@ -11610,7 +11756,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
     """
     with database.atomic():
         patient = known_row(Patient.get_or_none(Patient.id == row_id), NO_PATIENT)
-        told = ElementIndex(given)
+        told = with_phonetic(tidy_names(ElementIndex(given)), patient.patient_name)
         new = ElementIndex(patient.data).merged(told)
         problems = list(value_problems(new))
         for keyword in ("PatientName", "PatientID"):
@@ -14997,9 +15143,14 @@ def csv_keyword(name: str) -> str:
     return known or (name.strip() if datadict.tag_for_keyword(name.strip()) else "")
 
 
+PARTS_OF_NAME = {"family": "PatientName", "given": "PatientName"}
+
+
 def csv_value(keyword: str, text: str) -> str:
     """A cell as a DICOM value: dates without dashes, times without colons."""
-    text = text.strip().lstrip("'")  # spreadsheets mark text like this
+    text = (
+        typed_value(PARTS_OF_NAME.get(keyword, keyword), text).strip().lstrip("'")
+    )  # spreadsheets mark text like this
     vr = vr_of(datadict.tag_for_keyword(keyword) or 0)
     if vr == "DA":
         parts = re.fullmatch(r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?", text)
@@ -15009,11 +15160,9 @@ def csv_value(keyword: str, text: str) -> str:
         return f"{parts[1].zfill(2)}{parts[2]}{parts[4] or ''}" if parts else text
     if keyword == "PatientSex":
         return CSV_SEXES.get(text.casefold(), text)
-    if keyword == "PatientName" and not {"^", "="} & set(text):
-        if not text.isascii():
-            return person_name("", "", text)
-        return "^".join(reversed(text.rsplit(" ", 1)))
-    return text
+    if keyword == "PatientName":
+        return listed_name(text)
+    return typed_name(text) if vr == "PN" else text
 
 
 def items_from_csv(text: str) -> list[bytes]:
@@ -15042,10 +15191,11 @@ def items_from_csv(text: str) -> list[bytes]:
 def _item_from_row(keywords: list[str], line: list[str]) -> bytes:
     cells = {key: csv_value(key, text) for key, text in zip(keywords, line, strict=False)}
     if "family" in cells or "given" in cells:
-        latin = "^".join(filter(None, (cells.pop("family", ""), cells.pop("given", ""))))
-        rest = cells.get("PatientName", "")
-        ideographic = rest.partition("=")[2] or ("" if rest.isascii() else rest)
-        cells["PatientName"] = f"{latin}={ideographic}".rstrip("=")
+        typed = person_name(cells.pop("family", ""), cells.pop("given", ""), "")
+        groups = zip(
+            f"{typed}==".split("="), f"{cells.get('PatientName', '')}==".split("="), strict=False
+        )
+        cells["PatientName"] = "=".join(one or other for one, other in groups).rstrip("=")
     step = {keyword: cells.pop(keyword) for keyword in STEP_KEYWORDS if keyword in cells}
     texts = text_elements(**{keyword: text for keyword, text in cells.items() if text})
     sequence = sequence_elements(ScheduledProcedureStepSequence=[text_elements(**step)])
@@ -23444,7 +23594,7 @@ FIELD_KINDS = {
     "given": FieldKind(
         show=lambda name: name.partition("=")[0].partition("^")[2].replace("^", " ").strip()
     ),
-    "chinese": FieldKind(show=lambda name: f"{name}==".split("=")[1].replace("^", " ")),
+    "chinese": FieldKind(show=lambda name: shown_groups(name)[1] or shown_groups(name)[2]),
 }
 
 
@@ -23484,7 +23634,7 @@ def read_fields(
     texts, problems = {}, []
     for row in rows:
         try:
-            texts[row.keyword] = row.kind.read(form[row.name])
+            texts[row.keyword] = row.kind.read(typed_value(row.keyword, form[row.name]))
         except ValueError:
             texts[row.keyword] = ""
             words = Message("{value} is not a number", value=form[row.name].strip())

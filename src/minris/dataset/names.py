@@ -3,14 +3,15 @@
 import re
 import unicodedata
 
+from minris.dataset.spelling import plain_signs, script_group, tidy_name
 from minris.standard.dictionary import is_date
 
 
 def plain(text: str) -> str:
-    """The text in lower case, without accents and tones."""
+    """The text in lower case, without accents and tones, its signs those of a keyboard."""
     if text.isascii():
-        return text.casefold()
-    decomposed = unicodedata.normalize("NFKD", text)
+        return text.replace("`", "'").casefold()
+    decomposed = unicodedata.normalize("NFKD", plain_signs(text))
     bare = "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f")
     return unicodedata.normalize("NFC", bare).casefold()
 
@@ -60,10 +61,13 @@ def latin_name(components: str) -> str:
     return "^".join(parts).rstrip("^").replace("v", "yu")
 
 
+_KANA = re.compile("[\u3041-\u30fa\uff66-\uff9d]")
+
+
 def chinese_name(text: str) -> str:
     """The components `王^小东` of `王小东` or `王 小东`."""
-    parts = text.replace("^", " ").replace("·", " ").split()
-    if len(parts) == 1 and len(text.strip()) > 1 and not parts[0].isascii():
+    parts = plain_signs(text).replace("^", " ").replace("·", " ").split()
+    if len(parts) == 1 and len(parts[0]) > 1 and script_group(parts[0]) and not _KANA.search(text):
         name = parts[0]
         cut = 2 if name[:2] in COMPOUND_SURNAMES and len(name) > 2 else 1
         parts = [name[:cut], name[cut:]]
@@ -100,17 +104,23 @@ def resident_number(text: str) -> tuple[str, str] | None:
     return number[6:14], "M" if int(number[16]) % 2 else "F"
 
 
+def shown_groups(name: str) -> list[str]:
+    """The three component groups of a name, without carets."""
+    return [group.replace("^", " ").strip() for group in f"{name}==".split("=")[:3]]
+
+
 def shown_name(name: str) -> str:
     """A PN value for display: 王小东 Wang XiaoDong."""
-    groups = [group.replace("^", " ").strip() for group in name.split("=")]
-    latin, ideographic = groups[0], groups[1] if len(groups) > 1 else ""
+    latin, ideographic, phonetic = shown_groups(name)
+    ideographic = ideographic or ("" if latin else phonetic)
     return " ".join(filter(None, (ideographic.replace(" ", ""), " ".join(latin.split()))))
 
 
 def masked_name(name: str) -> str:
     """A PN value for a public screen: 王*东, W*** X."""
-    groups = [group.split("^") for group in name.split("=")]
-    ideographic = "".join(groups[1]).replace(" ", "") if len(groups) > 1 else ""
+    groups = [group.split("^") for group in f"{name}==".split("=")]
+    east = groups[1] if any(groups[1]) or any(groups[0]) else groups[2]
+    ideographic = "".join(east).replace(" ", "")
     if len(ideographic) > 1:
         return ideographic[0] + "*" * max(1, len(ideographic) - 2) + ideographic[2:][-1:]
     family, given = (groups[0] + [""])[:2]
@@ -132,13 +142,33 @@ def name_chunk(name: str) -> str:
 
 
 def person_name(family: str, given: str, chinese: str) -> str:
-    """A PN value from the fields of a form: `Wang^XiaoDong=王^小东`."""
-    ideographic = chinese_name(chinese)
-    latin = f"{family.strip()}^{given.strip()}".strip("^") if family.strip() else given.strip()
-    return f"{latin or latin_name(ideographic)}={ideographic}".rstrip("=")
+    """A PN value from the fields of a form: `Wang^XiaoDong=王^小东`.
+
+    Each part goes to the group of its letters, wherever it was typed; see `script_group`.
+    """
+    family, given, chinese = (tidy_name(part).strip() for part in (family, given, chinese))
+    latin = f"{family}^{given}".strip("^") if family else given
+    groups = ["", "", ""]
+    groups[script_group(latin)] = latin
+    east = chinese_name(chinese)
+    group = script_group(east) or (1 if latin else 0)
+    groups[group] = groups[group] or east
+    groups[0] = groups[0] or latin_name(groups[1])
+    return "=".join(groups).rstrip("=")
 
 
 def typed_name(text: str) -> str:
     """A PN value from one line; hanzi without `=` become the ideographic group."""
-    hanzi = re.search(r"[\u3400-\u9fff]", text) and "=" not in text
-    return person_name("", "", text) if hanzi else text
+    text = tidy_name(text)
+    return person_name("", "", text) if script_group(text) and "=" not in text else text
+
+
+def listed_name(text: str) -> str:
+    """A PN value from a cell of a list, where a name in Latin letters has its given name first."""
+    text = typed_name(text).strip()
+    if {"^", "="} & set(text):
+        return text
+    family, comma, given = text.partition(",")
+    if comma and family.strip() and "," not in given:
+        return f"{family.strip()}^{given.strip()}".rstrip("^")
+    return "^".join(reversed(text.rsplit(" ", 1)))

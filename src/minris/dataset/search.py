@@ -1,5 +1,6 @@
 """Compiled queries: they match stored data sets and encode the answers."""
 
+import contextlib
 import datetime
 import functools
 import types
@@ -49,8 +50,8 @@ def one_group(value: bytes, name_groups: str) -> bytes:
     """The names of a PN value, each with one group only; the other group if that is empty."""
     names, wanted = [], int(name_groups == "ideographic")
     for name in value.decode("utf-8", "replace").split("\\"):
-        groups = [*name.strip(" ").split("="), ""]
-        names.append(groups[wanted] or groups[1 - wanted])
+        groups = f"{name.strip(' ')}==".split("=")
+        names.append(groups[wanted] or groups[1 - wanted] or groups[2])
     return pad("\\".join(names).encode(), b"PN")
 
 
@@ -275,11 +276,11 @@ class Search:
         if charset.codec == "utf-8":
             return value
         text = value.decode().rstrip(" ")
-        try:
+        with contextlib.suppress(UnicodeEncodeError):
             return pad(charset.encode(text, vr), vr)
-        except UnicodeEncodeError:
-            if vr != b"PN":
-                raise
+        text = charset.fitted(text)
+        if vr != b"PN" or charset.carries(text):
+            return pad(charset.encode(text, vr), vr)
         names = []
         for name in text.split("\\"):
             groups = [group if charset.carries(group) else "" for group in name.split("=")]
@@ -344,7 +345,7 @@ def encode_whole(data: bytes, explicit: bool, style: AnswerStyle) -> bytes:
         return search._whole(index, UTF_8)
     texts = [one.text(tag) for one, tag in every_element(index) if one.vr(tag) in TEXT_VRS]
     sets = (style.charset, style.fallback, UTF_8)
-    charset = next(one for one in sets if all(map(one.carries, texts)))
+    charset = next(one for one in sets if all(one.carries(one.fitted(text)) for text in texts))
     head = search._encode(SPECIFIC_CHARACTER_SET, b"CS", bytes(charset))
     return head + search._whole(index, charset)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from minris.dataset.plausible import has_no_plain_letters, is_odd, is_proper, reads_as_chinese
+from minris.dataset.spelling import carried_signs
 from minris.recent import cached
 from minris.standard.character_sets import (
     ASCII_REPERTOIRE,
@@ -127,6 +128,10 @@ class CharacterSet:
         except UnicodeEncodeError:
             return False
         return True
+
+    def fitted(self, text: str) -> str:
+        """The text with letters composed and signs plain, if it can be encoded only so."""
+        return text if self.carries(text) else carried_signs(text)
 
     def __bytes__(self) -> bytes:
         """The value of (0008,0005)."""

@@ -9,7 +9,8 @@ from pydicom import datadict
 
 from minris.access.context import Context
 from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
-from minris.dataset.names import person_name
+from minris.dataset.names import listed_name, person_name, typed_name
+from minris.dataset.spelling import typed_value
 from minris.interchange.decoding import text_of
 from minris.orders.catalogue import (
     PROCEDURE_COLUMNS,
@@ -75,9 +76,14 @@ def csv_keyword(name: str) -> str:
     return known or (name.strip() if datadict.tag_for_keyword(name.strip()) else "")
 
 
+PARTS_OF_NAME = {"family": "PatientName", "given": "PatientName"}
+
+
 def csv_value(keyword: str, text: str) -> str:
     """A cell as a DICOM value: dates without dashes, times without colons."""
-    text = text.strip().lstrip("'")  # spreadsheets mark text like this
+    text = (
+        typed_value(PARTS_OF_NAME.get(keyword, keyword), text).strip().lstrip("'")
+    )  # spreadsheets mark text like this
     vr = vr_of(datadict.tag_for_keyword(keyword) or 0)
     if vr == "DA":
         parts = re.fullmatch(r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?", text)
@@ -87,11 +93,9 @@ def csv_value(keyword: str, text: str) -> str:
         return f"{parts[1].zfill(2)}{parts[2]}{parts[4] or ''}" if parts else text
     if keyword == "PatientSex":
         return CSV_SEXES.get(text.casefold(), text)
-    if keyword == "PatientName" and not {"^", "="} & set(text):
-        if not text.isascii():
-            return person_name("", "", text)
-        return "^".join(reversed(text.rsplit(" ", 1)))
-    return text
+    if keyword == "PatientName":
+        return listed_name(text)
+    return typed_name(text) if vr == "PN" else text
 
 
 def items_from_csv(text: str) -> list[bytes]:
@@ -120,10 +124,11 @@ def items_from_csv(text: str) -> list[bytes]:
 def _item_from_row(keywords: list[str], line: list[str]) -> bytes:
     cells = {key: csv_value(key, text) for key, text in zip(keywords, line, strict=False)}
     if "family" in cells or "given" in cells:
-        latin = "^".join(filter(None, (cells.pop("family", ""), cells.pop("given", ""))))
-        rest = cells.get("PatientName", "")
-        ideographic = rest.partition("=")[2] or ("" if rest.isascii() else rest)
-        cells["PatientName"] = f"{latin}={ideographic}".rstrip("=")
+        typed = person_name(cells.pop("family", ""), cells.pop("given", ""), "")
+        groups = zip(
+            f"{typed}==".split("="), f"{cells.get('PatientName', '')}==".split("="), strict=False
+        )
+        cells["PatientName"] = "=".join(one or other for one, other in groups).rstrip("=")
     step = {keyword: cells.pop(keyword) for keyword in STEP_KEYWORDS if keyword in cells}
     texts = text_elements(**{keyword: text for keyword, text in cells.items() if text})
     sequence = sequence_elements(ScheduledProcedureStepSequence=[text_elements(**step)])

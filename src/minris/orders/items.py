@@ -5,8 +5,15 @@ from typing import Any
 from minris.access.context import Context, device_of
 from minris.config.ini import Device
 from minris.dataset.checks import value_problems
-from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
+from minris.dataset.elements import (
+    ElementIndex,
+    encode_element,
+    encoded,
+    sequence_elements,
+    text_elements,
+)
 from minris.dataset.names import initials, name_key
+from minris.dataset.spelling import tidy
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
 from minris.dataset.times import time_start
 from minris.standard.dictionary import tag_of
@@ -21,8 +28,18 @@ def is_of_patient(tag: int) -> bool:
     return row.cells["entity"] == "patient" if row else tag >> 16 == 0x0010
 
 
+def tidy_names(index: ElementIndex) -> ElementIndex:
+    """A worklist item with its names as they are meant: letters composed, spaces plain."""
+    found = {}
+    for tag in index:
+        if index.vr(tag) == b"PN" and not index.value(tag).isascii():
+            found[tag] = encode_element(tag, b"PN", tidy(index.text(tag)).encode())
+    return index.merged(ElementIndex(encoded(found))) if found else index
+
+
 def split_item(index: ElementIndex) -> tuple[ElementIndex, ElementIndex, list[ElementIndex]]:
     """A worklist item split into the patient's attributes, the procedure's, and the steps."""
+    index = tidy_names(index)
     patient = [tag for tag in index if is_of_patient(tag)]
     procedure = index.without((*patient, STEP_SEQUENCE, SPECIFIC_CHARACTER_SET))
     return index.only(patient), procedure, index.items(STEP_SEQUENCE)

@@ -7,6 +7,7 @@ from typing import Any
 from minris.access.context import Context
 from minris.config.values import format_identifier
 from minris.dataset.names import name_key
+from minris.dataset.spelling import tidy_code
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES
@@ -105,7 +106,8 @@ def find_steps(text: str, limit: int = 50) -> list[Any]:
         "patient_id = ?1 OR accession_number = ?1 OR (?2 <> '' AND instr(name_key, ?2))"
         " ORDER BY start_date DESC, start_time DESC LIMIT ?3"
     )
-    return fetch_rows(ScheduledProcedureStep, where, text.strip(), name_key(text), limit)
+    key = name_key(text)
+    return fetch_rows(ScheduledProcedureStep, where, tidy_code(text).strip(), key, limit)
 
 
 def data_of_day(date: str) -> list[bytes]:

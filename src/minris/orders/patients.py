@@ -10,9 +10,10 @@ from minris.access.context import Context, audit, needs_reason
 from minris.dataset.checks import value_problems
 from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.names import name_key, shown_name
+from minris.dataset.spelling import plain_signs, tidy_code
 from minris.dataset.times import shown_date, typed_dates
 from minris.orders.identities import move_identities
-from minris.orders.items import patient_columns
+from minris.orders.items import patient_columns, tidy_names
 from minris.orders.lookup import NO_PATIENT, next_identifier
 from minris.orders.notes import Place, can_be_undone
 from minris.orders.steps import refold_open, update_patient, write_patient
@@ -25,14 +26,14 @@ from minris.store.rows import erase, fetch_rows, first_row, known_row
 def same_person(index: ElementIndex, patient: Patient) -> bool:
     """Whether name and birth date match those of a patient.
 
-    If both names have an ideographic group, it decides, as many names sound alike; else any group.
+    If both names have an ideographic group, it decides, as many names sound alike; else any group,
+    whichever group the other name has it in.
     """
     ours, theirs = patient.name_key.split("="), name_key(index.get("PatientName")).split("=")
-    pairs = [(a, b) for a, b in zip(ours, theirs, strict=False) if a and b]
     if all(len(groups) > 1 and groups[1] for groups in (ours, theirs)):
-        pairs = [(ours[1], theirs[1])]
+        ours, theirs = ours[1:2], theirs[1:2]
     birth_dates = {patient.patient_birth_date, index.get("PatientBirthDate")} - {""}
-    return any(a == b for a, b in pairs) and len(birth_dates) < 2
+    return bool({*ours} & {*theirs} - {""}) and len(birth_dates) < 2
 
 
 SAME_ID = "{value} belongs to {name}, born {birth_date}"
@@ -101,8 +102,10 @@ def find_patients(text: str, today: datetime.date, limit: int = 50) -> list[Any]
            a birth date in any form
     today  tells the century of a birth date whose year has two digits
     """
-    text = text.strip()
-    words = [key for word in re.split(r"[\s,^=·]+", text) if (key := name_key(word))][:8]
+    text = tidy_code(text).strip()
+    words = [key for word in re.split(r"[\s,^=·]+", plain_signs(text)) if (key := name_key(word))][
+        :8
+    ]
     digits = re.sub(r"[\s()+-]", "", text)
     letters = text.casefold() if re.fullmatch("[A-Za-z]{2,6}", text) else ""
     phone = digits if re.fullmatch("[0-9]{5,}", digits) else ""
@@ -161,6 +164,14 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
     return target.id
 
 
+def with_phonetic(given: ElementIndex, known: str) -> ElementIndex:
+    """A change of a name whose ideographic group stays: so does the phonetic one, if not given."""
+    told, old = f"{given.get('PatientName')}==".split("="), f"{known}==".split("=")
+    if not told[1] or told[1] != old[1] or told[2] or not old[2]:
+        return given
+    return given.merged(text_elements(PatientName="=".join([*told[:2], old[2]])))
+
+
 def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
     """Correct a patient's attributes; open steps follow. An attribute given empty is emptied.
 
@@ -170,7 +181,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
     """
     with database.atomic():
         patient = known_row(Patient.get_or_none(Patient.id == row_id), NO_PATIENT)
-        told = ElementIndex(given)
+        told = with_phonetic(tidy_names(ElementIndex(given)), patient.patient_name)
         new = ElementIndex(patient.data).merged(told)
         problems = list(value_problems(new))
         for keyword in ("PatientName", "PatientID"):

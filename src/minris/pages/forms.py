@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from minris.access.context import Context
-from minris.dataset.names import typed_name
+from minris.dataset.names import shown_groups, typed_name
+from minris.dataset.spelling import typed_value
 from minris.dataset.times import shown_date
 from minris.orders.undo import undoable
 from minris.pages.frame import PageRequest
@@ -86,7 +87,7 @@ FIELD_KINDS = {
     "given": FieldKind(
         show=lambda name: name.partition("=")[0].partition("^")[2].replace("^", " ").strip()
     ),
-    "chinese": FieldKind(show=lambda name: f"{name}==".split("=")[1].replace("^", " ")),
+    "chinese": FieldKind(show=lambda name: shown_groups(name)[1] or shown_groups(name)[2]),
 }
 
 
@@ -126,7 +127,7 @@ def read_fields(
     texts, problems = {}, []
     for row in rows:
         try:
-            texts[row.keyword] = row.kind.read(form[row.name])
+            texts[row.keyword] = row.kind.read(typed_value(row.keyword, form[row.name]))
         except ValueError:
             texts[row.keyword] = ""
             words = Message("{value} is not a number", value=form[row.name].strip())
