@@ -2988,26 +2988,34 @@ def instants(tag: int, text: str, zone: datetime.tzinfo | None) -> Instants:
 # The same letters in other forms: compositions, widths, spaces, apostrophes, hyphens.
 # ------------------------------------------------------------------------------------------------
 
-def _all_to(plain: str, others: str) -> dict[int, str]:
+def sign_table(plain: str, others: str) -> dict[int, str]:
+    """Each of some signs with the one that is meant, for str.translate."""
     return dict.fromkeys(map(ord, others), plain)
 
 
-SPACES = _all_to(
+def letter_table(first: int, letters: str) -> dict[int, str]:
+    """Letters by the code of their form, from `first` on, for str.translate."""
+    return dict(enumerate(letters, first))
+
+
+SPACES = sign_table(
     " ",
     "\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000\t",
 )
 # Signs without a shape: marks of direction and width, soft hyphens. Joiners (200C, 200D) have one.
-SHAPELESS = _all_to(
+SHAPELESS = sign_table(
     "", "\xad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
 )
-APOSTROPHES = _all_to("'", "’‘‛ʼʹʻ′＇´`")
-HYPHENS = _all_to("-", "‐‑‒–—―−－﹣﹘")
-MIDDLE_DOTS = _all_to("·", "・•‧∙⋅･")
-OTHER_SIGNS = _all_to('"', "“”„‟″«»") | {ord("…"): "..."}
-FULL_WIDTH = {
-    code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code - 0xFEE0).isalnum()
-}
-WIDE_SIGNS = _all_to("'", "＇") | _all_to("-", "－")
+APOSTROPHES = sign_table("'", "’‘‛ʼʹʻ′＇´`")
+HYPHENS = sign_table("-", "‐‑‒–—―−－﹣﹘")
+MIDDLE_DOTS = sign_table("·", "・•‧∙⋅･")
+OTHER_SIGNS = sign_table('"', "“”„‟″«»") | {0x2026: "..."}
+FULL_WIDTH = (
+    letter_table(0xFF10, "0123456789")
+    | letter_table(0xFF21, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    | letter_table(0xFF41, "abcdefghijklmnopqrstuvwxyz")
+)
+WIDE_SIGNS = sign_table("'", "＇") | sign_table("-", "－")
 _TIDY = SPACES | SHAPELESS
 _TIDY_NAME = _TIDY | FULL_WIDTH | WIDE_SIGNS
 _PLAIN_SIGNS = _TIDY | APOSTROPHES | HYPHENS | MIDDLE_DOTS
@@ -3964,6 +3972,29 @@ def value_problems(index: ElementIndex) -> Iterator[Problem]:
         for text in filter(None, texts):
             if words := value_problem(vr.decode(), text):
                 yield Problem(tag, words)
+
+
+# The weight (kg) and height (m) that a person can have: from, to, unit.
+MEASURES = {"PatientWeight": (0.2, 650, "kg"), "PatientSize": (0.2, 2.75, "m")}
+FIRST_BIRTH_DATE = "18500101"
+
+
+def implausible(index: ElementIndex, today: str) -> list[Problem]:
+    """What cannot be true of a patient who is registered: birth date, weight, height.
+
+    today  date at the clinic, DA
+    """
+    problems = []
+    born = index.get("PatientBirthDate")
+    if is_date(born) and not FIRST_BIRTH_DATE <= born <= today:
+        words = Message("{value} is not a birth date", value=shown_date(born))
+        problems.append(Problem(tag_of("PatientBirthDate"), words))
+    for keyword, (low, high, unit) in MEASURES.items():
+        with contextlib.suppress(ValueError):  # value_problems says so
+            if not low <= float(index.get(keyword) or low) <= high:
+                words = Message("{value} {unit} cannot be", value=index.get(keyword), unit=unit)
+                problems.append(Problem(tag_of(keyword), words))
+    return problems
 
 
 def check_attributes(
@@ -11697,6 +11728,17 @@ def find_patients(text: str, today: datetime.date, limit: int = 50) -> list[Any]
     return fetch_rows(Patient, where, text, *born, letters, phone, limit, *words)
 
 
+def known_with_zeros(index: ElementIndex) -> str:
+    """The Patient ID of a patient of this name that has zeros in front of the one given, or ""."""
+    given, key = index.get("PatientID"), name_key(index.get("PatientName"))
+    if not re.fullmatch("[1-9][0-9]{0,15}", given):
+        return ""
+    longer = [given.rjust(digits, "0") for digits in range(len(given) + 1, 17)]
+    marks = ", ".join("?" * len(longer))
+    found = fetch_rows(Patient, f"patient_id IN ({marks})", *longer) if longer else []
+    return next((one.patient_id for one in found if one.name_key == key), "")
+
+
 def rows_of(*patients: Any) -> list[Place]:
     """The rows of patients and of their orders."""
     ids = ", ".join(str(patient.id) for patient in patients)
@@ -11758,7 +11800,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         patient = known_row(Patient.get_or_none(Patient.id == row_id), NO_PATIENT)
         told = with_phonetic(tidy_names(ElementIndex(given)), patient.patient_name)
         new = ElementIndex(patient.data).merged(told)
-        problems = list(value_problems(new))
+        problems = [*value_problems(new), *implausible(told, ctx.today())]
         for keyword in ("PatientName", "PatientID"):
             if not new.get(keyword).strip("^= "):
                 problems.append(Problem(tag_of(keyword), Message("is missing")))
@@ -11970,7 +12012,7 @@ def _save_step(
 
 
 def schedule(
-    ctx: Context, data: bytes, same_id: str = "refuse", trial: bool = False
+    ctx: Context, data: bytes, same_id: str = "refuse", trial: bool = False, kept: bool = False
 ) -> list[bytes]:
     """Put an item on the worklist; return the complete data set of each of its steps.
 
@@ -11978,13 +12020,15 @@ def schedule(
               identifiers are assigned
     same_id   `refuse`, `update` or `separate`, if the Patient ID belongs to another name
     trial     it will be rolled back: do not log it
+    kept      it was on a worklist before: what it says of the patient is not judged anew
     Refuses   0106 with all wrong or missing attributes; 0111 for what already exists
     Source    PS3.4 Table K.6-1 (return types)
     """
     index = ElementIndex(data)
     of_patient, of_procedure, steps = split_item(index)
     steps = [step_with_defaults(ctx, step, of_procedure) for step in steps]
-    if problems := item_problems(index, steps):
+    problems = item_problems(index, steps)
+    if problems := problems + ([] if kept else implausible(index, ctx.today())):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     with database.atomic():
         patient = save_patient(ctx, of_patient, same_id)
@@ -12033,7 +12077,8 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
         changed = step_item(step).merged(given, status)
         patient = ElementIndex(procedure.patient.data).merged(of_patient)
         everything = fold(patient, of_procedure, changed)
-        if problems := item_problems(everything, [changed]):
+        problems = item_problems(everything, [changed])
+        if problems := problems + implausible_changes(ctx, of_patient, procedure.patient):
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         places = (("patient", procedure.patient_id), ("requested_procedure", procedure.id),
                   ("scheduled_procedure_step", step.id))  # fmt: skip
@@ -12041,6 +12086,12 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
             _change(ctx, step, changed, of_patient, of_procedure)
         audit(ctx, "rescheduled", study_instance_uid, step_id)
     return step_data(study_instance_uid, step_id)
+
+
+def implausible_changes(ctx: Context, given: ElementIndex, patient: Patient) -> list[Problem]:
+    """What cannot be true of a patient, of attributes that are not kept as they were."""
+    stored, found = ElementIndex(patient.data), implausible(given, ctx.today())
+    return [one for one in found if given.text(one.tag) != stored.text(one.tag)]
 
 
 def _change(
@@ -14982,6 +15033,220 @@ def judged_instances(commitment_id: int) -> list[Any]:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.interchange.cells
+# Cells as spreadsheets write them: identifiers, dates, times; what they have damaged.
+# ------------------------------------------------------------------------------------------------
+
+PARTS_OF_NAME = {"family": "PatientName", "given": "PatientName"}
+SEXES = {
+    "男": "M", "男性": "M", "male": "M", "m": "M", "女": "F", "女性": "F", "female": "F", "f": "F",
+    "其他": "O", "other": "O", "o": "O", "未知": "", "unknown": "", "u": "",
+}  # fmt: skip
+SPREADSHEET_ERROR = re.compile(r"#+|#(N/?A|NAME\?|NULL!|NUM!|REF!|VALUE!|DIV/0!|SPILL!|CALC!|GETTING_DATA|NV|WERT!|BEZUG!|ZAHL!|VALEUR!|NOMBRE!|NOM\s?\?)", re.I)  # fmt: skip
+NO_VALUE = frozenset("nan nat none null n/a na".split())
+
+
+class BadCell(ValueError):
+    """A cell that cannot be read as it is meant; `words` say why."""
+
+    def __init__(self, words: Message) -> None:
+        super().__init__(words)
+        self.words = words
+
+
+def is_identifier(keyword: str) -> bool:
+    """Whether an attribute is an identifier or a number to call, not a number to reckon with."""
+    others = ("AccessionNumber", "PatientTelephoneNumbers")
+    return keyword.endswith(("ID", "IDs", "UID")) or keyword in others
+
+
+def plain_cell(keyword: str, cell: str) -> str:
+    """The text that a cell shows: without the marks that keep a spreadsheet from reckoning."""
+    text = typed_value(PARTS_OF_NAME.get(keyword, keyword), cell).strip()
+    if formula := re.fullmatch(r'="([^"]*)"', text):
+        text = formula[1].strip()
+    marked = text[:1] == "'" and (re.match(r"'[=+\-@\d]", text) or is_identifier(keyword))
+    return text[1:] if marked else text
+
+
+def _check_whole(keyword: str, text: str) -> None:
+    """Raise BadCell for a text that a spreadsheet or another encoding has damaged."""
+    if SPREADSHEET_ERROR.fullmatch(text):
+        raise BadCell(Message("{value} is an error of the spreadsheet", value=text))
+    lost = "\ufffd" in text or "锟斤拷" in text or _is_read_twice(text)
+    asked = re.search(r"[^\W\d_]\?|\?[^\W\d_]|\?\?", text)
+    if lost or (
+        asked and vr_of(datadict.tag_for_keyword(PARTS_OF_NAME.get(keyword, keyword)) or 0) == "PN"
+    ):
+        raise BadCell(
+            Message(
+                "{value} has lost letters when it was saved in another encoding", value=text[:80]
+            )
+        )
+
+
+def _is_read_twice(text: str) -> bool:
+    """Whether a text is UTF-8 that was read as windows-1252 before it was saved: `MÃ¼ller`."""
+    try:
+        return not text.isascii() and is_odd(text) and is_proper(text.encode("cp1252").decode())
+    except UnicodeError:
+        return False
+
+
+def _check_identifier(text: str) -> None:
+    """Raise BadCell for an identifier that has become a number."""
+    if re.fullmatch(r"\d([.,]\d+)?E\+?\d{2,}", text, re.I):
+        raise BadCell(Message("{value} has become a number: format the column as text and enter it anew", value=text))  # fmt: skip
+    if re.fullmatch(r"\d+[.,]0+|\d{1,3}([,\u0020]\d{3})+", text):
+        raise BadCell(Message("{value} is written as a number, not as an identifier", value=text))
+    if text.casefold() in NO_VALUE or (text and not any(c.isalnum() for c in text)):
+        raise BadCell(Message("{value} is no identifier", value=text))
+
+
+def damaged_identifiers(texts: Iterable[str]) -> dict[str, Message]:
+    """What has been lost of identifiers, seen by the others of their column: digits at either end.
+
+    A spreadsheet keeps fifteen digits of a number, and no zeros in front.
+    """
+    numbers = {text for text in texts if re.fullmatch(r"\d+", text)}
+    found = {}
+    long_ = {n for n in numbers if len(n) > 15 and not resident_number(n)}
+    cut = {n for n in long_ if not n[15:].strip("0")}
+    if cut == long_ and sum(len(n) - 15 for n in cut) >= 3:
+        found |= {
+            n: Message(
+                "{value} has lost its last digits: a spreadsheet keeps fifteen of a number", value=n
+            )
+            for n in cut
+        }
+    led = {len(n) for n in numbers if n[0] == "0"}
+    if len(led) == 1 and {n for n in numbers if n[0] == "0"} != {"0"}:
+        found |= {
+            n: Message(
+                "{value} may have lost zeros in front: others have {count} digits",
+                value=n,
+                count=max(led),
+            )
+            for n in numbers
+            if len(n) < max(led)
+        }
+    return found
+
+
+MONTH_NUMBERS = {name: number for number, name in enumerate(
+    "jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}  # fmt: skip
+
+
+def day_comes_first(texts: Iterable[str]) -> bool | None:
+    """Whether dates such as 25/2/2026 have the day first, None if none of them tells."""
+    told = set()
+    for text in texts:
+        if parts := re.match(r"(\d{1,2})[/-](\d{1,2})[/-]\d{4}\b", text.strip()):
+            first, second = int(parts[1]), int(parts[2])
+            told |= {True} if first > 12 >= second else {False} if second > 12 >= first else set()
+    return told.pop() if len(told) == 1 else None
+
+
+def read_date(text: str, day_first: bool | None = None) -> str:
+    """A date as DA; a text that is no date stays as it is. Raises BadCell if it may be two days."""
+    if parts := re.fullmatch(r"(\d{4})([-/.年])(\d{1,2})[-/.月](\d{1,2})日?", text):
+        return f"{parts[1]}{parts[3]:0>2}{parts[4]:0>2}"
+    if parts := re.fullmatch(r"(\d{1,2})\.(\d{1,2})\.(\d{4})", text):
+        return f"{parts[3]}{parts[2]:0>2}{parts[1]:0>2}"
+    if parts := re.fullmatch(r"(\d{1,2})[/-](\d{1,2})[/-](\d{4})", text):
+        if day_first is None and int(parts[1]) != int(parts[2]):
+            one, two = f"{parts[3]}-{parts[2]:0>2}-{parts[1]:0>2}", f"{parts[3]}-{parts[1]:0>2}-{parts[2]:0>2}"  # fmt: skip
+            raise BadCell(Message("{value} may be {one} or {two}: write one of these", value=text, one=one, two=two))  # fmt: skip
+        day, month = (parts[1], parts[2]) if day_first else (parts[2], parts[1])
+        return f"{parts[3]}{month:0>2}{day:0>2}"
+    words = re.fullmatch(r"(\d{1,2})[- .]+([A-Za-z]{3})[a-z]*[-., ]+(\d{4})", text)
+    if words and words[2].lower() in MONTH_NUMBERS:
+        return f"{words[3]}{MONTH_NUMBERS[words[2].lower()]:02}{words[1]:0>2}"
+    words = re.fullmatch(r"([A-Za-z]{3})[a-z]*[. ]+(\d{1,2}),? +(\d{4})", text)
+    if words and words[1].lower() in MONTH_NUMBERS:
+        return f"{words[3]}{MONTH_NUMBERS[words[1].lower()]:02}{words[2]:0>2}"
+    if re.fullmatch(r"\d{1,2}([-/. ])(\d{1,2}|[A-Za-z]{3,})\1\d\d|\d\d[-/]\d\d[-/]\d\d", text):
+        raise BadCell(Message("{value} has a year of two digits", value=text))
+    if re.fullmatch(r"\d{1,5}([.,]\d+)?", text):
+        days = datetime.timedelta(int(re.split("[.,]", text)[0]))
+        shown = datetime.date(1899, 12, 30) + days
+        raise BadCell(Message("{value} is a spreadsheet's number of a day, perhaps {one}: format the column"
+                      " as dates", value=text, one=shown))  # fmt: skip
+    return text
+
+
+def read_time(text: str) -> str:
+    """A time as TM; a text that is no time stays as it is."""
+    if re.fullmatch(r"0?[.,]\d+", text):  # of a day
+        seconds = round(float(text.replace(",", ".")) * 86400)
+        return f"{seconds // 3600:02}{seconds // 60 % 60:02}{seconds % 60:02}"
+    if re.fullmatch(r"\d{3}|\d{5}", text):
+        return f"0{text}"
+    parts = re.fullmatch(
+        r"(上午|下午|AM|PM)? ?(\d{1,2})[:h点时](\d\d)(?:[:分](\d\d)?秒?)?(?:\.\d+)? ?(AM|PM|A\.M\.|P\.M\.)?",
+        text, re.I,
+    )  # fmt: skip
+    if not parts:
+        return text
+    hour, half = int(parts[2]), (parts[1] or parts[5] or "").upper().replace(".", "")
+    if half:
+        if not 1 <= hour <= 12:
+            return text
+        hour = hour % 12 + 12 * (half in ("下午", "PM"))
+    return f"{hour:02}{parts[3]}{parts[4] or ''}"
+
+
+def read_number(keyword: str, text: str) -> str:
+    """A weight in kg or a height in m, however they are written."""
+    text = re.sub(r"\s*(kg|公斤|千克|cm|厘米|m|米)$", "", text, flags=re.I).replace(",", ".")
+    tall = keyword == "PatientSize" and re.fullmatch(r"\d{2,3}(\.\d+)?", text)
+    return f"{float(text) / 100:g}" if tall and 20 <= float(text) <= 275 else text
+
+
+def read_cell(keyword: str, cell: str, day_first: bool | None = None) -> dict[str, str]:
+    """The attribute values of a cell, by keyword. Raises BadCell.
+
+    day_first  whether the day comes first in the dates of its column
+    """
+    text = plain_cell(keyword, cell)
+    _check_whole(keyword, text)
+    vr = vr_of(datadict.tag_for_keyword(keyword) or 0)
+    if is_identifier(keyword):
+        _check_identifier(text)
+    if vr in ("DA", "TM"):
+        return _read_moment(keyword, vr, text, day_first)
+    if keyword == "PatientSex":
+        if text and text.casefold() not in SEXES:
+            raise BadCell(Message("{value} is no sex: M, F or O", value=text))
+        return {keyword: SEXES.get(text.casefold(), "")}
+    if keyword in ("PatientWeight", "PatientSize"):
+        return {keyword: read_number(keyword, text)}
+    if keyword == "PatientName":
+        return {keyword: listed_name(text)}
+    return {keyword: typed_name(text) if vr == "PN" else text}
+
+
+STEP_DAY, STEP_TIME = "ScheduledProcedureStepStartDate", "ScheduledProcedureStepStartTime"
+
+
+def _read_moment(keyword: str, vr: str, text: str, day_first: bool | None) -> dict[str, str]:
+    """The date and the time of a cell; a spreadsheet may write both where one is meant."""
+    both = re.fullmatch(
+        r"(.*\d{4}.*?|.*\d{4}年.*?日)[T ]+((?:上午|下午)?\d{1,2}[:时点].*?)Z?", text
+    )
+    if not both:
+        return {keyword: read_date(text, day_first) if vr == "DA" else read_time(text)}
+    date, time_ = read_date(both[1].strip(), day_first), read_time(both[2].strip())
+    if vr == "TM" and date in ("18991230", "18991231", "19000100", "19000101"):
+        return {keyword: time_}
+    if vr == "DA" and not time_.strip("0"):
+        return {keyword: date}
+    if keyword not in (STEP_DAY, STEP_TIME):
+        raise BadCell(Message("{value} has a time: the day may be another one", value=text))
+    return {STEP_DAY: date, STEP_TIME: time_}
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.interchange.decoding
 # Text of files whose encoding nobody says: certain, or asked for, never guessed.
 # ------------------------------------------------------------------------------------------------
@@ -15058,9 +15323,14 @@ def text_of(content: bytes, encoding: str = "", usual: str = "") -> str:
 
 
 class ReadAs(NamedTuple):
-    """How a person wants a file to be read: in an encoding, if it is not certain."""
+    """How a person wants a file to be read.
+
+    encoding   name of its encoding, "" if it is certain
+    leave_out  leave out columns that are not known
+    """
 
     encoding: str = ""
+    leave_out: bool = False
 
 
 class Reading(NamedTuple):
@@ -15089,6 +15359,115 @@ def readings_of(content: bytes) -> list[Reading]:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.interchange.spreadsheets
+# Tables as spreadsheets write them: separators, headings, rows.
+# ------------------------------------------------------------------------------------------------
+
+class Sheet(NamedTuple):
+    """A table: its headings, and its rows by their number in the spreadsheet, where 1 is the first."""
+
+    columns: list[str]
+    rows: list[tuple[int, list[str]]]
+
+
+def refused_lines(lines: list[Message]) -> Refusal:
+    """The refusal (0106) of a table, a line for each problem."""
+    shown = lines[:100]
+    if len(lines) > 100:
+        shown.append(Message("and {count} more", count=len(lines) - 100))
+    words = joined(shown, "\n")
+    return Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, one) for one in shown])
+
+
+def at_row(number: int, words: Message, column: str = "") -> Message:
+    """What is wrong in a row, or in a cell of it."""
+    if not column:
+        return Message("row {number}: {words}", number=number, words=words)
+    return Message("row {number}, {column}: {words}", number=number, column=column, words=words)
+
+
+def _cells_of(text: str, delimiter: str) -> list[list[str]]:
+    reader, found = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True), []
+    try:
+        for line in reader:
+            found.append(line)
+    except csv.Error:
+        words = Message(
+            "row {number} cannot be read: a quotation mark is not closed, or a cell is too long",
+            number=len(found) + 1,
+        )
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
+    return found
+
+
+def _is_blank(cells: list[str]) -> bool:
+    return not any(tidy_code(cell).strip() for cell in cells)
+
+
+def read_sheet(text: str, knows: Callable[[str], bool]) -> Sheet:
+    """The table of a CSV text with commas, semicolons, tabs or bars between cells.
+
+    Above the headings may be a line such as `sep=;` and a title; empty rows, and repeated
+    headings, are no rows of the table.
+
+    knows    whether a text is a heading
+    Refuses  0106 without rows, for a cell without a heading
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    said = re.match(r'"?sep=(.)"?[,;\t|]*(\n|$)', text, re.I)
+    first = 2 if said else 1
+    text = text[said.end() :] if said else text
+    delimiter = said[1] if said else _delimiter(text, knows)
+    lines = [*enumerate(_cells_of(text, delimiter), first)]
+    at = next((i for i, (_, cells) in enumerate(lines[:10]) if any(map(knows, cells))), 0)
+    if any(len([*filter(str.strip, cells)]) > 1 for _, cells in lines[:at]):
+        at = 0
+    columns = [tidy_code(name).strip() for name in lines[at][1]] if lines else []
+    body = [
+        (number, cells)
+        for number, cells in lines[at + 1 :]
+        if not _is_blank(cells) and [tidy_code(cell).strip() for cell in cells] != columns
+    ]
+    if not body:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file has no rows"))
+    return _without_empty_columns(columns, body)
+
+
+def _delimiter(text: str, knows: Callable[[str], bool]) -> str:
+    """The separator that finds most headings in the first lines."""
+    head = "\n".join(text.split("\n", 10)[:10])
+
+    def found(delimiter: str) -> tuple[int, int]:
+        cells = [cell for line in head.split("\n") for cell in line.split(delimiter)]
+        return sum(knows(cell.strip('" ')) for cell in cells), head.split("\n")[0].count(delimiter)
+
+    return max(",;\t|", key=found)
+
+
+def _without_empty_columns(columns: list[str], body: list[tuple[int, list[str]]]) -> Sheet:
+    """The table, each row as long as its headings. Refuses 0106 for a cell without a heading."""
+    wide = len(columns)
+    problems = []
+    for number, cells in body:
+        for place, cell in enumerate(cells):
+            if tidy_code(cell).strip() and (place >= wide or not columns[place]):
+                words = Message(
+                    "{value} stands under no heading, in column {place}",
+                    value=cell.strip()[:80],
+                    place=place + 1,
+                )
+                problems.append(at_row(number, words))
+    if problems:
+        raise refused_lines(problems)
+    kept = [place for place, name in enumerate(columns) if name]
+    rows = [(number, [*cells, *[""] * wide]) for number, cells in body]
+    return Sheet(
+        [columns[place] for place in kept],
+        [(number, [cells[place] for place in kept]) for number, cells in rows],
+    )
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.interchange.csv_tables
 # CSV: worklist items and the procedure catalogue.
 # ------------------------------------------------------------------------------------------------
@@ -15113,87 +15492,119 @@ CSV_COLUMNS: dict[str, str] = {
     priority, 优先级                                | RequestedProcedurePriority
     physician, referring physician, 申请医生        | ReferringPhysicianName
     accession, accession number, accession_number, 检查号 | AccessionNumber
+    height, 身高                                    | PatientSize
     comment, 备注                                   | RequestedProcedureComments
     allergies, 过敏史                               | Allergies
     """)
     for name in row.names.split(", ")
 }
-CSV_SEXES = {"男": "M", "女": "F", "male": "M", "female": "F", "m": "M", "f": "F", "o": "O"}
-
-
-def read_csv(text: str) -> tuple[list[str], list[list[str]]]:
-    """Column names and rows of a CSV file with commas, semicolons or tabs. Refuses 0106."""
-    head = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=head.count)
-    try:
-        lines = list(csv.reader(io.StringIO(text), delimiter=delimiter))
-    except csv.Error as error:
-        words = Message("cannot be read: {error}", error=error)
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    while lines and not any(cell.strip() for cell in lines[-1]):
-        lines.pop()
-    if len(lines) < 2:
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file has no rows"))
-    return [name.strip() for name in lines[0]], lines[1:]
+NO_COLUMN = "There is no column {value}"
 
 
 def csv_keyword(name: str) -> str:
     """The keyword that a column fills, or "" for an unknown column."""
-    known = CSV_COLUMNS.get(name.strip().casefold())
-    return known or (name.strip() if datadict.tag_for_keyword(name.strip()) else "")
+    name = tidy_code(name).strip()
+    folded = name.casefold().replace("-", " ")
+    for one in (folded, folded.replace(" ", "_"), folded.replace("_", " ")):
+        if known := CSV_COLUMNS.get(one):
+            return known
+    tag = datadict.tag_for_keyword(name)
+    is_text = tag and vr_of(tag) != "SQ" and vr_of(tag).encode() not in BINARY_VRS
+    return name if is_text else ""
 
 
-PARTS_OF_NAME = {"family": "PatientName", "given": "PatientName"}
+def read_csv(text: str) -> Sheet:
+    """The table of a list of patients. Refuses 0106."""
+    return read_sheet(text, lambda name: bool(csv_keyword(name)))
 
 
-def csv_value(keyword: str, text: str) -> str:
-    """A cell as a DICOM value: dates without dashes, times without colons."""
-    text = (
-        typed_value(PARTS_OF_NAME.get(keyword, keyword), text).strip().lstrip("'")
-    )  # spreadsheets mark text like this
-    vr = vr_of(datadict.tag_for_keyword(keyword) or 0)
-    if vr == "DA":
-        parts = re.fullmatch(r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?", text)
-        return "".join((parts[1], parts[2].zfill(2), parts[3].zfill(2))) if parts else text
-    if vr == "TM":
-        parts = re.fullmatch(r"(\d{1,2}):(\d\d)(:(\d\d))?", text)
-        return f"{parts[1].zfill(2)}{parts[2]}{parts[4] or ''}" if parts else text
-    if keyword == "PatientSex":
-        return CSV_SEXES.get(text.casefold(), text)
-    if keyword == "PatientName":
-        return listed_name(text)
-    return typed_name(text) if vr == "PN" else text
-
-
-def items_from_csv(text: str) -> list[bytes]:
-    """The worklist items of a CSV file, one per row, completed from the catalogue.
-
-    Refuses  0106 for unknown columns, or without a column for the patient's name
-    """
-    names, lines = read_csv(text)
-    keywords = [csv_keyword(name) for name in names]
-    problems = [
-        Message("There is no column {value}", value=name)
-        for name, keyword in zip(names, keywords, strict=True)
-        if not keyword
+def twice(names: Iterable[str]) -> list[Message]:
+    """What is wrong with columns of one meaning: either may be the right one."""
+    counted = collections.Counter(names)
+    return [
+        Message("There are {count} columns for {value}", count=n, value=name)
+        for name, n in counted.items()
+        if n > 1
     ]
+
+
+class _Column(NamedTuple):
+    """A column of a list: its place and heading, and what it fills."""
+
+    place: int
+    name: str
+    keyword: str
+
+
+def _list_columns(sheet: Sheet, leave_out: bool) -> list[_Column]:
+    """The columns of a list. Refuses 0106 for unknown and double ones, and without a name."""
+    found = [_Column(i, name, csv_keyword(name)) for i, name in enumerate(sheet.columns)]
+    keywords = [one.keyword for one in found if one.keyword]
+    unknown = [Message(NO_COLUMN, value=one.name) for one in found if not one.keyword]
+    problems = [*([] if leave_out else unknown), *twice(keywords)]
     if not {"PatientName", "family"} & set(keywords):
         problems.append(Message("There is no column for the patient's name"))
     if problems:
-        words = joined(problems, "\n")
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, p) for p in problems])
-    return [
-        _item_from_row(keywords, line) if any(cell.strip() for cell in line) else b""
-        for line in lines
-    ]
+        raise refused_lines(problems)
+    return [one for one in found if one.keyword]
 
 
-def _item_from_row(keywords: list[str], line: list[str]) -> bytes:
-    cells = {key: csv_value(key, text) for key, text in zip(keywords, line, strict=False)}
+def unknown_columns(text: str) -> list[str]:
+    """The columns of a list that fill nothing."""
+    return [name for name in read_csv(text).columns if not csv_keyword(name)]
+
+
+def items_from_csv(text: str, leave_out: bool = False) -> list[bytes]:
+    """The worklist items of a CSV file by the number of their row, completed from the catalogue.
+
+    leave_out  leave out columns that are not known
+    Refuses    0106 for unknown columns, without a column for the patient's name, and for each
+               cell that is not certain, with its row and column
+    """
+    sheet = read_csv(text)
+    columns, problems = _list_columns(sheet, leave_out), []
+    texts = {one: [cells[one.place] for _, cells in sheet.rows] for one in columns}
+    day_first = {one: day_comes_first(texts[one]) for one in columns}
+    damaged = {one: damaged_identifiers(plain_cell(one.keyword, text) for text in texts[one])
+               for one in columns if is_identifier(one.keyword)}  # fmt: skip
+    items: list[bytes] = [b""] * sheet.rows[-1][0]
+    for number, cells in sheet.rows:
+        found: dict[str, str] = {}
+        for one in columns:
+            try:
+                cell = cells[one.place]
+                if words := damaged.get(one, {}).get(plain_cell(one.keyword, cell)):
+                    raise BadCell(words)
+                _add_values(found, read_cell(one.keyword, cell, day_first[one]))
+            except BadCell as bad:
+                problems.append(at_row(number, bad.words, one.name))
+        if not problems:
+            items[number - 1] = _item_of(found)
+            index = ElementIndex(items[number - 1])
+            if other := known_with_zeros(index):
+                words = Message("{value} may have lost zeros in front: this patient has {other}",
+                                value=index.get("PatientID"), other=other)  # fmt: skip
+                problems.append(at_row(number, words))
+    if problems:
+        raise refused_lines(problems)
+    return items
+
+
+def _add_values(found: dict[str, str], values: dict[str, str]) -> None:
+    """Add the values of a cell to those of its row. Raises BadCell if they contradict."""
+    for keyword, value in values.items():
+        known = found.get(keyword, "")
+        if known and value and known.ljust(6, "0") != value.ljust(6, "0"):
+            raise BadCell(Message("{value} contradicts another column", value=value))
+        found[keyword] = known or value
+
+
+def _item_of(cells: dict[str, str]) -> bytes:
+    """The worklist item of the values of a row."""
     if "family" in cells or "given" in cells:
         typed = person_name(cells.pop("family", ""), cells.pop("given", ""), "")
-        groups = zip(
-            f"{typed}==".split("="), f"{cells.get('PatientName', '')}==".split("="), strict=False
+        groups = itertools.zip_longest(
+            typed.split("="), cells.get("PatientName", "").split("="), fillvalue=""
         )
         cells["PatientName"] = "=".join(one or other for one, other in groups).rstrip("=")
     step = {keyword: cells.pop(keyword) for keyword in STEP_KEYWORDS if keyword in cells}
@@ -15244,9 +15655,12 @@ def import_procedures(ctx: Context, content: bytes, encoding: str = "") -> int:
              columns that are absent stay unchanged
     Refuses  0106 with a line per wrong row
     """
-    head, lines = read_csv(text_of(content, encoding, ctx.config.clinic.import_encoding))
+    known_columns = {*PROCEDURE_COLUMNS, "retired"}
+    text = text_of(content, encoding, ctx.config.clinic.import_encoding)
+    head, lines = read_sheet(text, lambda name: name.strip().casefold() in known_columns)
     columns, count = [name.casefold() for name in head], 0
-    problems = [
+    problems = twice(name for name in columns if name in known_columns)
+    problems += [
         Message("There is no column {column}", column=column)
         for column in ("code", "meaning")
         if column not in columns
@@ -15255,10 +15669,8 @@ def import_procedures(ctx: Context, content: bytes, encoding: str = "") -> int:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in problems])
     with database.atomic():
         stored = {one.code: one for one in all_procedures()}
-        for number, line in enumerate(lines, 2):
-            if not any(cell.strip() for cell in line):
-                continue
-            row = {key: of_formula(cell.strip()) for key, cell in zip(columns, line, strict=False)}
+        for number, line in lines:
+            row = {key: of_formula(cell.strip()) for key, cell in zip(columns, line, strict=True)}
             known = stored.get(row.get("code", ""))
             for key in PROCEDURE_COLUMNS.keys() - set(columns) if known else ():
                 row[key] = str(getattr(known, key))
@@ -15368,7 +15780,7 @@ def read_items(
     Refuses  0106, with "item N" if the file has several
     """
     if is_csv(name):
-        return items_from_csv(text_of(content, read_as.encoding, usual))
+        return items_from_csv(text_of(content, read_as.encoding, usual), read_as.leave_out)
     if content[:3] == b"\xef\xbb\xbf":
         content = content[3:]
     if name.lower().endswith(".json") or content.lstrip()[:1] in (b"[", b"{"):
@@ -15470,26 +15882,38 @@ def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
     return ""
 
 
-def import_file(ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()) -> int:
-    """Import an uploaded file; return the number of items. Refuses as import_items."""
+def import_file(ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()) -> Message:
+    """Import an uploaded file; return what was imported. Refuses as import_items."""
     word = "row" if is_csv(name) else "item"
-    items = read_items(name, content, read_as, ctx.config.clinic.import_encoding)
-    return import_items(ctx, items, word=word)
+    usual = ctx.config.clinic.import_encoding
+    items = read_items(name, content, read_as, usual)
+    notes = [Message("{count} imported", count=import_items(ctx, items, word=word))]
+    if is_csv(name) and (left := unknown_columns(text_of(content, read_as.encoding, usual))):
+        notes.append(Message("columns left out: {names}", names=", ".join(left)))
+    return joined(notes, "; ")
 
 
-def preview_file(
-    ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()
-) -> tuple[list[list[str]], str]:
-    """Preview an import: its lines and the problems; nothing is stored."""
+class Preview(NamedTuple):
+    """What an import would do: its lines, the problems, and whether it has unknown columns."""
+
+    lines: list[list[str]]
+    problems: str
+    unknown: bool
+
+
+def preview_file(ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()) -> Preview:
+    """Preview an import; nothing is stored."""
     usual = ctx.config.clinic.import_encoding
     if is_csv(name):
         text = text_of(content, read_as.encoding, usual)
         names, rows_ = read_csv(text)
-        return [names, *rows_], _tried(ctx, "row", lambda: items_from_csv(text))
+        tried = _tried(ctx, "row", lambda: items_from_csv(text, read_as.leave_out))
+        unknown = bool(unknown_columns(text))
+        return Preview([names, *(cells for _, cells in rows_)], tried, unknown)
     items = read_items(name, content, read_as, usual)
     lines = [["PatientID", "PatientName", "AccessionNumber"]]
     lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
-    return lines, _tried(ctx, "item", lambda: items)
+    return Preview(lines, _tried(ctx, "item", lambda: items), False)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -15668,7 +16092,7 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
         for number, step in enumerate(content.get("worklist", []), 1):
             given = from_json(step["data"])
             try:
-                [data] = schedule(ctx, _as_of_now(content, step, given), "separate")
+                [data] = schedule(ctx, _as_of_now(content, step, given), "separate", kept=True)
             except Refusal as refusal:
                 raise numbered(refusal, number, "worklist") from None
             known = step_columns(ElementIndex(data))
@@ -21209,6 +21633,7 @@ document.addEventListener("keydown", (event) => {
  "Last Menstrual Date": "末次月经日期",
  "Last heard": "最近送达",
  "Last login": "最近登录",
+ "Leave out the columns that are not known": "略去未知的列",
  "Left out by the device": "设备未提供",
  "Leftovers": "遗留检查",
  "Light": "指示灯",
@@ -21627,6 +22052,7 @@ document.addEventListener("keydown", (event) => {
  "There are no such images": "没有这些影像",
  "There are none.": "没有。",
  "There are several archives: nothing can be called safe until [commitment] archive names one.": "有多个归档系统：在 [commitment] archive 指定其一之前，无法判定任何图像安全。",
+ "There are {count} columns for {value}": "{value} 有 {count} 列",
  "There is no column for the patient's name": "没有患者姓名列",
  "There is no column {column}": "没有列 {column}",
  "There is no column {value}": "没有 {value} 这一列",
@@ -21943,8 +22369,11 @@ document.addEventListener("keydown", (event) => {
  "character set of answers that character_set cannot encode": "character_set 无法表示时使用的字符集",
  "character set of answers to it, and of its texts without one; empty: as its query says, else UTF-8": "返回结果所用的字符集；空：按其查询，否则 UTF-8",
  "character set of answers if neither device nor query specifies one; empty: ISO_IR 192 (UTF-8)": "设备和查询都未指定时应答的字符集；空：ISO_IR 192 (UTF-8)",
+ "columns left out: {names}": "已略去的列：{names}",
  "days back: hide older steps; empty: no limit": "不显示早于多少天前的检查；空：不限",
  "days ahead: hide later steps; empty: no limit": "不显示晚于多少天后的检查；空：不限",
+ "row {number} cannot be read: a quotation mark is not closed, or a cell is too long": "第 {number} 行无法读取：引号未闭合，或单元格过长",
+ "row {number}, {column}: {words}": "第 {number} 行，{column}：{words}",
  "show only steps scheduled for its own AE titles, whatever it asks for": "只显示预约到该设备 AE 标题的检查",
  "name of the clinic, shown on the pages": "显示在网页上",
  "origins whose pages may call /api and /dicom-web with a token, such as https://viewer.example": "其网页可凭令牌调用 /api 和 /dicom-web 的网站，如 https://viewer.example",
@@ -21960,6 +22389,7 @@ document.addEventListener("keydown", (event) => {
  "send storage commitment results on its own association first, while that is open": "存储确认的结果先在设备自己仍打开的连接上告知",
  "notify subscribers when minris is stopped": "停机时通知订阅者",
  "minutes between archive queries for expected images (0: never)": "每隔这么多分钟向归档系统查询待到的图像（0：从不）",
+ "row {number}: {words}": "第 {number} 行：{words}",
  "the archive's notice of images": "归档系统的图像通知",
  "the clock has leapt: nothing is erased until it runs evenly": "时钟发生跳变：走时平稳前不删除任何内容",
  "the connection was lost": "连接中断",
@@ -22060,12 +22490,21 @@ document.addEventListener("keydown", (event) => {
  "{value} belongs to another patient": "{value} 属于另一位患者",
  "{value} belongs to {name} already": "{value} 已属于 {name}",
  "{value} belongs to {name}, born {birth_date}": "{value} 属于 {name}，出生日期 {birth_date}",
- "{value} cannot be": "{value} 不可能",
+ "{value} contradicts another column": "{value} 与另一列矛盾",
+ "{value} has a time: the day may be another one": "{value} 带有时间：日期可能不同",
+ "{value} has a year of two digits": "{value} 的年份只有两位",
+ "{value} has become a number: format the column as text and enter it anew": "{value} 已变成数值：请将该列设为文本格式并重新输入",
  "{value} has characters other than capitals, digits, space and _": "{value} 含有大写字母、数字、空格和 _ 以外的字符",
  "{value} has characters that an AE title may not have": "{value} 含有 AE 标题不允许的字符",
+ "{value} has lost its last digits: a spreadsheet keeps fifteen of a number": "{value} 丢失了末尾数字：电子表格只保留十五位数字",
+ "{value} has lost letters when it was saved in another encoding": "{value} 在以其他编码保存时丢失了文字",
  "{value} has more parts than a name": "{value} 的组成部分多于姓名所允许",
+ "{value} is a spreadsheet's number of a day, perhaps {one}: format the column as dates": "{value} 是电子表格的日期序号，可能是 {one}：请将该列设为日期格式",
+ "{value} is an error of the spreadsheet": "{value} 是电子表格的错误值",
  "{value} is longer than {longest} characters": "{value} 超过 {longest} 个字符",
  "{value} is neither TRUE nor FALSE": "{value} 既不是 TRUE 也不是 FALSE",
+ "{value} is no identifier": "{value} 不是编号",
+ "{value} is no sex: M, F or O": "{value} 不是性别：M、F 或 O",
  "{value} is not IN PROGRESS": "{value} 不是 IN PROGRESS",
  "{value} is not a UID": "{value} 不是 UID",
  "{value} is not a birth date": "{value} 不是出生日期",
@@ -22079,7 +22518,13 @@ document.addEventListener("keydown", (event) => {
  "{value} is not an age such as 042Y": "{value} 不是年龄（如 042Y）",
  "{value} is not one of {choices}": "{value} 不是 {choices} 之一",
  "{value} is on the worklist already": "{value} 已在工作列表中",
+ "{value} is written as a number, not as an identifier": "{value} 是数值写法，不是编号",
+ "{value} may be {one} or {two}: write one of these": "{value} 可能是 {one} 或 {two}：请写明其一",
+ "{value} may have lost zeros in front: others have {count} digits": "{value} 可能丢失了前面的零：其他编号有 {count} 位",
+ "{value} may have lost zeros in front: this patient has {other}": "{value} 可能丢失了前面的零：该患者的编号是 {other}",
  "{value} may not have a backslash": "{value} 不能含有反斜杠",
+ "{value} stands under no heading, in column {place}": "{value} 位于第 {place} 列，没有列标题",
+ "{value} {unit} cannot be": "{value} {unit} 不可能",
  "{who} is the same person as": "{who} 与以下患者是同一人",
  "{years} years": "{years} 岁",
  "Today": "今日",
@@ -23547,22 +23992,12 @@ class Field(NamedTuple):
 class FieldKind(NamedTuple):
     """A kind of field: type of its input, and conversion to and from the stored value.
 
-    read    raises ValueError if it is not a number
-    within  minimum and maximum of a plausible value, in the stored unit
+    read  raises ValueError if it is not a number
     """
 
     input: str = "text"
     read: Callable[[str], str] = str.strip
     show: Callable[[str], str] = str
-    within: tuple[float, float] = (-math.inf, math.inf)
-
-    def takes(self, text: str) -> bool:
-        """Tell whether a stored value is plausible; any text that is not a number is."""
-        low, high = self.within
-        try:
-            return not (float(text) < low or float(text) > high)
-        except ValueError:
-            return True
 
 
 def metres(text: str) -> str:
@@ -23583,8 +24018,8 @@ FIELD_KINDS = {
     "date": FieldKind("date", lambda text: text.replace("-", ""), shown_date),
     "time": FieldKind("time", lambda text: text.replace(":", ""), shown_time),
     "phones": FieldKind("tel", show=lambda value: value.replace("\\", ", ")),
-    "weight": FieldKind(read=lambda text: text.strip().replace(",", "."), within=(0.2, 650)),  # kg
-    "height": FieldKind(read=metres, show=centimetres, within=(0.2, 2.75)),  # m
+    "weight": FieldKind(read=lambda text: text.strip().replace(",", ".")),
+    "height": FieldKind(read=metres, show=centimetres),
     "name": FieldKind(read=lambda text: typed_name(text.strip())),
     "physician": FieldKind(
         read=lambda text: typed_name(text.strip().replace(" ", "^", 1)),
@@ -23630,7 +24065,7 @@ def sent_fields(p: PageRequest, rows: Iterable[FieldRow]) -> dict[str, str]:
 def read_fields(
     rows: Iterable[FieldRow], form: Mapping[str, str]
 ) -> tuple[dict[str, str], list[Problem]]:
-    """Return the attribute values of a form, by keyword, and its implausible values."""
+    """Return the attribute values of a form, by keyword, and what is not a number."""
     texts, problems = {}, []
     for row in rows:
         try:
@@ -23639,8 +24074,6 @@ def read_fields(
             texts[row.keyword] = ""
             words = Message("{value} is not a number", value=form[row.name].strip())
             problems.append(Problem(row.tag, words))
-        if not row.kind.takes(texts[row.keyword]):
-            problems.append(Problem(row.tag, Message("{value} cannot be", value=form[row.name])))
     return texts, problems
 
 
@@ -25102,6 +25535,11 @@ IMPORT_PAGE = """
 <input type="hidden" name="encoding" value="{{encoding}}">
 <p>{{t('Read as {encoding}', encoding=encoding)}} <button name="again" value="yes">{{t('Another encoding')}}</button></p>
 % end
+% if leave_out:
+<input type="hidden" name="leave_out" value="yes">
+% elif unknown:
+<button name="leave_out" value="yes">{{t('Leave out the columns that are not known')}}</button>
+% end
 % if not problems:
 <button class="main" name="confirmed" value="yes">{{t('Import them all')}}</button>
 % end
@@ -25118,7 +25556,7 @@ IMPORT_PAGE = """
 def import_page(p: PageRequest, **values: Any) -> str:
     """GET /import: the form to choose a file, with a preview of one already sent."""
     settings: dict[str, Any] = {"problems": [], "lines": [], "content": "", "file": "",
-                                "encoding": "", "encodings": ()}  # fmt: skip
+                                "encoding": "", "encodings": (), "leave_out": False, "unknown": False}  # fmt: skip
     return p.show(IMPORT_PAGE, "Import", **settings | values)
 
 
@@ -25136,13 +25574,14 @@ def post_import(p: PageRequest) -> str:
     if not name:
         return import_page(p, problems=[t("Nothing was chosen")])
     encoding = p.form("encoding") if p.form("encoding") in ENCODINGS else ""
-    read_as = ReadAs("" if p.form("again") else encoding)
+    leave_out = bool(p.form("leave_out"))
+    read_as = ReadAs("" if p.form("again") else encoding, leave_out)
     try:
         if p.form("confirmed"):
             p.web.box.clear_numbers(numbers_in(content))
             done = p.write(import_file, name, content, read_as)
-            return p.tell("/import", t("{count} imported", count=done))
-        lines, problems = p.write(preview_file, name, content, read_as)
+            return p.tell("/import", t(done))
+        lines, problems, unknown = p.write(preview_file, name, content, read_as)
     except Refusal as refusal:
         p.response.status = 422
         found = encodings_to_choose(name, content)
@@ -25150,11 +25589,13 @@ def post_import(p: PageRequest) -> str:
                         for one in found)  # fmt: skip
         kept = base64.b64encode(content).decode() if found else ""
         return import_page(p, problems=t(refusal.detail).split("\n"), file=name, content=kept,
-                           encodings=choices, encoding=encoding)  # fmt: skip
-    kept = "" if problems and not encoding else base64.b64encode(content).decode()
+                           encodings=choices, encoding=encoding, leave_out=leave_out)  # fmt: skip
+    unknown = unknown and not leave_out
+    kept = "" if problems and not (encoding or unknown) else base64.b64encode(content).decode()
     return import_page(
         p, lines=[Row(line) for line in lines], content=kept, file=name, encoding=encoding,
-        problems=t(problems).split("\n") if problems else [],
+        problems=t(problems).split("\n") if problems else [], leave_out=leave_out,
+        unknown=unknown,
     )  # fmt: skip
 
 
@@ -25209,7 +25650,7 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
                 words = Message("is not that of the identity number")
                 problems.append(Problem(tag_of(keyword), words))
             texts[keyword] = said
-    problems += typing_problems(form, texts)
+    problems += typing_problems(form)
     pregnancy = texts.pop("PregnancyStatus")
     step = text_elements(**{k: texts.pop(k) for k in STEP_KEYWORDS if k in texts})
     parts = [
@@ -25222,11 +25663,8 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
     return bytes(EMPTY.merged(*parts)), problems
 
 
-def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[Problem]:
-    """Return the problems of the registration form: missing or implausible values.
-
-    texts  the values read from it, by keyword
-    """
+def typing_problems(form: Mapping[str, str]) -> list[Problem]:
+    """Return the problems of the registration form: missing values and separators."""
     problems = []
     for row in REGISTER_FIELDS:
         typed = form[row.name]
@@ -25235,10 +25673,6 @@ def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[P
         strange = "\\=" if vr_of(row.tag) == "PN" else "\\"
         if row.kind.input in ("text", "tel") and set(typed) & set(strange):
             problems.append(Problem(row.tag, Message("may not have \\ or =")))
-    born = texts["PatientBirthDate"]
-    if is_date(born) and not "1850" <= born <= f"{datetime.date.today():%Y%m%d}":
-        words = Message("{value} is not a birth date", value=form["birth_date"])
-        problems.append(Problem(tag_of("PatientBirthDate"), words))
     return problems
 
 
@@ -26183,7 +26617,8 @@ def refuse_item(ctx: Context, item: bytes, problems: list[Problem]) -> None:
     index = ElementIndex(item)
     _, procedure, steps = split_item(index)
     steps = [step_with_defaults(ctx, step, ElementIndex(procedure)) for step in steps]
-    found = {problem.tag: problem for problem in (*item_problems(index, steps), *problems)}
+    of_item = (*item_problems(index, steps), *implausible(index, ctx.today()))
+    found = {problem.tag: problem for problem in (*of_item, *problems)}
     raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=found.values())
 
 
@@ -26950,7 +27385,9 @@ NOT_STORABLE = (
 )  # fmt: skip
 
 
-def run_import(ctx: Context, name: str, content: bytes, encoding: str = "") -> str:
+def run_import(
+    ctx: Context, name: str, content: bytes, encoding: str = "", leave_out: bool = False
+) -> str:
     """Import one file, all or nothing; return a summary."""
     if name.lower().endswith(".json") and b'"minris"' in content[:100]:
         try:
@@ -26963,7 +27400,7 @@ def run_import(ctx: Context, name: str, content: bytes, encoding: str = "") -> s
         except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
             words = Message("The export is damaged: {problem}", problem=repr(error))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    return f"{name}: {import_file(ctx, name, content, ReadAs(encoding))} imported"
+    return f"{name}: {import_file(ctx, name, content, ReadAs(encoding, leave_out))}"
 
 
 def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:
@@ -28283,7 +28720,8 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
     for name in arguments.files:
         try:
             content = Path(name).read_bytes()
-            named = {"name": Path(name).name, "content": content, "encoding": encoding}
+            named = {"name": Path(name).name, "content": content, "encoding": encoding,
+                     "leave_out": arguments.leave_out}  # fmt: skip
             print(run_store_command(config, "import", **named))
         except (OSError, CommandError) as error:
             failed += 1
@@ -28516,6 +28954,8 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("import", "files", {"nargs": "+", "metavar": "FILE"}),
     ("import", "--encoding", {"default": "", "metavar": "NAME",
                               "help": "encoding of texts that are not UTF-8, such as windows-1252"}),
+    ("import", "--leave-out", {"action": "store_true",
+                               "help": "leave out columns that are not known"}),
     ("export", "--format", {"choices": ("json", "csv"), "default": "json"}),
     ("conformance", "--format", {"choices": ("md", "html", "json"), "default": "md"}),
     ("export backup", "file", {"nargs": "?", "metavar": "FILE"}),

@@ -161,7 +161,8 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
     for name in arguments.files:
         try:
             content = Path(name).read_bytes()
-            named = {"name": Path(name).name, "content": content, "encoding": encoding}
+            named = {"name": Path(name).name, "content": content, "encoding": encoding,
+                     "leave_out": arguments.leave_out}  # fmt: skip
             print(run_store_command(config, "import", **named))
         except (OSError, CommandError) as error:
             failed += 1
@@ -394,6 +395,8 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("import", "files", {"nargs": "+", "metavar": "FILE"}),
     ("import", "--encoding", {"default": "", "metavar": "NAME",
                               "help": "encoding of texts that are not UTF-8, such as windows-1252"}),
+    ("import", "--leave-out", {"action": "store_true",
+                               "help": "leave out columns that are not known"}),
     ("export", "--format", {"choices": ("json", "csv"), "default": "json"}),
     ("conformance", "--format", {"choices": ("md", "html", "json"), "default": "md"}),
     ("export backup", "file", {"nargs": "?", "metavar": "FILE"}),

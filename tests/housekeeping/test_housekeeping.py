@@ -1023,7 +1023,7 @@ def test_an_import_that_is_refused_says_which_rows(appliance, tmp_path):
     path = tmp_path / "day.csv"
     path.write_text("name,device,birth date\nWang^Fang,CT1,1980-02-31\n", "utf-8")
     done = run(appliance.config, "import", path)
-    assert is_told(done, "day.csv: nothing imported: row 1: ", "19800231")
+    assert is_told(done, "day.csv: nothing imported: row 2: ", "19800231")
 
 
 @pytest.mark.parametrize("command", sorted(STORE_COMMANDS))

@@ -592,6 +592,7 @@ def test_every_heading_of_the_table_is_known(ctx, heading):
         "PatientBirthDate": "1978-03-12",
         "PatientSex": "male",
         "PatientWeight": "71.5",
+        "PatientSize": "1.7",
         "ScheduledStationAETitle": "CT1",
         "Modality": "CT",
         "ScheduledProcedureStepStartDate": "2026-07-05",
@@ -702,9 +703,9 @@ def five_hundred():
 
 
 WRONG_ROWS = [
-    ("17", "Patient's Birth Date (0010,0030)", "19800231", "is not a date"),
-    ("230", "Patient ID (0010,0020)", "P" + "0" * 63, "64"),
-    ("499", "Scheduled Procedure Step Start Date (0040,0002)", "tomorrow", "is not a date"),
+    ("18", "Patient's Birth Date (0010,0030)", "19800231", "is not a date"),
+    ("231", "Patient ID (0010,0020)", "P" + "0" * 63, "64"),
+    ("500", "Scheduled Procedure Step Start Date (0040,0002)", "tomorrow", "is not a date"),
 ]
 
 
@@ -727,18 +728,20 @@ def test_rows_are_numbered_alike_whether_or_not_empty_lines_are_among_them(ctx):
     for between in (ROW, ",,,,,,,"):
         with refused(Status.INVALID_ATTRIBUTE_VALUE) as refusal:
             imported(ctx, table(HEAD, between, wrong).encode())
-        numbers.append(re.match(r"row (\d+):", refusal.value.detail)[1])
+        numbers.append(re.match(r"row (\d+)[:,]", refusal.value.detail)[1])
     assert numbers[0] == numbers[1]
 
 
 def test_a_preview_keeps_nothing_and_uses_up_no_number(ctx):
-    lines, problems = preview_file(ctx, "list.csv", table("name,device", "Wang Fang,CT1").encode())
+    lines, problems, _ = preview_file(
+        ctx, "list.csv", table("name,device", "Wang Fang,CT1").encode()
+    )
     assert (lines, problems) == ([["name", "device"], ["Wang Fang", "CT1"]], "")
     assert (count(), count(Patient), count(Counter)) == (0, 0, 0)
 
 
 def test_a_preview_says_what_an_import_would_say(ctx):
-    _, problems = preview_file(ctx, "list.csv", five_hundred())
+    _, problems, _ = preview_file(ctx, "list.csv", five_hundred())
     with refused(Status.INVALID_ATTRIBUTE_VALUE) as refusal:
         imported(ctx, five_hundred())
     assert str(problems) == refusal.value.detail
@@ -1093,7 +1096,7 @@ def test_a_list_is_shown_first_and_imported_when_confirmed(appliance, web, codec
 def test_the_page_shows_the_three_wrong_rows_and_offers_no_import(appliance, web):
     shown = upload(web, five_hundred())
     lines = [words_of(line) for line in re.findall(r"<li>(.*?)</li>", shown.text)]
-    assert [line.split(":")[0] for line in lines] == ["row 17", "row 230", "row 499"]
+    assert [line.split(":")[0] for line in lines] == ["row 18", "row 231", "row 500"]
     assert 'name="confirmed"' not in shown.text
     assert steps_in(appliance) == []
 
@@ -1105,7 +1108,7 @@ def test_a_list_that_was_right_when_shown_is_imported_whole_or_not_at_all(applia
     appliance.schedule(item(StudyInstanceUID="2.25.7", ScheduledProcedureStepID="S7"))
     answer = web.post("/import", data=form_of(shown.text, "/import") | {"confirmed": "yes"})
     assert answer.status_code == 422
-    assert "row 2: " in words_of(answer.text)
+    assert "row 3: " in words_of(answer.text)
     assert len(steps_in(appliance)) == 1
 
 

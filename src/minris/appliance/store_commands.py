@@ -24,7 +24,9 @@ NOT_STORABLE = (
 )  # fmt: skip
 
 
-def run_import(ctx: Context, name: str, content: bytes, encoding: str = "") -> str:
+def run_import(
+    ctx: Context, name: str, content: bytes, encoding: str = "", leave_out: bool = False
+) -> str:
     """Import one file, all or nothing; return a summary."""
     if name.lower().endswith(".json") and b'"minris"' in content[:100]:
         try:
@@ -37,7 +39,7 @@ def run_import(ctx: Context, name: str, content: bytes, encoding: str = "") -> s
         except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
             words = Message("The export is damaged: {problem}", problem=repr(error))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    return f"{name}: {import_file(ctx, name, content, ReadAs(encoding))} imported"
+    return f"{name}: {import_file(ctx, name, content, ReadAs(encoding, leave_out))}"
 
 
 def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:

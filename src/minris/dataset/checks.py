@@ -1,16 +1,19 @@
 """Checks of a data set: against the VRs, against an attribute table, against the stored one."""
 
+import contextlib
 from collections.abc import Container, Iterable, Iterator
 
 from pydicom import datadict
 
 from minris.dataset.elements import ElementIndex, encode_element, encoded, every_element
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
+from minris.dataset.times import shown_date
 from minris.standard.attributes import AttributeTable
 from minris.standard.dictionary import (
     BINARY_VRS,
     ONE_VALUE_VRS,
     attribute_name,
+    is_date,
     tag_of,
     value_problem,
 )
@@ -37,6 +40,29 @@ def value_problems(index: ElementIndex) -> Iterator[Problem]:
         for text in filter(None, texts):
             if words := value_problem(vr.decode(), text):
                 yield Problem(tag, words)
+
+
+# The weight (kg) and height (m) that a person can have: from, to, unit.
+MEASURES = {"PatientWeight": (0.2, 650, "kg"), "PatientSize": (0.2, 2.75, "m")}
+FIRST_BIRTH_DATE = "18500101"
+
+
+def implausible(index: ElementIndex, today: str) -> list[Problem]:
+    """What cannot be true of a patient who is registered: birth date, weight, height.
+
+    today  date at the clinic, DA
+    """
+    problems = []
+    born = index.get("PatientBirthDate")
+    if is_date(born) and not FIRST_BIRTH_DATE <= born <= today:
+        words = Message("{value} is not a birth date", value=shown_date(born))
+        problems.append(Problem(tag_of("PatientBirthDate"), words))
+    for keyword, (low, high, unit) in MEASURES.items():
+        with contextlib.suppress(ValueError):  # value_problems says so
+            if not low <= float(index.get(keyword) or low) <= high:
+                words = Message("{value} {unit} cannot be", value=index.get(keyword), unit=unit)
+                problems.append(Problem(tag_of(keyword), words))
+    return problems
 
 
 def check_attributes(

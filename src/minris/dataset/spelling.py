@@ -6,26 +6,34 @@ import unicodedata
 from minris.standard.dictionary import tag_of, vr_of
 
 
-def _all_to(plain: str, others: str) -> dict[int, str]:
+def sign_table(plain: str, others: str) -> dict[int, str]:
+    """Each of some signs with the one that is meant, for str.translate."""
     return dict.fromkeys(map(ord, others), plain)
 
 
-SPACES = _all_to(
+def letter_table(first: int, letters: str) -> dict[int, str]:
+    """Letters by the code of their form, from `first` on, for str.translate."""
+    return dict(enumerate(letters, first))
+
+
+SPACES = sign_table(
     " ",
     "\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000\t",
 )
 # Signs without a shape: marks of direction and width, soft hyphens. Joiners (200C, 200D) have one.
-SHAPELESS = _all_to(
+SHAPELESS = sign_table(
     "", "\xad\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
 )
-APOSTROPHES = _all_to("'", "’‘‛ʼʹʻ′＇´`")
-HYPHENS = _all_to("-", "‐‑‒–—―−－﹣﹘")
-MIDDLE_DOTS = _all_to("·", "・•‧∙⋅･")
-OTHER_SIGNS = _all_to('"', "“”„‟″«»") | {ord("…"): "..."}
-FULL_WIDTH = {
-    code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F) if chr(code - 0xFEE0).isalnum()
-}
-WIDE_SIGNS = _all_to("'", "＇") | _all_to("-", "－")
+APOSTROPHES = sign_table("'", "’‘‛ʼʹʻ′＇´`")
+HYPHENS = sign_table("-", "‐‑‒–—―−－﹣﹘")
+MIDDLE_DOTS = sign_table("·", "・•‧∙⋅･")
+OTHER_SIGNS = sign_table('"', "“”„‟″«»") | {0x2026: "..."}
+FULL_WIDTH = (
+    letter_table(0xFF10, "0123456789")
+    | letter_table(0xFF21, "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    | letter_table(0xFF41, "abcdefghijklmnopqrstuvwxyz")
+)
+WIDE_SIGNS = sign_table("'", "＇") | sign_table("-", "－")
 _TIDY = SPACES | SHAPELESS
 _TIDY_NAME = _TIDY | FULL_WIDTH | WIDE_SIGNS
 _PLAIN_SIGNS = _TIDY | APOSTROPHES | HYPHENS | MIDDLE_DOTS

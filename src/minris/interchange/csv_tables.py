@@ -1,17 +1,28 @@
 """CSV: worklist items and the procedure catalogue."""
 
+import collections
 import csv
 import io
-import re
+import itertools
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from pydicom import datadict
 
 from minris.access.context import Context
 from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
-from minris.dataset.names import listed_name, person_name, typed_name
-from minris.dataset.spelling import typed_value
+from minris.dataset.names import person_name
+from minris.dataset.spelling import tidy_code
+from minris.interchange.cells import (
+    BadCell,
+    damaged_identifiers,
+    day_comes_first,
+    is_identifier,
+    plain_cell,
+    read_cell,
+)
 from minris.interchange.decoding import text_of
+from minris.interchange.spreadsheets import Sheet, at_row, read_sheet, refused_lines
 from minris.orders.catalogue import (
     PROCEDURE_COLUMNS,
     all_procedures,
@@ -19,8 +30,9 @@ from minris.orders.catalogue import (
     retire_procedure,
     save_procedure,
 )
-from minris.standard.dictionary import vr_of
-from minris.standard.status import Message, Problem, Refusal, Status, joined
+from minris.orders.patients import known_with_zeros
+from minris.standard.dictionary import BINARY_VRS, vr_of
+from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.tables import table
 from minris.standard.worklist import MWL_ATTRIBUTES, STEP_SEQUENCE
 from minris.store.models import ScheduledProcedureStep, database
@@ -46,87 +58,119 @@ CSV_COLUMNS: dict[str, str] = {
     priority, 优先级                                | RequestedProcedurePriority
     physician, referring physician, 申请医生        | ReferringPhysicianName
     accession, accession number, accession_number, 检查号 | AccessionNumber
+    height, 身高                                    | PatientSize
     comment, 备注                                   | RequestedProcedureComments
     allergies, 过敏史                               | Allergies
     """)
     for name in row.names.split(", ")
 }
-CSV_SEXES = {"男": "M", "女": "F", "male": "M", "female": "F", "m": "M", "f": "F", "o": "O"}
-
-
-def read_csv(text: str) -> tuple[list[str], list[list[str]]]:
-    """Column names and rows of a CSV file with commas, semicolons or tabs. Refuses 0106."""
-    head = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=head.count)
-    try:
-        lines = list(csv.reader(io.StringIO(text), delimiter=delimiter))
-    except csv.Error as error:
-        words = Message("cannot be read: {error}", error=error)
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    while lines and not any(cell.strip() for cell in lines[-1]):
-        lines.pop()
-    if len(lines) < 2:
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file has no rows"))
-    return [name.strip() for name in lines[0]], lines[1:]
+NO_COLUMN = "There is no column {value}"
 
 
 def csv_keyword(name: str) -> str:
     """The keyword that a column fills, or "" for an unknown column."""
-    known = CSV_COLUMNS.get(name.strip().casefold())
-    return known or (name.strip() if datadict.tag_for_keyword(name.strip()) else "")
+    name = tidy_code(name).strip()
+    folded = name.casefold().replace("-", " ")
+    for one in (folded, folded.replace(" ", "_"), folded.replace("_", " ")):
+        if known := CSV_COLUMNS.get(one):
+            return known
+    tag = datadict.tag_for_keyword(name)
+    is_text = tag and vr_of(tag) != "SQ" and vr_of(tag).encode() not in BINARY_VRS
+    return name if is_text else ""
 
 
-PARTS_OF_NAME = {"family": "PatientName", "given": "PatientName"}
+def read_csv(text: str) -> Sheet:
+    """The table of a list of patients. Refuses 0106."""
+    return read_sheet(text, lambda name: bool(csv_keyword(name)))
 
 
-def csv_value(keyword: str, text: str) -> str:
-    """A cell as a DICOM value: dates without dashes, times without colons."""
-    text = (
-        typed_value(PARTS_OF_NAME.get(keyword, keyword), text).strip().lstrip("'")
-    )  # spreadsheets mark text like this
-    vr = vr_of(datadict.tag_for_keyword(keyword) or 0)
-    if vr == "DA":
-        parts = re.fullmatch(r"(\d{4})[-/.年](\d{1,2})[-/.月](\d{1,2})日?", text)
-        return "".join((parts[1], parts[2].zfill(2), parts[3].zfill(2))) if parts else text
-    if vr == "TM":
-        parts = re.fullmatch(r"(\d{1,2}):(\d\d)(:(\d\d))?", text)
-        return f"{parts[1].zfill(2)}{parts[2]}{parts[4] or ''}" if parts else text
-    if keyword == "PatientSex":
-        return CSV_SEXES.get(text.casefold(), text)
-    if keyword == "PatientName":
-        return listed_name(text)
-    return typed_name(text) if vr == "PN" else text
-
-
-def items_from_csv(text: str) -> list[bytes]:
-    """The worklist items of a CSV file, one per row, completed from the catalogue.
-
-    Refuses  0106 for unknown columns, or without a column for the patient's name
-    """
-    names, lines = read_csv(text)
-    keywords = [csv_keyword(name) for name in names]
-    problems = [
-        Message("There is no column {value}", value=name)
-        for name, keyword in zip(names, keywords, strict=True)
-        if not keyword
+def twice(names: Iterable[str]) -> list[Message]:
+    """What is wrong with columns of one meaning: either may be the right one."""
+    counted = collections.Counter(names)
+    return [
+        Message("There are {count} columns for {value}", count=n, value=name)
+        for name, n in counted.items()
+        if n > 1
     ]
+
+
+class _Column(NamedTuple):
+    """A column of a list: its place and heading, and what it fills."""
+
+    place: int
+    name: str
+    keyword: str
+
+
+def _list_columns(sheet: Sheet, leave_out: bool) -> list[_Column]:
+    """The columns of a list. Refuses 0106 for unknown and double ones, and without a name."""
+    found = [_Column(i, name, csv_keyword(name)) for i, name in enumerate(sheet.columns)]
+    keywords = [one.keyword for one in found if one.keyword]
+    unknown = [Message(NO_COLUMN, value=one.name) for one in found if not one.keyword]
+    problems = [*([] if leave_out else unknown), *twice(keywords)]
     if not {"PatientName", "family"} & set(keywords):
         problems.append(Message("There is no column for the patient's name"))
     if problems:
-        words = joined(problems, "\n")
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, p) for p in problems])
-    return [
-        _item_from_row(keywords, line) if any(cell.strip() for cell in line) else b""
-        for line in lines
-    ]
+        raise refused_lines(problems)
+    return [one for one in found if one.keyword]
 
 
-def _item_from_row(keywords: list[str], line: list[str]) -> bytes:
-    cells = {key: csv_value(key, text) for key, text in zip(keywords, line, strict=False)}
+def unknown_columns(text: str) -> list[str]:
+    """The columns of a list that fill nothing."""
+    return [name for name in read_csv(text).columns if not csv_keyword(name)]
+
+
+def items_from_csv(text: str, leave_out: bool = False) -> list[bytes]:
+    """The worklist items of a CSV file by the number of their row, completed from the catalogue.
+
+    leave_out  leave out columns that are not known
+    Refuses    0106 for unknown columns, without a column for the patient's name, and for each
+               cell that is not certain, with its row and column
+    """
+    sheet = read_csv(text)
+    columns, problems = _list_columns(sheet, leave_out), []
+    texts = {one: [cells[one.place] for _, cells in sheet.rows] for one in columns}
+    day_first = {one: day_comes_first(texts[one]) for one in columns}
+    damaged = {one: damaged_identifiers(plain_cell(one.keyword, text) for text in texts[one])
+               for one in columns if is_identifier(one.keyword)}  # fmt: skip
+    items: list[bytes] = [b""] * sheet.rows[-1][0]
+    for number, cells in sheet.rows:
+        found: dict[str, str] = {}
+        for one in columns:
+            try:
+                cell = cells[one.place]
+                if words := damaged.get(one, {}).get(plain_cell(one.keyword, cell)):
+                    raise BadCell(words)
+                _add_values(found, read_cell(one.keyword, cell, day_first[one]))
+            except BadCell as bad:
+                problems.append(at_row(number, bad.words, one.name))
+        if not problems:
+            items[number - 1] = _item_of(found)
+            index = ElementIndex(items[number - 1])
+            if other := known_with_zeros(index):
+                words = Message("{value} may have lost zeros in front: this patient has {other}",
+                                value=index.get("PatientID"), other=other)  # fmt: skip
+                problems.append(at_row(number, words))
+    if problems:
+        raise refused_lines(problems)
+    return items
+
+
+def _add_values(found: dict[str, str], values: dict[str, str]) -> None:
+    """Add the values of a cell to those of its row. Raises BadCell if they contradict."""
+    for keyword, value in values.items():
+        known = found.get(keyword, "")
+        if known and value and known.ljust(6, "0") != value.ljust(6, "0"):
+            raise BadCell(Message("{value} contradicts another column", value=value))
+        found[keyword] = known or value
+
+
+def _item_of(cells: dict[str, str]) -> bytes:
+    """The worklist item of the values of a row."""
     if "family" in cells or "given" in cells:
         typed = person_name(cells.pop("family", ""), cells.pop("given", ""), "")
-        groups = zip(
-            f"{typed}==".split("="), f"{cells.get('PatientName', '')}==".split("="), strict=False
+        groups = itertools.zip_longest(
+            typed.split("="), cells.get("PatientName", "").split("="), fillvalue=""
         )
         cells["PatientName"] = "=".join(one or other for one, other in groups).rstrip("=")
     step = {keyword: cells.pop(keyword) for keyword in STEP_KEYWORDS if keyword in cells}
@@ -177,9 +221,12 @@ def import_procedures(ctx: Context, content: bytes, encoding: str = "") -> int:
              columns that are absent stay unchanged
     Refuses  0106 with a line per wrong row
     """
-    head, lines = read_csv(text_of(content, encoding, ctx.config.clinic.import_encoding))
+    known_columns = {*PROCEDURE_COLUMNS, "retired"}
+    text = text_of(content, encoding, ctx.config.clinic.import_encoding)
+    head, lines = read_sheet(text, lambda name: name.strip().casefold() in known_columns)
     columns, count = [name.casefold() for name in head], 0
-    problems = [
+    problems = twice(name for name in columns if name in known_columns)
+    problems += [
         Message("There is no column {column}", column=column)
         for column in ("code", "meaning")
         if column not in columns
@@ -188,10 +235,8 @@ def import_procedures(ctx: Context, content: bytes, encoding: str = "") -> int:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in problems])
     with database.atomic():
         stored = {one.code: one for one in all_procedures()}
-        for number, line in enumerate(lines, 2):
-            if not any(cell.strip() for cell in line):
-                continue
-            row = {key: of_formula(cell.strip()) for key, cell in zip(columns, line, strict=False)}
+        for number, line in lines:
+            row = {key: of_formula(cell.strip()) for key, cell in zip(columns, line, strict=True)}
             known = stored.get(row.get("code", ""))
             for key in PROCEDURE_COLUMNS.keys() - set(columns) if known else ():
                 row[key] = str(getattr(known, key))

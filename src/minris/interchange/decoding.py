@@ -80,9 +80,14 @@ def text_of(content: bytes, encoding: str = "", usual: str = "") -> str:
 
 
 class ReadAs(NamedTuple):
-    """How a person wants a file to be read: in an encoding, if it is not certain."""
+    """How a person wants a file to be read.
+
+    encoding   name of its encoding, "" if it is certain
+    leave_out  leave out columns that are not known
+    """
 
     encoding: str = ""
+    leave_out: bool = False
 
 
 class Reading(NamedTuple):

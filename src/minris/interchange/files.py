@@ -3,7 +3,7 @@
 import json
 import struct
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from minris import log
 from minris.access.context import Context
@@ -11,7 +11,7 @@ from minris.dataset.dicom_json import from_json
 from minris.dataset.elements import ELEMENT_HEADER, ElementIndex, Malformed
 from minris.dataset.recode import Recoded, recode_noting
 from minris.dataset.text import set_of_codec
-from minris.interchange.csv_tables import items_from_csv, read_csv
+from minris.interchange.csv_tables import items_from_csv, read_csv, unknown_columns
 from minris.interchange.decoding import ReadAs, Reading, readings_of, text_of
 from minris.orders.scheduling import schedule
 from minris.standard.dictionary import KNOWN_VRS, LONG_VRS, attribute_name
@@ -95,7 +95,7 @@ def read_items(
     Refuses  0106, with "item N" if the file has several
     """
     if is_csv(name):
-        return items_from_csv(text_of(content, read_as.encoding, usual))
+        return items_from_csv(text_of(content, read_as.encoding, usual), read_as.leave_out)
     if content[:3] == b"\xef\xbb\xbf":
         content = content[3:]
     if name.lower().endswith(".json") or content.lstrip()[:1] in (b"[", b"{"):
@@ -197,23 +197,35 @@ def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
     return ""
 
 
-def import_file(ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()) -> int:
-    """Import an uploaded file; return the number of items. Refuses as import_items."""
+def import_file(ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()) -> Message:
+    """Import an uploaded file; return what was imported. Refuses as import_items."""
     word = "row" if is_csv(name) else "item"
-    items = read_items(name, content, read_as, ctx.config.clinic.import_encoding)
-    return import_items(ctx, items, word=word)
+    usual = ctx.config.clinic.import_encoding
+    items = read_items(name, content, read_as, usual)
+    notes = [Message("{count} imported", count=import_items(ctx, items, word=word))]
+    if is_csv(name) and (left := unknown_columns(text_of(content, read_as.encoding, usual))):
+        notes.append(Message("columns left out: {names}", names=", ".join(left)))
+    return joined(notes, "; ")
 
 
-def preview_file(
-    ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()
-) -> tuple[list[list[str]], str]:
-    """Preview an import: its lines and the problems; nothing is stored."""
+class Preview(NamedTuple):
+    """What an import would do: its lines, the problems, and whether it has unknown columns."""
+
+    lines: list[list[str]]
+    problems: str
+    unknown: bool
+
+
+def preview_file(ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()) -> Preview:
+    """Preview an import; nothing is stored."""
     usual = ctx.config.clinic.import_encoding
     if is_csv(name):
         text = text_of(content, read_as.encoding, usual)
         names, rows_ = read_csv(text)
-        return [names, *rows_], _tried(ctx, "row", lambda: items_from_csv(text))
+        tried = _tried(ctx, "row", lambda: items_from_csv(text, read_as.leave_out))
+        unknown = bool(unknown_columns(text))
+        return Preview([names, *(cells for _, cells in rows_)], tried, unknown)
     items = read_items(name, content, read_as, usual)
     lines = [["PatientID", "PatientName", "AccessionNumber"]]
     lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
-    return lines, _tried(ctx, "item", lambda: items)
+    return Preview(lines, _tried(ctx, "item", lambda: items), False)

@@ -218,7 +218,7 @@ def import_export(ctx: Context, content: dict[str, Any]) -> str:
         for number, step in enumerate(content.get("worklist", []), 1):
             given = from_json(step["data"])
             try:
-                [data] = schedule(ctx, _as_of_now(content, step, given), "separate")
+                [data] = schedule(ctx, _as_of_now(content, step, given), "separate", kept=True)
             except Refusal as refusal:
                 raise numbered(refusal, number, "worklist") from None
             known = step_columns(ElementIndex(data))

@@ -7,7 +7,7 @@ from typing import Any
 
 from minris import log
 from minris.access.context import Context, audit, needs_reason
-from minris.dataset.checks import value_problems
+from minris.dataset.checks import implausible, value_problems
 from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.names import name_key, shown_name
 from minris.dataset.spelling import plain_signs, tidy_code
@@ -122,6 +122,17 @@ def find_patients(text: str, today: datetime.date, limit: int = 50) -> list[Any]
     return fetch_rows(Patient, where, text, *born, letters, phone, limit, *words)
 
 
+def known_with_zeros(index: ElementIndex) -> str:
+    """The Patient ID of a patient of this name that has zeros in front of the one given, or ""."""
+    given, key = index.get("PatientID"), name_key(index.get("PatientName"))
+    if not re.fullmatch("[1-9][0-9]{0,15}", given):
+        return ""
+    longer = [given.rjust(digits, "0") for digits in range(len(given) + 1, 17)]
+    marks = ", ".join("?" * len(longer))
+    found = fetch_rows(Patient, f"patient_id IN ({marks})", *longer) if longer else []
+    return next((one.patient_id for one in found if one.name_key == key), "")
+
+
 def rows_of(*patients: Any) -> list[Place]:
     """The rows of patients and of their orders."""
     ids = ", ".join(str(patient.id) for patient in patients)
@@ -183,7 +194,7 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         patient = known_row(Patient.get_or_none(Patient.id == row_id), NO_PATIENT)
         told = with_phonetic(tidy_names(ElementIndex(given)), patient.patient_name)
         new = ElementIndex(patient.data).merged(told)
-        problems = list(value_problems(new))
+        problems = [*value_problems(new), *implausible(told, ctx.today())]
         for keyword in ("PatientName", "PatientID"):
             if not new.get(keyword).strip("^= "):
                 problems.append(Problem(tag_of(keyword), Message("is missing")))

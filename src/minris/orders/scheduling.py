@@ -6,6 +6,7 @@ import peewee
 
 from minris import log
 from minris.access.context import Context, audit, device_of
+from minris.dataset.checks import implausible
 from minris.dataset.elements import (
     EMPTY,
     ElementIndex,
@@ -124,7 +125,7 @@ def _save_step(
 
 
 def schedule(
-    ctx: Context, data: bytes, same_id: str = "refuse", trial: bool = False
+    ctx: Context, data: bytes, same_id: str = "refuse", trial: bool = False, kept: bool = False
 ) -> list[bytes]:
     """Put an item on the worklist; return the complete data set of each of its steps.
 
@@ -132,13 +133,15 @@ def schedule(
               identifiers are assigned
     same_id   `refuse`, `update` or `separate`, if the Patient ID belongs to another name
     trial     it will be rolled back: do not log it
+    kept      it was on a worklist before: what it says of the patient is not judged anew
     Refuses   0106 with all wrong or missing attributes; 0111 for what already exists
     Source    PS3.4 Table K.6-1 (return types)
     """
     index = ElementIndex(data)
     of_patient, of_procedure, steps = split_item(index)
     steps = [step_with_defaults(ctx, step, of_procedure) for step in steps]
-    if problems := item_problems(index, steps):
+    problems = item_problems(index, steps)
+    if problems := problems + ([] if kept else implausible(index, ctx.today())):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
     with database.atomic():
         patient = save_patient(ctx, of_patient, same_id)
@@ -187,7 +190,8 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
         changed = step_item(step).merged(given, status)
         patient = ElementIndex(procedure.patient.data).merged(of_patient)
         everything = fold(patient, of_procedure, changed)
-        if problems := item_problems(everything, [changed]):
+        problems = item_problems(everything, [changed])
+        if problems := problems + implausible_changes(ctx, of_patient, procedure.patient):
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
         places = (("patient", procedure.patient_id), ("requested_procedure", procedure.id),
                   ("scheduled_procedure_step", step.id))  # fmt: skip
@@ -195,6 +199,12 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
             _change(ctx, step, changed, of_patient, of_procedure)
         audit(ctx, "rescheduled", study_instance_uid, step_id)
     return step_data(study_instance_uid, step_id)
+
+
+def implausible_changes(ctx: Context, given: ElementIndex, patient: Patient) -> list[Problem]:
+    """What cannot be true of a patient, of attributes that are not kept as they were."""
+    stored, found = ElementIndex(patient.data), implausible(given, ctx.today())
+    return [one for one in found if given.text(one.tag) != stored.text(one.tag)]
 
 
 def _change(

@@ -3,7 +3,6 @@
 import base64
 import collections
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -40,22 +39,12 @@ class Field(NamedTuple):
 class FieldKind(NamedTuple):
     """A kind of field: type of its input, and conversion to and from the stored value.
 
-    read    raises ValueError if it is not a number
-    within  minimum and maximum of a plausible value, in the stored unit
+    read  raises ValueError if it is not a number
     """
 
     input: str = "text"
     read: Callable[[str], str] = str.strip
     show: Callable[[str], str] = str
-    within: tuple[float, float] = (-math.inf, math.inf)
-
-    def takes(self, text: str) -> bool:
-        """Tell whether a stored value is plausible; any text that is not a number is."""
-        low, high = self.within
-        try:
-            return not (float(text) < low or float(text) > high)
-        except ValueError:
-            return True
 
 
 def metres(text: str) -> str:
@@ -76,8 +65,8 @@ FIELD_KINDS = {
     "date": FieldKind("date", lambda text: text.replace("-", ""), shown_date),
     "time": FieldKind("time", lambda text: text.replace(":", ""), shown_time),
     "phones": FieldKind("tel", show=lambda value: value.replace("\\", ", ")),
-    "weight": FieldKind(read=lambda text: text.strip().replace(",", "."), within=(0.2, 650)),  # kg
-    "height": FieldKind(read=metres, show=centimetres, within=(0.2, 2.75)),  # m
+    "weight": FieldKind(read=lambda text: text.strip().replace(",", ".")),
+    "height": FieldKind(read=metres, show=centimetres),
     "name": FieldKind(read=lambda text: typed_name(text.strip())),
     "physician": FieldKind(
         read=lambda text: typed_name(text.strip().replace(" ", "^", 1)),
@@ -123,7 +112,7 @@ def sent_fields(p: PageRequest, rows: Iterable[FieldRow]) -> dict[str, str]:
 def read_fields(
     rows: Iterable[FieldRow], form: Mapping[str, str]
 ) -> tuple[dict[str, str], list[Problem]]:
-    """Return the attribute values of a form, by keyword, and its implausible values."""
+    """Return the attribute values of a form, by keyword, and what is not a number."""
     texts, problems = {}, []
     for row in rows:
         try:
@@ -132,8 +121,6 @@ def read_fields(
             texts[row.keyword] = ""
             words = Message("{value} is not a number", value=form[row.name].strip())
             problems.append(Problem(row.tag, words))
-        if not row.kind.takes(texts[row.keyword]):
-            problems.append(Problem(row.tag, Message("{value} cannot be", value=form[row.name])))
     return texts, problems
 
 

@@ -1,6 +1,5 @@
 """The registration form: its fields, and how they are read from and written to data sets."""
 
-import datetime
 from collections.abc import Mapping
 
 from minris.config.ini import Device
@@ -20,7 +19,7 @@ from minris.orders.items import split_item
 from minris.orders.lookup import get_step
 from minris.pages.forms import FieldRow, changed_keywords, field_table, read_fields
 from minris.pages.frame import PageRequest
-from minris.standard.dictionary import is_date, tag_of, vr_of
+from minris.standard.dictionary import tag_of, vr_of
 from minris.standard.status import Message, Problem
 from minris.standard.worklist import MODALITIES, PREGNANCY_STATUS, STEP_SEQUENCE
 
@@ -65,7 +64,7 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
                 words = Message("is not that of the identity number")
                 problems.append(Problem(tag_of(keyword), words))
             texts[keyword] = said
-    problems += typing_problems(form, texts)
+    problems += typing_problems(form)
     pregnancy = texts.pop("PregnancyStatus")
     step = text_elements(**{k: texts.pop(k) for k in STEP_KEYWORDS if k in texts})
     parts = [
@@ -78,11 +77,8 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
     return bytes(EMPTY.merged(*parts)), problems
 
 
-def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[Problem]:
-    """Return the problems of the registration form: missing or implausible values.
-
-    texts  the values read from it, by keyword
-    """
+def typing_problems(form: Mapping[str, str]) -> list[Problem]:
+    """Return the problems of the registration form: missing values and separators."""
     problems = []
     for row in REGISTER_FIELDS:
         typed = form[row.name]
@@ -91,10 +87,6 @@ def typing_problems(form: Mapping[str, str], texts: Mapping[str, str]) -> list[P
         strange = "\\=" if vr_of(row.tag) == "PN" else "\\"
         if row.kind.input in ("text", "tel") and set(typed) & set(strange):
             problems.append(Problem(row.tag, Message("may not have \\ or =")))
-    born = texts["PatientBirthDate"]
-    if is_date(born) and not "1850" <= born <= f"{datetime.date.today():%Y%m%d}":
-        words = Message("{value} is not a birth date", value=form["birth_date"])
-        problems.append(Problem(tag_of("PatientBirthDate"), words))
     return problems
 
 

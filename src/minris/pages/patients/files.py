@@ -18,7 +18,7 @@ IMPORT_PAGE = template("patients/import.html")
 def import_page(p: PageRequest, **values: Any) -> str:
     """GET /import: the form to choose a file, with a preview of one already sent."""
     settings: dict[str, Any] = {"problems": [], "lines": [], "content": "", "file": "",
-                                "encoding": "", "encodings": ()}  # fmt: skip
+                                "encoding": "", "encodings": (), "leave_out": False, "unknown": False}  # fmt: skip
     return p.show(IMPORT_PAGE, "Import", **settings | values)
 
 
@@ -36,13 +36,14 @@ def post_import(p: PageRequest) -> str:
     if not name:
         return import_page(p, problems=[t("Nothing was chosen")])
     encoding = p.form("encoding") if p.form("encoding") in ENCODINGS else ""
-    read_as = ReadAs("" if p.form("again") else encoding)
+    leave_out = bool(p.form("leave_out"))
+    read_as = ReadAs("" if p.form("again") else encoding, leave_out)
     try:
         if p.form("confirmed"):
             p.web.box.clear_numbers(numbers_in(content))
             done = p.write(import_file, name, content, read_as)
-            return p.tell("/import", t("{count} imported", count=done))
-        lines, problems = p.write(preview_file, name, content, read_as)
+            return p.tell("/import", t(done))
+        lines, problems, unknown = p.write(preview_file, name, content, read_as)
     except Refusal as refusal:
         p.response.status = 422
         found = encodings_to_choose(name, content)
@@ -50,11 +51,13 @@ def post_import(p: PageRequest) -> str:
                         for one in found)  # fmt: skip
         kept = base64.b64encode(content).decode() if found else ""
         return import_page(p, problems=t(refusal.detail).split("\n"), file=name, content=kept,
-                           encodings=choices, encoding=encoding)  # fmt: skip
-    kept = "" if problems and not encoding else base64.b64encode(content).decode()
+                           encodings=choices, encoding=encoding, leave_out=leave_out)  # fmt: skip
+    unknown = unknown and not leave_out
+    kept = "" if problems and not (encoding or unknown) else base64.b64encode(content).decode()
     return import_page(
         p, lines=[Row(line) for line in lines], content=kept, file=name, encoding=encoding,
-        problems=t(problems).split("\n") if problems else [],
+        problems=t(problems).split("\n") if problems else [], leave_out=leave_out,
+        unknown=unknown,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from minris.access.context import Context
+from minris.dataset.checks import implausible
 from minris.dataset.elements import ElementIndex
 from minris.dataset.names import resident_number
 from minris.dataset.times import shown_date
@@ -140,7 +141,8 @@ def refuse_item(ctx: Context, item: bytes, problems: list[Problem]) -> None:
     index = ElementIndex(item)
     _, procedure, steps = split_item(index)
     steps = [step_with_defaults(ctx, step, ElementIndex(procedure)) for step in steps]
-    found = {problem.tag: problem for problem in (*item_problems(index, steps), *problems)}
+    of_item = (*item_problems(index, steps), *implausible(index, ctx.today()))
+    found = {problem.tag: problem for problem in (*of_item, *problems)}
     raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=found.values())
 
 
