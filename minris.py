@@ -20762,6 +20762,127 @@ def shown_instant(stamp: str, zone: datetime.tzinfo | None) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.day.grid
+# The grid of a calendar: exams as high as they last, overlapping ones side by side.
+# ------------------------------------------------------------------------------------------------
+
+UNIT = 5  # minutes of a row
+
+
+class Column(NamedTuple):
+    """A column of the calendar: a device on a day.
+
+    starts  minutes since midnight at which an exam can be registered
+    """
+
+    date: str
+    device: str
+    bookings: list[Booking]
+    starts: set[int]
+
+
+class Cell(NamedTuple):
+    """A cell of the grid: an exam, a free time, or neither; height in rows, width in lanes.
+
+    start  minute at which an exam can be registered, -1 for none
+    """
+
+    column: Column
+    begin: int
+    rows: int
+    lanes: int
+    booking: Booking | None = None
+    start: int = -1
+
+
+def in_lanes(bookings: Iterable[Booking]) -> list[list[tuple[int, Booking]]]:
+    """Return the clusters of bookings that overlap, by time; each booking with its lane."""
+    clusters: list[list[tuple[int, Booking]]] = []
+    end = -1
+    for one in sorted(bookings, key=lambda one: (one.begin, -one.end)):
+        begin = one.begin // UNIT * UNIT
+        if begin >= end:
+            clusters.append([])
+        taken = {lane for lane, other in clusters[-1] if _end(other) > begin}
+        lane = next(lane for lane in range(len(taken) + 1) if lane not in taken)
+        clusters[-1].append((lane, one))
+        end = max(end, _end(one))
+    return clusters
+
+
+def _end(one: Booking) -> int:
+    """When a booking ends, at the end of a row; it has one row at least."""
+    begin = one.begin // UNIT * UNIT
+    return max(begin + UNIT, -(-one.end // UNIT) * UNIT)
+
+
+def cells_of(column: Column, first: int, last: int, step: int) -> tuple[int, list[Cell]]:
+    """Return the number of lanes of a column, and its cells from one minute to another.
+
+    step  minutes of a free time
+    """
+    clusters = in_lanes(column.bookings)
+    lanes = max((lane + 1 for cluster in clusters for lane, _ in cluster), default=1)
+    found: list[Cell] = []
+
+    def gap(begin: int, end: int) -> None:
+        while begin < end:
+            stop = min(end, (begin // 60 + 1) * 60)
+            found.append(Cell(column, begin, (stop - begin) // UNIT, lanes))
+            begin = stop
+
+    def fill(begin: int, end: int) -> None:
+        for start in sorted(column.starts):
+            free = start // UNIT * UNIT
+            if begin <= free < end:
+                stop = min(end, max(free + UNIT, (start + step) // UNIT * UNIT))
+                gap(begin, free)
+                found.append(Cell(column, free, (stop - free) // UNIT, lanes, None, start))
+                begin = stop
+        gap(begin, end)
+
+    at = first
+    for cluster in clusters:
+        begin = max(first, min(one.begin for _, one in cluster) // UNIT * UNIT)
+        end = min(last, max(_end(one) for _, one in cluster))
+        fill(at, begin)
+        count = max(lane for lane, _ in cluster) + 1
+        for lane in range(count):
+            width = lanes - count + 1 if lane == count - 1 else 1
+            free = begin
+            for one in [one for its, one in cluster if its == lane]:
+                start, stop = max(first, one.begin // UNIT * UNIT), min(last, _end(one))
+                if start > free:
+                    found.append(Cell(column, free, (start - free) // UNIT, width))
+                found.append(Cell(column, start, (stop - start) // UNIT, width, one))
+                free = stop
+            if free < end:
+                found.append(Cell(column, free, (end - free) // UNIT, width))
+        at = max(at, end)
+    fill(at, last)
+    return lanes, found
+
+
+def grid(
+    columns: list[Column], opens: int, closes: int, step: int
+) -> tuple[int, list[tuple[int, list[Cell]]]]:
+    """Return the lanes of a column, and the rows: minute of the day, cells that begin there.
+
+    The rows go from the opening to the closing hour, or further where exams do.
+    """
+    bookings = [one for column in columns for one in column.bookings]
+    first = min([opens, *(one.begin for one in bookings)]) // 60 * 60
+    last = min(24 * 60, -(-max([closes, *(_end(one) for one in bookings)]) // 60) * 60)
+    filled = [cells_of(column, first, last, step) for column in columns]
+    lanes = math.lcm(*(number for number, _ in filled))  # so that all columns are equally wide
+    rows: dict[int, list[Cell]] = {begin: [] for begin in range(first, last, UNIT)}
+    for number, cells in filled:
+        for cell in cells:
+            rows[cell.begin].append(cell._replace(lanes=cell.lanes * lanes // number))
+    return lanes, list(rows.items())
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.static
 # Static files: style sheet, script, icons and language catalogues.
 # ------------------------------------------------------------------------------------------------
@@ -20960,15 +21081,42 @@ form.deed button { justify-self: start; }
 [hidden] { display: none !important; }
 
 /* Calendar, waiting room, paper. */
-table.month td { text-align: center; }
-table.month td a + a { display: block; font-size: 13px; }
-td[aria-current] { outline: 2px solid var(--accent); outline-offset: -2px; }
-table.week th, table.week td { padding: 2px 6px; border-left: 1px solid var(--line); min-width: 6rem; }
-table.week tbody th { min-width: 0; color: var(--soft); font-weight: 400; }
-table.week td.taken { background: var(--ground); }
-table.week a.state { display: block; white-space: normal; border-radius: 6px; }
-table.week a.free { display: block; text-align: center; text-decoration: none; color: var(--soft); }
-table.week a.free:hover, table.week a.free:focus { background: var(--accent); color: var(--accent-ink); }
+.views { display: flex; margin-left: auto; }
+.views .button { border-radius: 0; margin-left: -1px; }
+.views .button:first-child { border-radius: 8px 0 0 8px; }
+.views .button:last-child { border-radius: 0 8px 8px 0; }
+.views [aria-current] { background: var(--tint); color: var(--accent); position: relative; border-color: var(--accent); }
+.calendar { display: grid; grid-template-columns: 15rem minmax(0, 1fr); gap: 16px; align-items: start; }
+.months { grid-column: 1; grid-row: 1; }
+.months h2 { margin-top: 0; }
+table.month th, table.month td { padding: 2px; text-align: center; border: 0; }
+table.month a { display: block; min-height: 32px; padding: 4px 0; border-radius: 6px; color: inherit; text-decoration: none; }
+table.month a:hover { background: var(--tint); }
+table.month small { display: block; font-size: 11px; line-height: 1; color: var(--accent); }
+table.month td[aria-current] a { background: var(--accent); color: var(--accent-ink); font-weight: 600; }
+table.month td[aria-current] small { color: inherit; }
+table.grid { table-layout: fixed; min-width: 36rem; }
+table.grid thead td { width: 3.6rem; }
+table.grid thead th { text-align: center; font-size: 14px; }
+table.grid thead a { color: inherit; text-decoration: none; }
+table.grid thead small { display: block; font-weight: 400; }
+table.grid tbody tr, table.grid tbody td { height: 7px; }
+table.grid tbody tr:hover > * { background: none; }
+table.grid tbody th { padding: 0 8px; vertical-align: top; line-height: 0; text-align: right; font-size: 12px; font-weight: 400; color: var(--soft); }
+table.grid tbody td { position: relative; padding: 0; line-height: 0; border-left: 1px solid var(--line); border-top: 1px solid transparent; }
+table.grid tbody > tr > :first-child { position: static; border-left: 0; }
+table.grid tbody tr:has(> th) > * { border-top-color: var(--line); }
+.now { position: absolute; left: 0; right: 0; z-index: 1; height: 2px; background: var(--bad); pointer-events: none; }
+.block { position: absolute; inset: 0 2px 1px; padding: 1px 6px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; border-radius: 6px; border-left: 3px solid var(--mute); background: var(--mute-bg); color: var(--ink); font-size: 12px; line-height: 1.4; text-decoration: none; }
+td:not([rowspan="1"], [rowspan="2"], [rowspan="3"], [rowspan="4"]) > .block { white-space: normal; }
+.block:hover, .block:focus-visible { z-index: 2; bottom: auto; white-space: normal; min-height: calc(100% - 1px); box-shadow: 0 2px 10px #0003; }
+.block:is([data-state="ARRIVED"], [data-state="READY"]) { background: var(--wait-bg); border-color: var(--wait); }
+.block[data-state="STARTED"] { background: var(--run-bg); border-color: var(--run); }
+.block[data-state="COMPLETED"] { background: var(--good-bg); border-color: var(--good); }
+.block[data-state="DISCONTINUED"] { background: var(--bad-bg); border-color: var(--bad); }
+.free { position: absolute; inset: 1px 2px; display: grid; place-content: center; border-radius: 6px; color: transparent; text-decoration: none; }
+.free:hover, .free:focus { background: var(--tint); color: var(--accent); }
+td:hover > .free { color: var(--accent); }
 .waiting { list-style: none; padding: 0; font-size: 2rem; }
 .waiting li { display: grid; grid-template-columns: 2fr 1fr 2fr 1.2fr; gap: 16px; padding: 8px 16px; border-bottom: 1px solid var(--line); align-items: center; }
 .waiting .state { font-size: 1.4rem; border-radius: 20px; justify-self: start; }
@@ -20981,6 +21129,8 @@ table.week a.free:hover, table.week a.free:focus { background: var(--accent); co
 .label img + img { height: 11mm; width: 11mm; }
 
 @media (max-width: 68.75rem) {
+  .calendar { grid-template-columns: 1fr; }
+  .months { grid-row: 2; max-width: 22rem; }
   body.framed { grid-template-columns: 76px minmax(0, 1fr); }
   .rail { padding: 0 4px 16px; }
   .brand { font-size: 11px; padding: 0 4px; text-align: center; justify-content: center; overflow-wrap: anywhere; }
@@ -21016,12 +21166,15 @@ table.week a.free:hover, table.week a.free:focus { background: var(--accent); co
   .waiting li { grid-template-columns: 1fr 1fr; gap: 4px 12px; padding: 8px 4px; }
 }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
+@page wide { size: landscape; }
 @page label { size: 50mm 30mm; margin: 1mm; }
 @media print {
   header, nav, .rail, .bar, .skip, .actions, .day, .noprint, .notice, #offline { display: none !important; }
   body, body.framed { display: block; background: #fff; color: #000; font-size: 11pt; }
   main { padding: 0; max-width: none; }
   table, dl, fieldset { border-color: #999; }
+  .calendar { page: wide; display: block; }
+  .months { display: none; }
   .label { page: label; width: auto; border: 0; padding: 0; }
   body:has(.label) h1 { display: none; }
 }
@@ -22551,7 +22704,13 @@ document.addEventListener("keydown", (event) => {
  "Name, ID, accession number, phone or birth date": "姓名、编号、检查号、电话或出生日期",
  "No patient found.": "没有找到患者。",
  "{count} y": "{count} 岁",
- "{count} months": "{count} 个月"
+ "{count} months": "{count} 个月",
+ "View": "视图",
+ "Day view": "日视图",
+ "Week view": "周视图",
+ "No machines yet.": "还没有设备。",
+ "1 exam overlaps with another one.": "有 1 项检查时间冲突。",
+ "exams": "项检查"
 }
 """,
 }
@@ -24500,66 +24659,87 @@ def pages_named(p: PageRequest, text: str) -> list[tuple[str, str]]:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.day.calendar
-# The calendar: the month, and the week of one device.
+# The calendar: a day of all devices or the week of one, and the month.
 # ------------------------------------------------------------------------------------------------
 
 CALENDAR_PAGE = """
-<form method="get" action="/calendar" class="day">
-<a href="/calendar?{{before}}" rel="prev" title="{{t('The week before')}}">←</a>
-<label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label>
-<a href="/calendar?{{after}}" rel="next" title="{{t('The week after')}}">→</a>
+<form method="get" action="/calendar" class="day"><input type="hidden" name="view" value="{{view}}">
+<a href="/calendar?{{before}}" rel="prev" class="button" title="{{back}}">‹</a>
+<a href="/calendar?{{today}}" class="button">{{t('Today')}}</a>
+<a href="/calendar?{{after}}" rel="next" class="button" title="{{forth}}">›</a>
+<label>{{t('Date')}} <input type="date" name="date" value="{{day}}"></label>
+% if view == 'week':
 <label>{{t('Device')}} <select name="device">
 % options(stations, device)
-</select></label> <button>{{t('Show')}}</button>
-</form>
-<section><h2>{{t('Week from {first} to {last}', first=days[0][1], last=days[-1][1])}}{{': ' + heading if heading else ''}}</h2>
-% if double:
-<p class="warning">{{t('{count} exams lie on the time of another one.', count=double)}}</p>
+</select></label>
 % end
-% if not device:
-<p>{{t('Register a device first.')}}</p>
+<button>{{t('Show')}}</button>
+<nav class="views" aria-label="{{t('View')}}">
+% for path, words, current in views:
+<a href="{{path}}" class="button"{{!' aria-current="true"' if current else ''}}>{{words}}</a>
+% end
+</nav>
+</form>
+% if double:
+<p class="warning">{{t('1 exam overlaps with another one.') if double == 1 else t('{count} exams lie on the time of another one.', count=double)}}</p>
+% end
+% if not stations:
+<p>{{t('No machines yet.')}} <a href="/devices/edit">{{t('Register a device first.')}}</a></p>
 % else:
-<div class="wide"><table class="week"><thead><tr><th scope="col">{{t('Time')}}</th>
-% for words, date, closed in days:
-<th scope="col"><a href="/?date={{date}}">{{words}} {{date}}</a>{{' · ' + t('closed') if closed else ''}}</th>
+<div class="calendar">
+<div class="wide" tabindex="0"><table class="grid"><thead><tr><td></td>
+% for words, path, note in columns:
+<th scope="col" colspan="{{lanes}}"><a href="{{path}}">{{words}}</a>
+% if note:
+<small>{{note}}</small>
+% end
+</th>
 % end
 </tr></thead><tbody>
-% for time, cells in slots:
-<tr><th scope="row">{{time}}</th>
-% for exams, free, taken in cells:
-<td{{!' class="taken"' if taken else ''}}>
-% for path, words, state, clash in exams:
-<a href="{{path}}" class="state" data-state="{{state}}">{{words}}</a>
-% if clash:
+% for time, hour, now, cells in rows:
+<tr>
+% if hour:
+<th scope="row">{{time}}
+% else:
+<td>
+% end
+% if now:
+<i class="now"></i>
+% end
+% for cell in cells:
+% if cell['exam']:
+<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"><a href="{{cell['path']}}" class="block" data-state="{{cell['state']}}" title="{{cell['title']}}"><span>{{cell['time']}}</span> <b>{{cell['name']}}</b> <span>{{cell['exam']}}</span>
+% if cell['clash']:
 <strong class="urgent">{{t('double booking')}}</strong>
 % end
+</a></td>
+% elif cell['free']:
+<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"><a href="/register?{{cell['path']}}" class="free" aria-label="{{cell['title']}}">+</a></td>
+% else:
+<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"></td>
 % end
-% if free:
-<a href="/register?{{free[0]}}" class="free" aria-label="{{free[1]}}">+</a>
-% end
-</td>
 % end
 </tr>
 % end
 </tbody></table></div>
-% end
-</section>
-<section><h2>{{month}}</h2>
-<div class="wide"><table class="month"><thead><tr>
+<section class="months"><h2>{{month}}</h2>
+<table class="month"><thead><tr>
 % heads(weekdays)
 </tr></thead><tbody>
 % for week in weeks:
 <tr>
 % for number, query, count, date, current in week:
-<td{{!' aria-current="date"' if current else ''}}><a href="/calendar?{{query}}">{{number}}</a>
+<td{{!' aria-current="date"' if current else ''}}><a href="/calendar?{{query}}">{{number}}
 % if count:
-<a href="/?date={{date}}">{{t('1 exam') if count == 1 else t('{count} exams', count=count)}}</a>
+<small>{{count}}<span class="hidden"> {{t('exams')}}</span></small>
 % end
-</td>
+</a></td>
 % end
 </tr>
 % end
-</tbody></table></div></section>
+</tbody></table></section>
+</div>
+% end
 """
 SLOTS_PART = """
 % if taken:
@@ -24575,73 +24755,153 @@ SLOTS_PART = """
 """
 
 
+VIEWS = {"day": Message("Day view"), "week": Message("Week view")}
+
+
 def calendar_page(p: PageRequest) -> str:
-    """GET /calendar: the month, and the week of one device with its free times."""
+    """GET /calendar: a day of all devices, or the week of one, and the month."""
     ctx, t, stations = p.ctx, p.t, stations_of(p)
     day = day_of(p.day("date") or ctx.today())
+    view = "week" if p.query("view") == "week" or p.query("device") else "day"
     device = p.query("device") or (stations[0][0] if stations else "")
-    monday = day - datetime.timedelta(days=day.weekday())
-    days = [monday + datetime.timedelta(days=n) for n in range(7)]
-    bookings = p.read(diary, ctx, device, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
-    double = clashes(bookings)
-    week = datetime.timedelta(days=7)
+    columns = week_columns(p, day, device) if view == "week" else day_columns(p, day)
+    double = {row for column in columns for row in clashes(column.bookings)}
+    lanes, rows = grid(columns, *day_begins_ends(ctx), ctx.config.clinic.slot_minutes)
+    shift = datetime.timedelta(days=7 if view == "week" else 1)
+    back, forth = BACK_FORTH[view]
+    chosen = device if view == "week" else ""
+    queries = {name: calendar_query(one, chosen, view=view)
+               for name, one in (("before", day - shift), ("after", day + shift),
+                                 ("today", day_of(ctx.today())))}  # fmt: skip
     return p.show(
-        CALENDAR_PAGE, "Calendar", before=calendar_query(day - week, device),
-        after=calendar_query(day + week, device), day=f"{day}",
-        device=device, stations=stations, heading=dict(stations).get(device, device),
+        CALENDAR_PAGE, title_of(p, columns, view, dict(stations)), **queries, day=f"{day}", view=view, device=device,
+        stations=stations, back=t(back), forth=t(forth), double=len(double), lanes=lanes,
+        views=[(f"/calendar?{calendar_query(day, '', view=name)}", t(words), name == view)
+               for name, words in VIEWS.items()],
+        columns=[head_of(p, column, view, dict(stations)) for column in columns],
+        rows=shown_rows(p, rows, double, ctx.today() in {column.date for column in columns}),
         month=f"{day:%Y-%m}", weekdays=[t(words) for words in WEEKDAY_WORDS],
-        weeks=weeks_of_month(p, day, device), double=len(double),
-        days=[(t(WEEKDAY_WORDS[d.weekday()]), f"{d}", is_closed(ctx, f"{d:%Y%m%d}")) for d in days],
-        slots=week_rows(p, device, days, bookings, double),
+        weeks=weeks_of_month(p, day, chosen, view),
     )  # fmt: skip
+
+
+BACK_FORTH = {
+    "day": (Message("The day before"), Message("The day after")),
+    "week": (Message("The week before"), Message("The week after")),
+}
 
 
 def calendar_query(day: datetime.date, device: str, **more: str) -> str:
     """Return the query of a URL for a day and a device."""
-    return urllib.parse.urlencode({"date": f"{day}", **more, "device": device})
+    known = {"date": f"{day}", **more, "device": device}
+    return urllib.parse.urlencode({key: value for key, value in known.items() if value})
 
 
-def weeks_of_month(p: PageRequest, day: datetime.date, device: str) -> list[list[tuple[Any, ...]]]:
+def day_columns(p: PageRequest, day: datetime.date) -> list[Column]:
+    """Return a column for each machine, on one day."""
+    date = f"{day:%Y%m%d}"
+    return [
+        column
+        for ae_title, _ in stations_of(p)
+        for column in columns_of(p, ae_title, [date])
+    ]  # fmt: skip
+
+
+def week_columns(p: PageRequest, day: datetime.date, device: str) -> list[Column]:
+    """Return a column for each day of the week, of one machine."""
+    monday = day - datetime.timedelta(days=day.weekday())
+    days = [monday + datetime.timedelta(days=n) for n in range(7)]
+    return columns_of(p, device, [f"{one:%Y%m%d}" for one in days]) if device else []
+
+
+def columns_of(p: PageRequest, device: str, dates: list[str]) -> list[Column]:
+    """Return the columns of a machine for days that follow each other."""
+    bookings = p.read(diary, p.ctx, device, dates[0], dates[-1])
+    step = p.ctx.config.clinic.slot_minutes
+    return [
+        Column(date, device, [one for one in bookings if one.date == date],
+               set(free_times(p.ctx, bookings, date, step)))
+        for date in dates
+    ]  # fmt: skip
+
+
+def title_of(p: PageRequest, columns: list[Column], view: str, names: dict[str, str]) -> str:
+    """Return what the calendar shows: a day, or a machine and a week."""
+    if not columns:
+        return p.t("Calendar")
+    first, last = columns[0], columns[-1]
+    if view == "week":
+        words = p.t(
+            "Week from {first} to {last}", first=p.t.date(first.date), last=p.t.date(last.date)
+        )
+        return f"{names.get(first.device, first.device)}, {words}"
+    return f"{p.t(WEEKDAY_WORDS[day_of(first.date).weekday()])}, {p.t.date(first.date)}"
+
+
+def head_of(
+    p: PageRequest, column: Column, view: str, names: dict[str, str]
+) -> tuple[str, str, str]:
+    """Return the heading of a column: words, link, note."""
+    day = day_of(column.date)
+    closed = p.t("closed") if is_closed(p.ctx, column.date) else ""
+    if view == "week":
+        words = f"{p.t(WEEKDAY_WORDS[day.weekday()])} {day.day}"
+        return words, f"/calendar?{calendar_query(day, '', view='day')}", closed
+    path = f"/calendar?{calendar_query(day, column.device, view='week')}"
+    return names.get(column.device, column.device), path, closed
+
+
+def shown_rows(
+    p: PageRequest, rows: list[tuple[int, list[Cell]]], double: set[int], today: bool
+) -> list[tuple[str, bool, bool, list[dict[str, Any]]]]:
+    """Return the rows as the template wants them: time, whether a full hour, whether now, cells."""
+    now = p.ctx.local_now()
+    this = (now.hour * 60 + now.minute) // UNIT * UNIT if today else -1
+    return [
+        (clock(minute), minute % 60 == 0, minute == this,
+         [shown_cell(p, cell, double) for cell in cells])
+        for minute, cells in rows
+    ]  # fmt: skip
+
+
+def shown_cell(p: PageRequest, cell: Cell, double: set[int]) -> dict[str, Any]:
+    """Return a cell as the template wants it."""
+    shown: dict[str, Any] = {
+        "rows": cell.rows,
+        "lanes": cell.lanes,
+        "free": cell.start >= 0,
+        "exam": "",
+    }
+    day, one = day_of(cell.column.date), cell.booking
+    if one:
+        name, exam = p.t.name(one.name), one.exam or "?"
+        title = f"{clock(one.begin)}–{clock(one.end)} {name}, {exam}"
+        return shown | {
+            "path": f"/step/{one.row_id}", "state": one.status, "name": name, "time": clock(one.begin),
+            "exam": exam, "title": title, "clash": one.row_id in double,
+        }  # fmt: skip
+    if cell.start >= 0:
+        words = p.t("Register on {date} at {time}", date=day, time=clock(cell.start))
+        query = calendar_query(day, cell.column.device, time=clock(cell.start))
+        return shown | {"path": query, "title": words}
+    return shown
+
+
+def weeks_of_month(
+    p: PageRequest, day: datetime.date, device: str, view: str
+) -> list[list[tuple[Any, ...]]]:
     """Return the weeks of a month; per day: number, query, number of exams, date, whether chosen."""
     first = day.replace(day=1)
     first -= datetime.timedelta(days=first.weekday())
     days = [first + datetime.timedelta(days=n) for n in range(42)]
     counts = p.read(exams_of_days, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
     cells = [
-        (one.day, calendar_query(one, device), counts.get(f"{one:%Y%m%d}", 0), f"{one}", one == day)
+        (one.day, calendar_query(one, device, view=view), counts.get(f"{one:%Y%m%d}", 0), f"{one}",
+         one == day)
         for one in days
     ]  # fmt: skip
     weeks = [cells[n : n + 7] for n in range(0, 42, 7)]
     return [week for week in weeks if any(cell[3][:7] == f"{day:%Y-%m}" for cell in week)]
-
-
-def week_rows(
-    p: PageRequest, device: str, days: list[datetime.date], bookings: list[Booking],
-    double: set[int],
-) -> list[tuple[str, list[tuple[Any, ...]]]]:  # fmt: skip
-    """Return the rows of a week: a time; per day: exams that start then, link if free, if taken."""
-    ctx, t, step = p.ctx, p.t, p.ctx.config.clinic.slot_minutes
-    opens, closes = day_begins_ends(ctx)
-    earliest = min([opens, *(one.begin for one in bookings)])
-    first = opens - math.ceil((opens - earliest) / step) * step
-    last = min(24 * 60, max([closes, *(one.end for one in bookings)]))
-    dates = [f"{day:%Y%m%d}" for day in days]
-    free = {date: set(free_times(ctx, bookings, date, step)) for date in dates}
-    week = []
-    for begin in range(first, last, step):
-        cells = []
-        for day, date in zip(days, dates, strict=True):
-            here = [one for one in bookings if one.date == date and one.begin < begin + step
-                    and begin < one.end]  # fmt: skip
-            exams = [(f"/step/{one.row_id}", f"{clock(one.begin)} {t.name(one.name)}",
-                      one.status, one.row_id in double)
-                     for one in here if begin <= one.begin]  # fmt: skip
-            words = t("Register on {date} at {time}", date=day, time=clock(begin))
-            query = calendar_query(day, device, time=clock(begin))
-            open_ = (query, words) if begin in free[date] else None
-            cells.append((exams, open_, bool(here)))
-        week.append((clock(max(0, begin)), cells))
-    return week
 
 
 def slots_part(p: PageRequest) -> str:

@@ -22,7 +22,15 @@ from minris.dataset.items import workitem_code
 from minris.dataset.times import shown_date
 from minris.housekeeping.stuck import not_come
 from minris.orders.catalogue import save_procedure
-from minris.orders.diary import clashes, diary, exam_minutes, free_times, in_the_way, is_closed
+from minris.orders.diary import (
+    Booking,
+    clashes,
+    diary,
+    exam_minutes,
+    free_times,
+    in_the_way,
+    is_closed,
+)  # fmt: skip
 from minris.orders.history import visit_of
 from minris.orders.lookup import get_step, step_key, step_row
 from minris.orders.patients import get_patient
@@ -30,6 +38,7 @@ from minris.orders.scheduling import reschedule
 from minris.orders.steps import change_step
 from minris.orders.trace import QueryLog, save_shown
 from minris.orders.undo import undo
+from minris.pages.day.grid import Column, grid
 from minris.pages.day.paper import code_128
 from minris.standard.dictionary import tag_of
 from minris.store.models import database
@@ -128,8 +137,8 @@ def test_any_opening_time_has_free_times_in_the_calendar(appliance, opens, slot)
     with visiting(appliance) as client:
         page = employ(appliance, client).get(f"/calendar?date={shown_date(day)}&device=CT1")
     assert page.text.count('class="free"') >= 600 // slot - 1
-    assert "00:05 Wang" in page.text
-    assert "06:10 Li" in page.text
+    assert "00:05 Wang" in words_of(page)
+    assert "06:10 Li" in words_of(page)
 
 
 def test_exams_on_any_title_of_a_device_are_in_its_diary(ctx):
@@ -218,7 +227,7 @@ def test_the_calendar_shows_exams_and_double_bookings(appliance, desk):
     assert words.count("double booking") == 2
     assert "09:00 Wang XiaoDong 王小东" in words
     assert "2 exams" in words.partition(shown_date(day)[:7] + " Mon")[2]
-    assert ": CT room" in words
+    assert "CT room, Week from" in words
     assert 'href="/step/1"' in page.text
 
 
@@ -485,3 +494,30 @@ def test_what_comes_after_is_told_by_what_it_was(ctx, code, words):
     claim_by_person(later, uid)
     finish_by_person(later, uid, "")
     assert str(visit_of(1)[-1].what) == words
+
+
+def test_exams_that_overlap_stand_side_by_side():
+    def booking(row, begin, end):
+        return Booking(row, DAY, begin, end, "SCHEDULED", "Wang", "CT")
+
+    bookings = [
+        booking(1, 540, 570),
+        booking(2, 545, 555),
+        booking(3, 556, 575),
+        booking(4, 600, 610),
+    ]
+    lanes, rows = grid([Column(DAY, "CT1", bookings, {480})], 480, 660, 30)
+    shown = {cell.booking.row_id: (begin, cell.rows, cell.lanes)
+             for begin, cells in rows for cell in cells if cell.booking}  # fmt: skip
+    assert lanes == 2
+    assert shown == {1: (540, 6, 1), 2: (545, 2, 1), 3: (555, 4, 1), 4: (600, 2, 2)}
+    assert [cell.start for begin, cells in rows for cell in cells if cell.start >= 0] == [480]
+
+
+def test_each_row_of_the_calendar_is_as_wide_as_the_others():
+    """Height times width of all cells is that of the whole grid."""
+    bookings = [Booking(n, DAY, 480 + 7 * n, 500 + 11 * n, "SCHEDULED", "W", "") for n in range(9)]
+    columns = [Column(DAY, "CT1", bookings, set()), Column(DAY, "US1", bookings[:2], {485, 500})]
+    lanes, rows = grid(columns, 480, 600, 15)
+    cells = [cell for _, found in rows for cell in found]
+    assert sum(cell.rows * cell.lanes for cell in cells) == len(rows) * lanes * len(columns)

@@ -286,7 +286,7 @@ def test_a_free_time_is_found_in_the_calendar(desk):
     desk.send()
     page.get_by_role("status").wait_for()
     page.goto(f"/calendar?date={date}&device=CT1")
-    page.locator("table.week a.state", has_text="Chen").wait_for()
+    page.locator("table.grid a.block", has_text="Chen").wait_for()
 
 
 def test_the_second_of_two_people_sees_what_the_first_has_changed(desk):
@@ -325,7 +325,7 @@ def test_all_of_it_goes_without_a_script(desk):
         page.get_by_role("button", name=step, exact=True).first.click()
         page.locator(f'#board tr[data-state="{state}"]').wait_for()
     page.goto("/calendar?device=CT1")
-    page.locator("table.week a.state", has_text="王小东").click()
+    page.locator("table.grid a.block", has_text="王小东").click()
     page.get_by_role("link", name="Slip").click()
     page.locator("article.slip").wait_for()
     page.goto("/patients")
