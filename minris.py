@@ -2257,6 +2257,7 @@ SETTINGS = setting_table(r"""
     housekeeping | backup_time | 02:30 | clock | time of the nightly backup; a missed one is made at the next start; empty: none
     housekeeping | backup_folder | backups | text | backup folder; a relative path is relative to config.ini
     housekeeping | backups_kept | 14 | int 1 1000 | number of backups kept
+    housekeeping | restore_damaged | no | bool | let the newest good backup replace a store that is found damaged; what came after the backup is missing then
     housekeeping | no_show_after_closing | no | bool | mark open exams as no-show at closing time (devices with MPPS only)
     housekeeping | keep_queries_days | 7 | int 1 3650 | days to keep the query log
     housekeeping | keep_steps_days | 0 | int 0 36500 | days to keep ended steps and what was performed for them (0: for ever)
@@ -6194,6 +6195,10 @@ TROUBLES = {
         "The disk fails: nothing can be saved now. What can be read is shown. Make a backup, and"
         " have the disk of this box looked at."
     ),
+    "gone": Message(
+        "The store was moved or replaced: nothing is saved any more. Stop minris, put the store in"
+        " its place, and start again."
+    ),
     "damaged": Message(
         "The store is damaged: nothing is saved in it any more. What can be read is shown. Restore"
         " a backup."
@@ -6242,6 +6247,14 @@ def _causes(error: BaseException | None) -> Iterator[Exception]:
         error = error.__context__
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    except OSError:
+        return 0, 0
+
+
 class Condition:
     """What a store suffers from, if anything.
 
@@ -6258,6 +6271,7 @@ class Condition:
         self.path = path
         self.trouble: Trouble | None = None
         self.is_looked_at = False
+        self.files: list[tuple[int, int]] = []
         self.on_change: Callable[[], None] = lambda: None
         self.on_reopen: Callable[[], None] = lambda: None
         self.said: dict[str, float] = {}
@@ -6289,6 +6303,17 @@ class Condition:
             if self._is_new("works"):
                 log.info("store: it can be written again")
             self.on_change()
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether something stored cannot be trusted."""
+        return bool(self.trouble and self.trouble.kind == "damaged")
+
+    def files_in_place(self) -> tuple[bool, bool]:
+        """Whether store and write-ahead log are those that were seen first, under their names."""
+        found = [_identity(beside(self.path, suffix)) for suffix in ("", "-wal")]
+        self.files = self.files or found
+        return found[0] == self.files[0], found[1] == self.files[1]
 
     def try_to_reopen(self) -> None:
         """See whether a store that is only looked at can be written by now."""
@@ -6906,6 +6931,10 @@ class Writer:
             return
         if database.connection().total_changes > before:
             condition.works()
+            if lost := self._lost():
+                for job in jobs:
+                    job.settle(None, lost)
+                return
         self.commits += 1
         for job, (result, failure) in zip(jobs, outcomes, strict=True):
             job.settle(result, failure)
@@ -6913,6 +6942,24 @@ class Writer:
             self.on_commit()
         except Exception:
             log.exception("callback after a commit failed")
+
+    @staticmethod
+    def _lost() -> StoreTrouble | None:
+        """The refusal of what was committed to files that nobody finds; None if all is in place.
+
+        A write-ahead log that somebody has deleted is folded into the store, which is opened anew.
+        """
+        condition: Condition = database.condition
+        here, log_here = condition.files_in_place()
+        if here and log_here:
+            return None
+        if here:
+            row = database.execute_sql("PRAGMA wal_checkpoint(FULL)").fetchone()
+            if row and row[0] == 0 and row[1] == row[2]:
+                log.error("store: its write-ahead log was deleted; all was folded in")
+                condition.on_reopen()
+                return None
+        return condition.begin(Trouble("gone", lasts=True), f"{condition.path} is another file")
 
     @staticmethod
     def _attempt(job: _Job) -> tuple[Any, Exception | None]:
@@ -6929,6 +6976,97 @@ class Writer:
         except Exception as error:
             log.exception("%s failed", job.function)
             return None, error
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.store.checking
+# Whether a store is whole: table by table, on connections of their own.
+# ------------------------------------------------------------------------------------------------
+
+# What a table alone can mend: an index is made anew from it.
+_OF_AN_INDEX = re.compile(r"(row \d+ missing from|wrong # of entries in) index ")
+START_SECONDS = 10.0  # that a start waits for the check; what is not done then follows in slices
+
+
+def damage_of(path: Path, table: str = "", seconds: float | None = None) -> list[str]:
+    """What is wrong with a table and its indexes, or with the whole store, as SQLite says it.
+
+    seconds  the check is given up after so long
+    Raises   sqlite3.Error for what cannot be read
+    """
+    with contextlib.closing(
+        sqlite3.connect(source_of(path), uri=True, check_same_thread=False)
+    ) as connection:
+        connection.execute("PRAGMA cache_size=-1024")
+        late = threading.Timer(seconds or 0, connection.interrupt)
+        if seconds:
+            late.start()
+        try:
+            what = f'("{table}")' if table else ""
+            found = [line for (line,) in connection.execute(f"PRAGMA integrity_check{what}")]
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+                return []
+            raise
+        finally:
+            late.cancel()
+    return [line for line in found if line != "ok"]
+
+
+def is_mendable(damage: list[str]) -> bool:
+    """Whether indexes alone are wrong."""
+    return all(map(_OF_AN_INDEX.match, damage))
+
+
+def check_after_sudden_end(path: Path) -> None:
+    """Check a store that was not closed, before anything is written to it."""
+    condition = database.condition
+    if not condition.trouble:
+        try:
+            found = damage_of(path, seconds=START_SECONDS)
+        except sqlite3.Error as error:
+            condition.suffers(error, reading=True)
+        else:
+            if not is_mendable(found):
+                condition.begin(Trouble("damaged", lasts=True), found[0])
+
+
+class Checker:
+    """Checks a store in slices: each call one table with its indexes, the smallest load there is.
+
+    path  of the store
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.left: list[str] = []
+
+    def check_next(self, writer: Writer) -> None:
+        """Check the next table; make its indexes anew where they alone are wrong."""
+        condition = database.condition
+        if condition.trouble:
+            return
+        try:
+            table = self._next()
+            found = damage_of(self.path, table)
+            if found and is_mendable(found):
+                log.warning("store: the indexes of %s are made anew: %s", table, found[0])
+                writer.call(database.execute_sql, f'REINDEX "{table}"')
+                found = damage_of(self.path, table)
+        except sqlite3.Error as error:
+            condition.suffers(error, reading=True)
+            return
+        if found:
+            condition.begin(Trouble("damaged", lasts=True), found[0])
+
+    def _next(self) -> str:
+        if not self.left:
+            with contextlib.closing(sqlite3.connect(source_of(self.path), uri=True)) as connection:
+                rows = connection.execute(
+                    "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name DESC"
+                )
+                self.left = [name for (name,) in rows if not name.startswith("sqlite_stat")]
+        return self.left.pop()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -21439,6 +21577,7 @@ document.addEventListener("keydown", (event) => {
  "It is the patient of the order": "确认是申请上的患者",
  "It is this patient after all": "确认是该患者",
  "It was another exam": "这是另一项检查",
+ "let the newest good backup replace a store that is found damaged; what came after the backup is missing then": "发现数据库损坏时，用最新的完好备份替换；备份之后的内容将会缺失",
  "Other patient?": "患者不符？",
  "Patient at the machine": "设备上的患者",
  "Patient of the order": "申请上的患者",
@@ -22198,6 +22337,7 @@ document.addEventListener("keydown", (event) => {
  "The step is {state}": "该步骤为 {state}",
  "The store can only be read: nothing can be saved. What was saved before is shown. It goes on by itself when the store can be written.": "数据库只能读取：现在无法保存任何内容。之前保存的内容照常显示。数据库可以写入后会自动恢复。",
  "The store is damaged: nothing is saved in it any more. What can be read is shown. Restore a backup.": "数据库已损坏：不再向其中保存任何内容。能读取的内容照常显示。请恢复备份。",
+ "The store was moved or replaced: nothing is saved any more. Stop minris, put the store in its place, and start again.": "数据库文件被移动或替换：不再保存任何内容。请停止 minris，把数据库放回原处，再重新启动。",
  "The token, shown this once: {secret}": "令牌（仅显示这一次）：{secret}",
  "The week after": "后一周",
  "The week before": "前一周",
@@ -27013,12 +27153,16 @@ def add_pages(app: Any, web: Web) -> None:
             bottle.response.status = 301 if bottle.request.method in ("GET", "HEAD") else 308
             bottle.response.set_header("Location", path)
             return ""
-        if error.status_code >= 500:
+        refusal = error.exception
+        if isinstance(refusal, HttpRefusal):
+            bottle.response.status = refusal.http
+        elif error.status_code >= 500:
             asked = f"{bottle.request.method} {bottle.request.path}"
             log.error("web: %s failed", asked, exc_info=error.exception)
         p = PageRequest(site)
         words = {404: p.t("There is no such page."), 405: p.t("This cannot be done here.")}
         text = words.get(error.status_code, p.t("Something went wrong. It is in the log."))
+        text = p.t(refusal.detail) if isinstance(refusal, HttpRefusal) else text
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
@@ -28031,6 +28175,7 @@ class Parts(Box, Protocol):
     config: Config
     writer: Writer | None
     changes: Changes
+    checker: Checker
     clock: ClockWatch
     certificates: list[Certificate]
     stuck: set[tuple[str, str, str]]
@@ -28110,7 +28255,7 @@ def notices(box: Parts) -> list[Message]:
     """Return the notices at the top of every page: certificates, a failed backup, a restore."""
     now, ctx = utc_now(), box.context()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
-    with contextlib.suppress(StoreError, peewee.DatabaseError), reading():
+    with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
         found += [notice_of_gap(ctx, gap) for gap in gaps()]
     return found + failed_backup(box)
 
@@ -28174,7 +28319,11 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
             yield from check_store_lines(config)
     except StoreInUse as error:
         running = str(error)
-        yield f"store {config.store_path} (in use by a running minris)", ""
+        try:
+            found = damage_of(config.store_path)
+        except UNREADABLE as unreadable:
+            found = [str(unreadable)]
+        yield f"store {config.store_path} (in use by a running minris)", "".join(found[:1])
     except StoreError as error:
         yield f"store {config.store_path}", str(error)
     for name, section in (("dicom", config.dicom), ("web", config.web)):
@@ -28191,6 +28340,11 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
             yield f"device {name} at {device.host}:{device.port}", problem
 
 
+# What a store that is damaged in any way may answer.
+UNREADABLE = (StoreError, StoreTrouble, peewee.PeeweeException, sqlite3.Error, OSError,
+              ValueError, LookupError, TypeError, AttributeError)  # fmt: skip
+
+
 def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the checks of a store that is not in use."""
     if not config.store_path.exists():
@@ -28200,12 +28354,15 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
     try:
         read_store(config.store_path)
         with database.connection_context():
-            (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
+            found = damage_of(config.store_path)
             stored = stored_devices()
-        yield f"store {config.store_path}", "" if answer == "ok" else answer
+        words = found[0] if found else ""
+        if words and is_mendable(found):
+            words += "; the index is made anew by `minris serve` within a quarter of an hour"
+        yield f"store {config.store_path}", words
         for device, words in device_conflicts(AccessRules(config, stored).devices):
             yield f"device {device.name} (made on the page)", words
-    except (StoreError, peewee.DatabaseError, sqlite3.DatabaseError) as error:
+    except UNREADABLE as error:
         yield f"store {config.store_path}", str(error)
 
 
@@ -28443,6 +28600,11 @@ def _run_daily(appliance: Parts, daily: Daily, so_far: Failed) -> None:
                   exc_info=unexpected)  # fmt: skip
 
 
+def job_check(appliance: Parts) -> None:
+    """Check the next table of the store."""
+    appliance.checker.check_next(appliance.writer)
+
+
 def job_renew(appliance: Parts) -> None:
     """Reload certificates whose files have changed."""
     for certificate in appliance.certificates:
@@ -28524,6 +28686,7 @@ def daily_due(ctx: Context, daily: Daily) -> bool:
 JOBS = (
     Job("queries", 10, job_save_queries),
     Job("withheld", 20, job_withheld),
+    Job("check", 20, job_check),
     Job("clock", 3600, job_clock),
     Job("certificates", 60, job_renew),
     Job("workitems", 300, job_workitems),
@@ -28566,6 +28729,11 @@ class Appliance:
         self.certificates = [one for one in (self.dicom_tls, self.web_tls) if one]
         self.backup_problem = ""
         self.lock = open_to_serve(config.store_path)
+        if control_file(config).exists():
+            check_after_sudden_end(config.store_path)
+        if database.condition.is_damaged and config.housekeeping.restore_damaged and self.lock:
+            self._restore_newest()
+        self.checker = Checker(config.store_path)
         self.access_rules, last_seen = AccessRules(config, version=0), ""
         try:
             with contextlib.suppress(StoreTrouble), reading():  # a damaged store may tell nothing
@@ -28587,6 +28755,18 @@ class Appliance:
         self.started = threading.Event()
         self.dicom_port = self.dicom_tls_port = self.web_port = 0
         self.start_time = time.time()
+
+    def _restore_newest(self) -> None:
+        """Let the newest backup that is whole replace a damaged store, which is kept aside."""
+        ctx = Context(self.config, Actor("minris"))
+        for backup in reversed(backups(self.config)):
+            try:
+                kept, _ = restore(ctx, self.config.store_path, backup)
+            except StoreError as error:
+                log.error("%s cannot be restored: %s", backup, error)
+            else:
+                log.error("the damaged store is kept as %s; %s was restored", kept, backup)
+                return
 
     def _release(self) -> None:
         if self.lock:
@@ -28668,9 +28848,14 @@ class Appliance:
                     raise
         self._wake_delivery()
 
+    def _may_restore(self) -> bool:
+        return bool(self.config.housekeeping.restore_damaged and backups(self.config))
+
     def _condition_changed(self) -> None:
         """Show a trouble of the store, or its end, on open pages; in any thread."""
         self.changes.bump()
+        if database.condition.is_damaged and self._may_restore():
+            self._start_again()
         if not database.condition.trouble:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 asyncio.run_coroutine_threadsafe(self._begin(), self.loop)
@@ -28849,7 +29034,7 @@ class Appliance:
             await door.close()
         for pool in (ending, self.job_threads, self.readers, self.delivery_reader):
             pool.shutdown(wait=False, cancel_futures=True)
-        with contextlib.suppress(OSError):  # of a disk that is read-only
+        if not database.condition.trouble:  # else the next start checks the store
             control_file(self.config).unlink(missing_ok=True)
         self._release()
 
@@ -28866,7 +29051,7 @@ class Appliance:
         files = f"store {config.store_path}, configuration {config.path or 'defaults'}"
         self.say(f"minris {__version__}: DICOM {dicom}, pages at {self.web_url}, {files}")
         notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
-        database.condition.on_reopen = lambda: self._start_again(until)
+        self.until, database.condition.on_reopen = until, self._start_again
         try:
             await until.wait()
         finally:
@@ -28874,12 +29059,12 @@ class Appliance:
             await self.stop()
         return self.is_to_start_again
 
-    def _start_again(self, until: asyncio.Event) -> None:
+    def _start_again(self) -> None:
         """End this run for another one, which opens the store anew; in any thread."""
         log.warning("the store is opened anew")
         self.is_to_start_again = True
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            self.loop.call_soon_threadsafe(until.set)
+            self.loop.call_soon_threadsafe(self.until.set)
 
 
 # ------------------------------------------------------------------------------------------------

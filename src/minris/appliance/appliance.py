@@ -21,7 +21,7 @@ from minris import __version__, log
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.access.users import FIRST_USER, first_password_file, make_user
-from minris.appliance.health import Failed, alarms, health, lights, metrics, notices
+from minris.appliance.health import Failed, alarms, backups, health, lights, metrics, notices
 from minris.appliance.jobs import (
     BY_THE_CLOCK,
     DAILY,
@@ -50,12 +50,14 @@ from minris.dimse.archive import ArchiveSearch
 from minris.dimse.dispatcher import Dimse
 from minris.dimse.senders import DimseSender
 from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS
+from minris.housekeeping.restoring import restore
 from minris.housekeeping.stuck import correct_stamps
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE
 from minris.pages.site import build_app
 from minris.standard.status import Refusal
+from minris.store.checking import Checker, check_after_sudden_end
 from minris.store.condition import StoreTrouble
-from minris.store.models import User, database
+from minris.store.models import StoreError, User, database
 from minris.store.rows import get_mark, set_mark
 from minris.store.sqlite import open_to_serve, reading
 from minris.store.writer import Writer
@@ -96,6 +98,11 @@ class Appliance:
         self.certificates = [one for one in (self.dicom_tls, self.web_tls) if one]
         self.backup_problem = ""
         self.lock = open_to_serve(config.store_path)
+        if control_file(config).exists():
+            check_after_sudden_end(config.store_path)
+        if database.condition.is_damaged and config.housekeeping.restore_damaged and self.lock:
+            self._restore_newest()
+        self.checker = Checker(config.store_path)
         self.access_rules, last_seen = AccessRules(config, version=0), ""
         try:
             with contextlib.suppress(StoreTrouble), reading():  # a damaged store may tell nothing
@@ -117,6 +124,18 @@ class Appliance:
         self.started = threading.Event()
         self.dicom_port = self.dicom_tls_port = self.web_port = 0
         self.start_time = time.time()
+
+    def _restore_newest(self) -> None:
+        """Let the newest backup that is whole replace a damaged store, which is kept aside."""
+        ctx = Context(self.config, Actor("minris"))
+        for backup in reversed(backups(self.config)):
+            try:
+                kept, _ = restore(ctx, self.config.store_path, backup)
+            except StoreError as error:
+                log.error("%s cannot be restored: %s", backup, error)
+            else:
+                log.error("the damaged store is kept as %s; %s was restored", kept, backup)
+                return
 
     def _release(self) -> None:
         if self.lock:
@@ -198,9 +217,14 @@ class Appliance:
                     raise
         self._wake_delivery()
 
+    def _may_restore(self) -> bool:
+        return bool(self.config.housekeeping.restore_damaged and backups(self.config))
+
     def _condition_changed(self) -> None:
         """Show a trouble of the store, or its end, on open pages; in any thread."""
         self.changes.bump()
+        if database.condition.is_damaged and self._may_restore():
+            self._start_again()
         if not database.condition.trouble:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 asyncio.run_coroutine_threadsafe(self._begin(), self.loop)
@@ -379,7 +403,7 @@ class Appliance:
             await door.close()
         for pool in (ending, self.job_threads, self.readers, self.delivery_reader):
             pool.shutdown(wait=False, cancel_futures=True)
-        with contextlib.suppress(OSError):  # of a disk that is read-only
+        if not database.condition.trouble:  # else the next start checks the store
             control_file(self.config).unlink(missing_ok=True)
         self._release()
 
@@ -396,7 +420,7 @@ class Appliance:
         files = f"store {config.store_path}, configuration {config.path or 'defaults'}"
         self.say(f"minris {__version__}: DICOM {dicom}, pages at {self.web_url}, {files}")
         notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
-        database.condition.on_reopen = lambda: self._start_again(until)
+        self.until, database.condition.on_reopen = until, self._start_again
         try:
             await until.wait()
         finally:
@@ -404,9 +428,9 @@ class Appliance:
             await self.stop()
         return self.is_to_start_again
 
-    def _start_again(self, until: asyncio.Event) -> None:
+    def _start_again(self) -> None:
         """End this run for another one, which opens the store anew; in any thread."""
         log.warning("the store is opened anew")
         self.is_to_start_again = True
         with contextlib.suppress(RuntimeError):  # the loop has ended
-            self.loop.call_soon_threadsafe(until.set)
+            self.loop.call_soon_threadsafe(self.until.set)

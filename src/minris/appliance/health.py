@@ -20,6 +20,8 @@ from minris.config.ini import Config
 from minris.housekeeping.restoring import gaps, notice_of_gap
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting
 from minris.standard.status import Message
+from minris.store.checking import Checker, damage_of, is_mendable
+from minris.store.condition import StoreTrouble
 from minris.store.files import is_there
 from minris.store.models import StoreError, StoreInUse, database
 from minris.store.sqlite import StoreLock, read_store, reading
@@ -55,6 +57,7 @@ class Parts(Box, Protocol):
     config: Config
     writer: Writer | None
     changes: Changes
+    checker: Checker
     clock: ClockWatch
     certificates: list[Certificate]
     stuck: set[tuple[str, str, str]]
@@ -134,7 +137,7 @@ def notices(box: Parts) -> list[Message]:
     """Return the notices at the top of every page: certificates, a failed backup, a restore."""
     now, ctx = utc_now(), box.context()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
-    with contextlib.suppress(StoreError, peewee.DatabaseError), reading():
+    with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
         found += [notice_of_gap(ctx, gap) for gap in gaps()]
     return found + failed_backup(box)
 
@@ -198,7 +201,11 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
             yield from check_store_lines(config)
     except StoreInUse as error:
         running = str(error)
-        yield f"store {config.store_path} (in use by a running minris)", ""
+        try:
+            found = damage_of(config.store_path)
+        except UNREADABLE as unreadable:
+            found = [str(unreadable)]
+        yield f"store {config.store_path} (in use by a running minris)", "".join(found[:1])
     except StoreError as error:
         yield f"store {config.store_path}", str(error)
     for name, section in (("dicom", config.dicom), ("web", config.web)):
@@ -215,6 +222,11 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
             yield f"device {name} at {device.host}:{device.port}", problem
 
 
+# What a store that is damaged in any way may answer.
+UNREADABLE = (StoreError, StoreTrouble, peewee.PeeweeException, sqlite3.Error, OSError,
+              ValueError, LookupError, TypeError, AttributeError)  # fmt: skip
+
+
 def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
     """Yield the checks of a store that is not in use."""
     if not config.store_path.exists():
@@ -224,12 +236,15 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
     try:
         read_store(config.store_path)
         with database.connection_context():
-            (answer,) = database.execute_sql("PRAGMA quick_check").fetchone()
+            found = damage_of(config.store_path)
             stored = stored_devices()
-        yield f"store {config.store_path}", "" if answer == "ok" else answer
+        words = found[0] if found else ""
+        if words and is_mendable(found):
+            words += "; the index is made anew by `minris serve` within a quarter of an hour"
+        yield f"store {config.store_path}", words
         for device, words in device_conflicts(AccessRules(config, stored).devices):
             yield f"device {device.name} (made on the page)", words
-    except (StoreError, peewee.DatabaseError, sqlite3.DatabaseError) as error:
+    except UNREADABLE as error:
         yield f"store {config.store_path}", str(error)
 
 

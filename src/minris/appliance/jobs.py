@@ -146,6 +146,11 @@ def _run_daily(appliance: Parts, daily: Daily, so_far: Failed) -> None:
                   exc_info=unexpected)  # fmt: skip
 
 
+def job_check(appliance: Parts) -> None:
+    """Check the next table of the store."""
+    appliance.checker.check_next(appliance.writer)
+
+
 def job_renew(appliance: Parts) -> None:
     """Reload certificates whose files have changed."""
     for certificate in appliance.certificates:
@@ -227,6 +232,7 @@ def daily_due(ctx: Context, daily: Daily) -> bool:
 JOBS = (
     Job("queries", 10, job_save_queries),
     Job("withheld", 20, job_withheld),
+    Job("check", 20, job_check),
     Job("clock", 3600, job_clock),
     Job("certificates", 60, job_renew),
     Job("workitems", 300, job_workitems),

@@ -104,6 +104,7 @@ SETTINGS = setting_table(r"""
     housekeeping | backup_time | 02:30 | clock | time of the nightly backup; a missed one is made at the next start; empty: none
     housekeeping | backup_folder | backups | text | backup folder; a relative path is relative to config.ini
     housekeeping | backups_kept | 14 | int 1 1000 | number of backups kept
+    housekeeping | restore_damaged | no | bool | let the newest good backup replace a store that is found damaged; what came after the backup is missing then
     housekeeping | no_show_after_closing | no | bool | mark open exams as no-show at closing time (devices with MPPS only)
     housekeeping | keep_queries_days | 7 | int 1 3650 | days to keep the query log
     housekeeping | keep_steps_days | 0 | int 0 36500 | days to keep ended steps and what was performed for them (0: for ever)

@@ -88,7 +88,7 @@ from minris.pages.patients.patients import (
 from minris.pages.patients.register import find_part, post_register, register_page
 from minris.pages.patients.search import search_page
 from minris.pages.static import static_answer
-from minris.standard.status import Message, Refusal, Status, http_status
+from minris.standard.status import HttpRefusal, Message, Refusal, Status, http_status
 from minris.web.answers import note_reason
 from minris.web.api import add_api
 from minris.web.request import Web, find_login, problem_json
@@ -206,12 +206,16 @@ def add_pages(app: Any, web: Web) -> None:
             bottle.response.status = 301 if bottle.request.method in ("GET", "HEAD") else 308
             bottle.response.set_header("Location", path)
             return ""
-        if error.status_code >= 500:
+        refusal = error.exception
+        if isinstance(refusal, HttpRefusal):
+            bottle.response.status = refusal.http
+        elif error.status_code >= 500:
             asked = f"{bottle.request.method} {bottle.request.path}"
             log.error("web: %s failed", asked, exc_info=error.exception)
         p = PageRequest(site)
         words = {404: p.t("There is no such page."), 405: p.t("This cannot be done here.")}
         text = words.get(error.status_code, p.t("Something went wrong. It is in the log."))
+        text = p.t(refusal.detail) if isinstance(refusal, HttpRefusal) else text
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from minris import log
 from minris.standard.status import HttpRefusal, Message, Status
-from minris.store.files import takes_writes, why_not
+from minris.store.files import beside, takes_writes, why_not
 
 # What the store may suffer from, for people. The first 64 characters are told to devices.
 TROUBLES = {
@@ -23,6 +23,10 @@ TROUBLES = {
     "failing": Message(
         "The disk fails: nothing can be saved now. What can be read is shown. Make a backup, and"
         " have the disk of this box looked at."
+    ),
+    "gone": Message(
+        "The store was moved or replaced: nothing is saved any more. Stop minris, put the store in"
+        " its place, and start again."
     ),
     "damaged": Message(
         "The store is damaged: nothing is saved in it any more. What can be read is shown. Restore"
@@ -72,6 +76,14 @@ def _causes(error: BaseException | None) -> Iterator[Exception]:
         error = error.__context__
 
 
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    except OSError:
+        return 0, 0
+
+
 class Condition:
     """What a store suffers from, if anything.
 
@@ -88,6 +100,7 @@ class Condition:
         self.path = path
         self.trouble: Trouble | None = None
         self.is_looked_at = False
+        self.files: list[tuple[int, int]] = []
         self.on_change: Callable[[], None] = lambda: None
         self.on_reopen: Callable[[], None] = lambda: None
         self.said: dict[str, float] = {}
@@ -119,6 +132,17 @@ class Condition:
             if self._is_new("works"):
                 log.info("store: it can be written again")
             self.on_change()
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether something stored cannot be trusted."""
+        return bool(self.trouble and self.trouble.kind == "damaged")
+
+    def files_in_place(self) -> tuple[bool, bool]:
+        """Whether store and write-ahead log are those that were seen first, under their names."""
+        found = [_identity(beside(self.path, suffix)) for suffix in ("", "-wal")]
+        self.files = self.files or found
+        return found[0] == self.files[0], found[1] == self.files[1]
 
     def try_to_reopen(self) -> None:
         """See whether a store that is only looked at can be written by now."""

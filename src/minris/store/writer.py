@@ -14,7 +14,7 @@ import peewee
 
 from minris import log
 from minris.standard.status import HttpRefusal, Message, Refusal, Status
-from minris.store.condition import StoreTrouble
+from minris.store.condition import Condition, StoreTrouble, Trouble
 from minris.store.models import database
 from minris.store.rows import set_mark
 
@@ -183,6 +183,10 @@ class Writer:
             return
         if database.connection().total_changes > before:
             condition.works()
+            if lost := self._lost():
+                for job in jobs:
+                    job.settle(None, lost)
+                return
         self.commits += 1
         for job, (result, failure) in zip(jobs, outcomes, strict=True):
             job.settle(result, failure)
@@ -190,6 +194,24 @@ class Writer:
             self.on_commit()
         except Exception:
             log.exception("callback after a commit failed")
+
+    @staticmethod
+    def _lost() -> StoreTrouble | None:
+        """The refusal of what was committed to files that nobody finds; None if all is in place.
+
+        A write-ahead log that somebody has deleted is folded into the store, which is opened anew.
+        """
+        condition: Condition = database.condition
+        here, log_here = condition.files_in_place()
+        if here and log_here:
+            return None
+        if here:
+            row = database.execute_sql("PRAGMA wal_checkpoint(FULL)").fetchone()
+            if row and row[0] == 0 and row[1] == row[2]:
+                log.error("store: its write-ahead log was deleted; all was folded in")
+                condition.on_reopen()
+                return None
+        return condition.begin(Trouble("gone", lasts=True), f"{condition.path} is another file")
 
     @staticmethod
     def _attempt(job: _Job) -> tuple[Any, Exception | None]:
