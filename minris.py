@@ -9104,6 +9104,7 @@ class Negotiated(NamedTuple):
     """An accepted A-ASSOCIATE-RQ.
 
     of_providers  abstract syntaxes for which the peer is SCP only, and we are SCU
+    not_served    names of proposed abstract syntaxes that were not accepted, and why
     """
 
     answer: bytes
@@ -9112,6 +9113,24 @@ class Negotiated(NamedTuple):
     called: str
     calling: str
     of_providers: frozenset[str] = frozenset()
+    not_served: tuple[str, ...] = ()
+
+
+NO_TRANSFER_SYNTAX, MOST_NOT_SERVED = 4, 6  # PS3.8 Table 9-18
+
+
+def not_served_names(contexts: Iterable[Any]) -> tuple[str, ...]:
+    """The names of the contexts that were not accepted, each once, of many the first."""
+    names = []
+    for context in contexts:
+        if context.result:
+            uid = UID(str(context.abstract_syntax))
+            name = uid.name if re.fullmatch(r"[0-9.]{3,64}", uid) else "an invalid UID"
+            why = " (no transfer syntax of ours)" if context.result == NO_TRANSFER_SYNTAX else ""
+            names.append(f"{name}{why}")
+    names = list(dict.fromkeys(names))
+    more = len(names) - MOST_NOT_SERVED
+    return (*names[:MOST_NOT_SERVED], *([f"and {more} more"] if more > 0 else ()))
 
 
 def _items(data: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -9341,7 +9360,8 @@ class Negotiator:
             if kind == 0x21:
                 encoded[start] = renumbered.get(encoded[start], encoded[start])
         providers = frozenset(str(uid) for uid, (scu, scp) in roles.items() if scp and not scu)
-        return Negotiated(bytes(encoded), contexts, maximum, called, calling, providers)
+        refused = not_served_names(results)
+        return Negotiated(bytes(encoded), contexts, maximum, called, calling, providers, refused)
 
     def _extended(self, item: Any) -> list[Any]:
         """Answer an extended negotiation item with as many bytes as proposed, 3 at least."""
@@ -10045,11 +10065,15 @@ class Caller:
 # ------------------------------------------------------------------------------------------------
 
 class Call(NamedTuple):
-    """An accepted association: time (seconds since 1970), address, SOP classes."""
+    """An accepted association: time (seconds since 1970), address, SOP classes.
+
+    not_served  names of the proposed ones that are not served here
+    """
 
     at: float
     address: str
     classes: tuple[str, ...]
+    not_served: tuple[str, ...] = ()
 
 
 class Ended(NamedTuple):
@@ -10069,6 +10093,7 @@ class Ended(NamedTuple):
     done: tuple[tuple[tuple[str, int], int], ...]
     ending: str
     words: str
+    not_served: tuple[str, ...] = ()
 
 
 ENDINGS = {
@@ -10212,7 +10237,12 @@ class AssociationServer:
         self.accepted += 1
         peer = association.peer
         classes = tuple(sorted({one.abstract_syntax for one in peer.contexts.values()}))
-        self.called[peer.calling] = Call(time.time(), association.address, classes)
+        called = Call(time.time(), association.address, classes, peer.not_served)
+        self.called[peer.calling] = called
+        if peer.not_served:
+            words = ", ".join(peer.not_served)
+            log.info("%s proposes what is not served here: %s", association, words,
+                     extra={"repeats": True})  # fmt: skip
 
     def note_ended(self, association: Association) -> None:
         """Remember an ended association, for the page of associations.
@@ -10224,7 +10254,8 @@ class AssociationServer:
         done = tuple(sorted(association.done.items()))
         began, now = association.began, time.time()
         one = Ended(began, now - began, association.calling, association.address, done,
-                    *association.ending)  # fmt: skip
+                    *association.ending,
+                    association.peer.not_served if association.peer else ())  # fmt: skip
         for known in itertools.islice(reversed(self.ended), 20):
             words, others = (re.sub("[0-9]+", "#", each.words) for each in (known, one))
             if known[2:6] == one[2:6] and words == others:
@@ -14101,6 +14132,11 @@ def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Findin
         words = Message("It called from {address}, and is registered for {host}",
                         address=last.address, host=device.host)  # fmt: skip
         yield Finding("warning", words, _edit(device), Message("Correct its address"))
+    if last.not_served:
+        words = Message("It proposed what is not served here: {names}",
+                        names=", ".join(last.not_served))  # fmt: skip
+        mend = Message("Switch that off at the machine, or let it call the system that serves it")
+        yield Finding("warning", words, "", mend)
     if device.role == "modality" and MODALITY_WORKLIST not in last.classes:
         words = Message("In its last call it did not offer the worklist")
         yield Finding("warning", words, "", Message("Set the worklist up at the machine"))
@@ -19551,6 +19587,13 @@ def _takes(caller: Caller, device: Device, kind: Kind) -> bool:
     return accepted and (scp or not kind.as_scp or device.events_without_role)
 
 
+def refused_words(caller: Caller, kind: Kind) -> str:
+    """Return why a receiver does not take a kind; if it answers no role, the setting for that."""
+    if kind.as_scp and kind.proposed in caller.accepted.contexts:
+        return f"{kind.refused}: it answers no role (see events_without_role of its device)"
+    return kind.refused
+
+
 class DimseSender:
     """Sends outbox messages on our own associations, with the contexts a receiver needs.
 
@@ -19644,8 +19687,8 @@ class DimseSender:
         if not _takes(caller, device, kind):
             of_lane = (other for other in KINDS.values() if other.lane == kind.lane)
             if not any(_takes(caller, device, other) for other in of_lane):
-                raise DeliveryError(kind.refused)
-            log.warning("%s: %s", device.name, kind.refused)
+                raise DeliveryError(refused_words(caller, kind))
+            log.warning("%s: %s", device.name, refused_words(caller, kind))
             return kind.refused  # do not hold up what it accepts
         context = caller.accepted.contexts[kind.proposed]
         data = written_for(device, event.data, context.explicit)
@@ -22597,6 +22640,9 @@ document.addEventListener("keydown", (event) => {
  "minimum log level; at DEBUG the log may hold patient data": "写入的最低级别；DEBUG 时日志可能含患者数据",
  "lock released": "释放删除锁",
  "login": "登录",
+ "It proposed what is not served here: {names}": "它请求了本系统不提供的服务：{names}",
+ "Switch that off at the machine, or let it call the system that serves it": "请在设备上关闭该服务，或让设备连接提供该服务的系统",
+ "not served here: {names}": "本系统不提供：{names}",
  "association rejected": "关联被拒绝",
  "login failed": "登录失败",
  "logout": "退出",
@@ -25760,7 +25806,7 @@ def associations_page(p: PageRequest) -> str:
         )
         when = datetime.datetime.fromtimestamp(one.at, p.ctx.config.zone)
         cells = (f"{when:%d.%m. %H:%M:%S}", name or t("unknown"), one.calling, one.address,
-                 "; ".join(done_words(t, *each) for each in one.done) or t("nothing"),
+                 what_was_done(t, one),
                  t(ENDINGS[one.ending].key, words=one.words))  # fmt: skip
         link = f"/devices/doctor?name={urllib.parse.quote(name)}" if name else ""
         actions = () if name else (register_action(t, one.calling, one.address),)
@@ -25797,6 +25843,14 @@ def register_action(t: Translator, calling: str, address: str) -> Action:
     """Return the button that registers a caller as a device."""
     fields = (("name", calling), ("ae_title", calling), ("host", address))
     return Action("/devices/save", t("Register"), fields)
+
+
+def what_was_done(t: Translator, one: Ended) -> str:
+    """Return the operations of an association, and the classes it proposed in vain."""
+    words = [done_words(t, *each) for each in one.done] or [t("nothing")]
+    if one.not_served:
+        words.append(t("not served here: {names}", names=", ".join(one.not_served)))
+    return "; ".join(words)
 
 
 def done_words(t: Translator, message: tuple[str, int], count: int) -> str:

@@ -71,6 +71,12 @@ def test_its_last_call_is_told(ctx):
     assert "Modality Worklist" in sentence
 
 
+def test_what_it_proposes_in_vain_is_told(ctx):
+    called = Called({"CT1": call()._replace(not_served=("CT Image Storage",))}, {})
+    sentence = "It proposed what is not served here: CT Image Storage"
+    assert words(ctx, called=called)[sentence] == "warning"
+
+
 def test_another_address_than_registered_is_told(ctx):
     called = Called({"CT1": call(address="192.0.2.9")}, {})
     assert (

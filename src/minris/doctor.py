@@ -149,6 +149,11 @@ def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Findin
         words = Message("It called from {address}, and is registered for {host}",
                         address=last.address, host=device.host)  # fmt: skip
         yield Finding("warning", words, _edit(device), Message("Correct its address"))
+    if last.not_served:
+        words = Message("It proposed what is not served here: {names}",
+                        names=", ".join(last.not_served))  # fmt: skip
+        mend = Message("Switch that off at the machine, or let it call the system that serves it")
+        yield Finding("warning", words, "", mend)
     if device.role == "modality" and MODALITY_WORKLIST not in last.classes:
         words = Message("In its last call it did not offer the worklist")
         yield Finding("warning", words, "", Message("Set the worklist up at the machine"))

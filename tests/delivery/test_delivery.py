@@ -864,7 +864,9 @@ def test_a_watcher_that_takes_no_roles_is_told_nothing(run_appliance, watcher):
     watch(appliance, "WATCH1")
     with Requester(appliance.port) as requester:
         requester.create()
-    assert "SCP" in once_failed(appliance, "WATCH1")
+    problem = once_failed(appliance, "WATCH1")
+    assert "SCP" in problem
+    assert "it answers no role (see events_without_role of its device)" in problem
     assert (workstation.events.empty(), waiting(appliance, "WATCH1")) == (True, 1)
     assert workstation.closed.get(timeout=PATIENCE_S) == "released"
 

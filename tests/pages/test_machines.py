@@ -124,6 +124,19 @@ def test_an_association_is_told_by_what_was_done_and_how_it_ended(appliance, tec
     assert "ended in order" in words
 
 
+def test_a_class_that_is_not_served_is_named(appliance, technologist):
+    ae = AE("CT1")
+    for uid in (VERIFICATION, "1.2.840.10008.5.1.4.1.1.2"):
+        ae.add_requested_context(uid)
+    ae.associate("127.0.0.1", appliance.port, ae_title="MINRIS").release()
+    settled(appliance, 1)
+    assert "nothing; not served here: CT Image Storage" in words_of(
+        technologist.get("/associations")
+    )
+    doctor = words_of(technologist.get("/devices/doctor?name=CT%20room"))
+    assert "It proposed what is not served here: CT Image Storage" in doctor
+
+
 def test_a_failure_is_told_with_its_meaning(appliance, technologist):
     key = "ScheduledProcedureStepSequence[0].ScheduledProcedureStepStartDate=20260230"
     peers.run_findscu(appliance.port, "MINRIS", "CT1", [key])

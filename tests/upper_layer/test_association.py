@@ -1707,6 +1707,28 @@ def test_a_request_is_negotiated_once(decided):
     assert len(decided.seen) == 1
 
 
+def test_what_is_not_served_is_named_in_the_log(server, caplog):
+    """A class of ours in syntaxes that we do not have, one we do not serve, and many more."""
+    caplog.set_level(logging.INFO, "minris")
+    storage = [f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2", "4", "7", "1.2", "1.3")]
+    proposed = [(MPPS, JPEG), (storage[0], IMPLICIT), (storage[0], EXPLICIT),
+                (VERIFICATION, IMPLICIT), *((uid, IMPLICIT) for uid in storage[1:]),
+                ("1.2.3\n4", IMPLICIT), ("2.25.4711", IMPLICIT)]  # fmt: skip
+    contexts = [context(2 * n + 1, *one) for n, one in enumerate(proposed)]
+    with associated(server.port, associate_rq(*contexts)) as peer:
+        assert peer.release() == []
+    [line] = [record.getMessage() for record in caplog.records if "not served" in record.msg]
+    name, _, named = line.partition(" proposes what is not served here: ")
+    assert name == "CT1@127.0.0.1"
+    names = named.split(", ")
+    assert names[:2] == [
+        "Modality Performed Procedure Step SOP Class (no transfer syntax of ours)",
+        "CT Image Storage",
+    ]
+    assert names[-1] == "and 2 more"
+    assert len(names) == 7
+
+
 def test_a_negotiation_is_remembered_for_its_address(decided):
     for source in (HOST, ELSEWHERE, HOST, ELSEWHERE):
         associated(decided.port, source=source).socket.close()
@@ -1739,7 +1761,7 @@ def test_what_is_remembered_is_bounded(decided):
                 decided.negotiator.decide(associate_rq(calling=title), HOST, decided.access)
 
     decided.call(remember)
-    assert len(decided.negotiator.known) <= decided.negotiator.REMEMBERED
+    assert 0 < decided.negotiator.known.size <= decided.negotiator.REMEMBERED
 
 
 NAMED_DEVICE = """

@@ -95,6 +95,13 @@ def _takes(caller: Caller, device: Device, kind: Kind) -> bool:
     return accepted and (scp or not kind.as_scp or device.events_without_role)
 
 
+def refused_words(caller: Caller, kind: Kind) -> str:
+    """Return why a receiver does not take a kind; if it answers no role, the setting for that."""
+    if kind.as_scp and kind.proposed in caller.accepted.contexts:
+        return f"{kind.refused}: it answers no role (see events_without_role of its device)"
+    return kind.refused
+
+
 class DimseSender:
     """Sends outbox messages on our own associations, with the contexts a receiver needs.
 
@@ -188,8 +195,8 @@ class DimseSender:
         if not _takes(caller, device, kind):
             of_lane = (other for other in KINDS.values() if other.lane == kind.lane)
             if not any(_takes(caller, device, other) for other in of_lane):
-                raise DeliveryError(kind.refused)
-            log.warning("%s: %s", device.name, kind.refused)
+                raise DeliveryError(refused_words(caller, kind))
+            log.warning("%s: %s", device.name, refused_words(caller, kind))
             return kind.refused  # do not hold up what it accepts
         context = caller.accepted.contexts[kind.proposed]
         data = written_for(device, event.data, context.explicit)

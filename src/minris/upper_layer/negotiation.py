@@ -4,8 +4,10 @@ import collections
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
+
+from pydicom.uid import UID
 
 from minris import __version__
 from minris.access.devices import AccessRules
@@ -42,6 +44,7 @@ class Negotiated(NamedTuple):
     """An accepted A-ASSOCIATE-RQ.
 
     of_providers  abstract syntaxes for which the peer is SCP only, and we are SCU
+    not_served    names of proposed abstract syntaxes that were not accepted, and why
     """
 
     answer: bytes
@@ -50,6 +53,24 @@ class Negotiated(NamedTuple):
     called: str
     calling: str
     of_providers: frozenset[str] = frozenset()
+    not_served: tuple[str, ...] = ()
+
+
+NO_TRANSFER_SYNTAX, MOST_NOT_SERVED = 4, 6  # PS3.8 Table 9-18
+
+
+def not_served_names(contexts: Iterable[Any]) -> tuple[str, ...]:
+    """The names of the contexts that were not accepted, each once, of many the first."""
+    names = []
+    for context in contexts:
+        if context.result:
+            uid = UID(str(context.abstract_syntax))
+            name = uid.name if re.fullmatch(r"[0-9.]{3,64}", uid) else "an invalid UID"
+            why = " (no transfer syntax of ours)" if context.result == NO_TRANSFER_SYNTAX else ""
+            names.append(f"{name}{why}")
+    names = list(dict.fromkeys(names))
+    more = len(names) - MOST_NOT_SERVED
+    return (*names[:MOST_NOT_SERVED], *([f"and {more} more"] if more > 0 else ()))
 
 
 def _items(data: bytes, pos: int, end: int) -> Iterator[tuple[int, int, int]]:
@@ -279,7 +300,8 @@ class Negotiator:
             if kind == 0x21:
                 encoded[start] = renumbered.get(encoded[start], encoded[start])
         providers = frozenset(str(uid) for uid, (scu, scp) in roles.items() if scp and not scu)
-        return Negotiated(bytes(encoded), contexts, maximum, called, calling, providers)
+        refused = not_served_names(results)
+        return Negotiated(bytes(encoded), contexts, maximum, called, calling, providers, refused)
 
     def _extended(self, item: Any) -> list[Any]:
         """Answer an extended negotiation item with as many bytes as proposed, 3 at least."""

@@ -20,11 +20,15 @@ from minris.upper_layer.negotiation import Negotiator, calling_ae_title
 
 
 class Call(NamedTuple):
-    """An accepted association: time (seconds since 1970), address, SOP classes."""
+    """An accepted association: time (seconds since 1970), address, SOP classes.
+
+    not_served  names of the proposed ones that are not served here
+    """
 
     at: float
     address: str
     classes: tuple[str, ...]
+    not_served: tuple[str, ...] = ()
 
 
 class Ended(NamedTuple):
@@ -44,6 +48,7 @@ class Ended(NamedTuple):
     done: tuple[tuple[tuple[str, int], int], ...]
     ending: str
     words: str
+    not_served: tuple[str, ...] = ()
 
 
 ENDINGS = {
@@ -187,7 +192,12 @@ class AssociationServer:
         self.accepted += 1
         peer = association.peer
         classes = tuple(sorted({one.abstract_syntax for one in peer.contexts.values()}))
-        self.called[peer.calling] = Call(time.time(), association.address, classes)
+        called = Call(time.time(), association.address, classes, peer.not_served)
+        self.called[peer.calling] = called
+        if peer.not_served:
+            words = ", ".join(peer.not_served)
+            log.info("%s proposes what is not served here: %s", association, words,
+                     extra={"repeats": True})  # fmt: skip
 
     def note_ended(self, association: Association) -> None:
         """Remember an ended association, for the page of associations.
@@ -199,7 +209,8 @@ class AssociationServer:
         done = tuple(sorted(association.done.items()))
         began, now = association.began, time.time()
         one = Ended(began, now - began, association.calling, association.address, done,
-                    *association.ending)  # fmt: skip
+                    *association.ending,
+                    association.peer.not_served if association.peer else ())  # fmt: skip
         for known in itertools.islice(reversed(self.ended), 20):
             words, others = (re.sub("[0-9]+", "#", each.words) for each in (known, one))
             if known[2:6] == one[2:6] and words == others:

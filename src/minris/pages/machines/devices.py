@@ -23,7 +23,7 @@ from minris.pages.frame import LIGHTS, Action, PageRequest, Part, Row
 from minris.pages.language import Translator, device_names
 from minris.standard.status import STATUS_WORDS, Message, Problem, Refusal, Status, is_failure
 from minris.store.writer import Core
-from minris.upper_layer.server import ENDINGS
+from minris.upper_layer.server import ENDINGS, Ended
 
 
 def devices_page(p: PageRequest) -> str:
@@ -187,7 +187,7 @@ def associations_page(p: PageRequest) -> str:
         )
         when = datetime.datetime.fromtimestamp(one.at, p.ctx.config.zone)
         cells = (f"{when:%d.%m. %H:%M:%S}", name or t("unknown"), one.calling, one.address,
-                 "; ".join(done_words(t, *each) for each in one.done) or t("nothing"),
+                 what_was_done(t, one),
                  t(ENDINGS[one.ending].key, words=one.words))  # fmt: skip
         link = f"/devices/doctor?name={urllib.parse.quote(name)}" if name else ""
         actions = () if name else (register_action(t, one.calling, one.address),)
@@ -224,6 +224,14 @@ def register_action(t: Translator, calling: str, address: str) -> Action:
     """Return the button that registers a caller as a device."""
     fields = (("name", calling), ("ae_title", calling), ("host", address))
     return Action("/devices/save", t("Register"), fields)
+
+
+def what_was_done(t: Translator, one: Ended) -> str:
+    """Return the operations of an association, and the classes it proposed in vain."""
+    words = [done_words(t, *each) for each in one.done] or [t("nothing")]
+    if one.not_served:
+        words.append(t("not served here: {names}", names=", ".join(one.not_served)))
+    return "; ".join(words)
 
 
 def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
