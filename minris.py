@@ -2274,6 +2274,7 @@ SETTINGS = setting_table(r"""
     housekeeping | cancel_silent_workitems_hours | 0 | int 0 87600 | hours without an update before workitems in progress are canceled (0: only by hand)
     housekeeping | cancel_expired_workitems | no | bool | cancel scheduled workitems past their expiration
     housekeeping | keep_audit_days | 0 | int 0 36500 | days to keep audit lines (0: for ever)
+    housekeeping | audit_megabytes | 64 | int 1 65536 | megabytes of audit lines in the store; older ones go to compressed files in the backup folder
     log | level | INFO | choice DEBUG INFO WARNING ERROR | minimum log level; at DEBUG the log may hold patient data
     log | format | text | choice text json | log format
     log | file | | text | log file, rotated at 10 MB; empty: standard error
@@ -8079,11 +8080,14 @@ class Context:
         return utc_stamp(self.now().astimezone(datetime.UTC) + datetime.timedelta(**later))
 
 
+AUDIT_START = "audit begins after"  # the mark with the digest of the last line that was let go
+
+
 def audit(ctx: Context, what: str, about: str, detail: str = "") -> None:
     """Add an audit line, in the transaction of the change."""
     line = (ctx.stamp(), str(ctx.actor), what, about, detail)
     last = database.execute_sql("SELECT digest FROM audit ORDER BY id DESC LIMIT 1").fetchone()
-    digest = audit_digest(last[0] if last else "", line)
+    digest = audit_digest(last[0] if last else get_mark(AUDIT_START), line)
     database.execute_sql(
         "INSERT INTO audit (at, who, what, about, detail, digest) VALUES (?, ?, ?, ?, ?, ?)",
         (*line, digest),
@@ -8110,8 +8114,12 @@ class AuditChain:
 
 
 def check_audit() -> AuditChain:
-    """Check the audit log against its digests. Old lines without a digest are accepted."""
-    before, count, broken = None, 0, None
+    """Check the audit log against its digests. Old lines without a digest are accepted.
+
+    Where lines were let go, the first one follows from the last of those.
+    """
+    count, broken = 0, None
+    before: str | None = get_mark(AUDIT_START) or None
     for row_id, *line, digest in database.execute_sql(
         "SELECT id, at, who, what, about, detail, digest FROM audit ORDER BY id"
     ):
@@ -8134,9 +8142,20 @@ def audit_lines(text: str, before: int = 0, most: int = 200) -> list[Any]:
 
 
 def purge_audit(old: str) -> int:
-    """Delete the audit lines before a time; return their number."""
-    set_mark("audit purge", old)
-    count = erase("audit WHERE at < ?", old)
+    """Delete the audit lines before the first one since a time; return their number."""
+    first = "SELECT coalesce(min(id), (SELECT max(id) + 1 FROM audit)) FROM audit WHERE at >= ?"
+    (row_id,) = database.execute_sql(first, (old,)).fetchone()
+    return let_audit_go(row_id or 0)
+
+
+def let_audit_go(row_id: int) -> int:
+    """Delete the audit lines before a row; return their number. The chain goes on from them."""
+    last = "SELECT digest FROM audit WHERE id < ? ORDER BY id DESC LIMIT 1"
+    if not (found := database.execute_sql(last, (row_id,)).fetchone()):
+        return 0
+    set_mark(AUDIT_START, found[0])
+    set_mark("audit purge", str(row_id))
+    count = erase("audit WHERE id < ?", row_id)
     erase("mark WHERE name = 'audit purge'")
     return count
 
@@ -16344,221 +16363,72 @@ def _import_performed(performed: dict[str, Any]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.housekeeping.erasing
-# Erasing: old data by [housekeeping], and a patient's data on request.
+# minris.housekeeping.auditing
+# The audit log within its bound: the oldest lines go to compressed files, and none is lost.
 # ------------------------------------------------------------------------------------------------
 
-def purge(ctx: Context) -> dict[str, int]:
-    """Erase what is older than [housekeeping] says, 0 for never; return the counts by kind."""
-    keep, erased = ctx.config.housekeeping, {}
-    with database.atomic():
-        if keep.keep_steps_days:
-            erased["steps"] = _purge_steps(ctx, ctx.stamp(days=-keep.keep_steps_days))
-        if keep.keep_patients_days:
-            erased["patients"] = erase(
-                "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
-                " WHERE r.patient_id = patient.id)",
-                ctx.stamp(days=-keep.keep_patients_days),
-            )
-        erased["queries"] = erase(
-            "query_trace WHERE last_at < ?", ctx.stamp(days=-keep.keep_queries_days)
-        )
-        if keep.keep_audit_days:
-            erased["audit lines"] = purge_audit(ctx.stamp(days=-keep.keep_audit_days))
-        erased["commitments"] = purge_commitments(ctx)
-        erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
-        erased["deliveries"] = erase(
-            "outbox WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')"
-            " AND commitment_id IS NULL",
-            ctx.stamp(days=-keep.keep_deliveries_days),
-        )
-        erased["initial reports"] = erase(
-            "workitem_event WHERE initial = 1 AND NOT EXISTS"
-            " (SELECT 1 FROM outbox o WHERE o.event_id = workitem_event.id)"
-        )
-        if keep.keep_workitem_history_days:
-            erased["workitem events"] = erase(
-                "workitem_event WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM outbox o"
-                " WHERE o.event_id = workitem_event.id) AND NOT EXISTS (SELECT 1 FROM workitem w"
-                " WHERE w.sop_instance_uid = workitem_event.sop_instance_uid)",
-                ctx.stamp(days=-keep.keep_workitem_history_days),
-            )
-        if erased := {what: count for what, count in erased.items() if count}:
-            words = _counts(erased)
-            audit(ctx, "purged", "store", words)
-            log.info("purged: %s", words)
-    return erased
+MOVED_AT_ONCE = 8 << 20  # bytes of lines moved at once
+_LINE = "at, who, what, about, detail, digest"
+_BYTES = f"length(CAST({' || '.join(_LINE.split(', '))} AS BLOB)) + 50"
 
 
-def _counts(erased: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in erased.items() if count)
+def archive_audit(ctx: Context) -> int:
+    """Move the oldest lines beyond [housekeeping] audit_megabytes to a file; return their number.
 
-
-def _purge_steps(ctx: Context, old: str) -> int:
-    """Erase steps that ended before a time, and performed steps of these alone."""
-    ended = "SELECT id FROM scheduled_procedure_step WHERE ended_at <> '' AND ended_at < ?"
-    performed = database.execute_sql(
-        "SELECT p.id, p.sop_instance_uid FROM performed_procedure_step p"
-        " WHERE p.updated_at < ? AND NOT EXISTS"
-        f" (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id"
-        f" AND l.scheduled_id NOT IN ({ended}))",
-        (old, old),
-    ).fetchall()
-    erase(f"performed_scheduled_step WHERE scheduled_id IN ({ended})", old)
-    for row_id, uid in performed:
-        erase("performed_procedure_step WHERE id = ?", row_id)
-        notify_of_mpps(ctx, uid, "deleted")
-    for table in ("scheduled_station", "step_seen"):
-        erase(f"{table} WHERE step_id IN ({ended})", old)
-    count = erase(f"scheduled_procedure_step WHERE id IN ({ended})", old)
-    erase(
-        "requested_procedure WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM"
-        " scheduled_procedure_step s WHERE s.procedure_id = requested_procedure.id)",
-        old,
-    )
-    return count
-
-
-def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
-    """Erase a patient's data, with a reason; return the counts by kind.
-
-    The audit log keeps the ID and accession numbers; UIDs of images in the archive and existing
-    backups stay, too.
-    Refuses  0106 without a reason; 0112; 0110 while an exam or a workitem is under way
+    They go to a file beside the backups, one JSON list a line, and stay in the store if it cannot
+    be written. The first line that is left follows from the last one of the file.
     """
-    needs_reason(why)
-    patient = known_row(first_row(Patient, "id = ?", row_id), NO_PATIENT)
-    database.execute_sql("PRAGMA secure_delete = ON")  # overwrite what is erased
-    with database.atomic():
-        steps = fetch_rows(
-            ScheduledProcedureStep,
-            "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?)",
-            row_id,
-        )
-        former = former_ids(patient)
-        accessions = {step.accession_number for step in steps}
-        workitems = _workitems_of(patient, former, accessions)
-        if {"STARTED", "IN PROGRESS"} & {*(step.status for step in steps), *workitems.values()}:
-            words = Message("An exam or a workitem of this patient is under way: end it first")
-            raise Refusal(Status.PROCESSING_FAILURE, words)
-        _erase_notes(row_id, [step.id for step in steps])
-        erased = {"workitems": sum(_erase_workitem(ctx, uid) for uid in workitems)}
-        erased["performed"] = _erase_performed(ctx, patient, former)
-        for step in steps:
-            for table in ("performed_scheduled_step WHERE scheduled_id",
-                          "scheduled_station WHERE step_id", "step_seen WHERE step_id"):  # fmt: skip
-                erase(f"{table} = ?", step.id)
-            erase("scheduled_procedure_step WHERE id = ?", step.id)
-        erased["exams"] = len(steps)
-        erase("requested_procedure WHERE patient_id = ?", row_id)
-        erased["queries"] = _erase_queries(patient)
-        erase("patient WHERE id = ?", row_id)
-        counts = _counts(erased)
-        audit(ctx, "patient erased", patient.patient_id, f"{why.strip()[:500]} ({counts})")
-    log.info("patient data erased by %s: %s", ctx.actor, counts)
-    return erased
-
-
-def former_ids(patient: Any) -> set[str]:
-    """A patient's former Patient IDs that nobody else has now."""
-    found = {one.former_id for one in fetch_rows(FormerIdentity, "patient_id = ?", patient.id)}
-    others = {one for (one,) in database.execute_sql(
-        "SELECT patient_id FROM patient WHERE id <> ?", (patient.id,)) if one in found}  # fmt: skip
-    return found - others - {patient.patient_id}
-
-
-def _is_of(patient: Any, former: set[str], index: ElementIndex) -> bool:
-    """Whether a data set is a patient's: by ID and name, or by a former ID."""
-    known = index.get("PatientID")
-    return known in former or (known == patient.patient_id and same_person(index, patient))
-
-
-def _workitems_of(patient: Any, former: set[str], accessions: set[str]) -> dict[str, str]:
-    """The states by UID of a patient's workitems, found by ID and name or by accession number."""
-    ids = sorted({patient.patient_id, *former})
-    rows_ = fetch_rows(
-        Workitem,
-        f"patient_id IN ({', '.join('?' * len(ids))}) OR (accession_number <> ''"
-        f" AND accession_number IN ({', '.join('?' * len(accessions))}))",
-        *ids,
-        *accessions,
-    )
-    return {
-        one.sop_instance_uid: one.state
-        for one in rows_
-        if one.accession_number in accessions - {""}
-        or _is_of(patient, former, ElementIndex(one.data))
-    }
-
-
-def _erase_workitem(ctx: Context, uid: str) -> int:
-    """Erase a workitem with its history and waiting events."""
-    workitem = find_workitem(uid)
-    events = "SELECT id FROM workitem_event WHERE sop_instance_uid = ?"
-    erase(f"outbox WHERE event_id IN ({events})", uid)
-    erase("workitem_event WHERE sop_instance_uid = ?", uid)
-    erase("subscription WHERE workitem_id = ?", workitem.id)
-    insert_rows("purged_workitem (sop_instance_uid, purged_at)", [(uid, ctx.stamp())])
-    return erase("workitem WHERE id = ?", workitem.id)
-
-
-def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
-    """Erase a patient's performed steps, also those without an order; return their number."""
-    ids = sorted({patient.patient_id, *former})
-    found = fetch_rows(
-        PerformedProcedureStep,
-        "id IN (SELECT l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
-        " ON s.id = l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
-        f" WHERE r.patient_id = ?) OR {' OR '.join(['instr(data, CAST(? AS BLOB))'] * len(ids))}",
-        patient.id,
-        *ids,
-    )
-    linked = (
-        "SELECT DISTINCT r.patient_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
-        " ON s.id = l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
-        " WHERE l.performed_id = ?"
-    )
-    count = 0
-    for one in found:
-        owners = {row_id for (row_id,) in database.execute_sql(linked, (one.id,))}
-        if owners - {patient.id}:
-            continue
-        if not owners and not _is_of(patient, former, ElementIndex(one.data)):
-            continue
-        erase("performed_scheduled_step WHERE performed_id = ?", one.id)
-        erase("outbox WHERE sop_instance_uid = ?", one.sop_instance_uid)
-        count += erase("performed_procedure_step WHERE id = ?", one.id)
-        notify_of_mpps(ctx, one.sop_instance_uid, "deleted")
+    (size,) = database.execute_sql(f"SELECT coalesce(sum({_BYTES}), 0) FROM audit").fetchone()
+    most = ctx.config.housekeeping.audit_megabytes << 20
+    if size <= most:
+        return 0
+    wanted, lines = (
+        min(MOVED_AT_ONCE, size - most * 3 // 4),
+        [],
+    )  # a quarter at least, not some each night
+    for *line, length in database.execute_sql(
+        f"SELECT id, {_LINE}, {_BYTES} FROM audit ORDER BY id"
+    ):
+        if wanted <= 0:
+            break
+        wanted -= length
+        lines.append(line)
+    last_id, at, *_, digest = lines[-1]
+    name = f"audit-{at[:10].replace('-', '')}-{last_id:09}.jsonl.gz"
+    try:
+        _write(ctx.config.backup_folder / name, lines)
+    except OSError as error:
+        log.error("cannot archive the oldest audit lines, they stay in the store: %s", error)
+        return 0
+    count = let_audit_go(last_id + 1)
+    audit(ctx, "audit lines archived", name, f"{count} until {at}; their last digest is {digest}")
+    log.info("audit lines archived: %d, in %s", count, name)
     return count
 
 
-def forget_erased() -> None:
-    """Truncate the write-ahead log, which has the erased data too; call outside a transaction."""
-    for _ in range(50):
-        busy, _, _ = database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if not busy:
-            return
-        time.sleep(0.1)
-    log.warning("the database is busy: erased data stays in its write-ahead log for now")
+def _write(path: Path, lines: list[list[object]]) -> None:
+    """Write lines to a file that is whole or not there."""
+    made = path.with_suffix(".new")
+    made.unlink(missing_ok=True)
+    with os.fdopen(open_private(made), "wb") as file:
+        with gzip.GzipFile("", "wb", 6, file, 0) as packed:
+            for line in lines:
+                packed.write(json.dumps(line, ensure_ascii=False).encode(errors="surrogatepass"))
+                packed.write(b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    made.replace(path)
 
 
-def _erase_notes(patient_row: int, steps: list[int]) -> None:
-    """Erase the undo notes of a patient, the exams, and records merged into this one."""
-    about = {f"patient {patient_row}", *(f"step {one}" for one in steps)}
-    for note in fetch_rows(UndoNote, "1 = 1"):
-        places = [(table, row) for table, row, *_ in json.loads(note.images)]
-        if note.about in about or ("patient", patient_row) in places:
-            erase("undo_note WHERE id = ?", note.id)
-
-
-def _erase_queries(patient: Any) -> int:
-    """Erase logged queries for a patient by ID or name; return their number."""
-    count = 0
-    for query in fetch_rows(QueryTrace, "1 = 1"):
-        index = ElementIndex(query.keys)
-        name = name_key(index.get("PatientName").strip("*")).strip("=")
-        if index.get("PatientID") == patient.patient_id or (name and name in patient.name_key):
-            count += erase("query_trace WHERE id = ?", query.id)
+def purge_archives(ctx: Context) -> int:
+    """Delete the files whose lines are all older than [housekeeping] keep_audit_days."""
+    days, count = ctx.config.housekeeping.keep_audit_days, 0
+    if days:
+        old = ctx.stamp(days=-days)[:10].replace("-", "")
+        for path in ctx.config.backup_folder.glob("audit-????????-*.jsonl.gz"):
+            if path.name[6:14] < old:
+                path.unlink()
+                count += 1
     return count
 
 
@@ -16705,6 +16575,8 @@ def _carry_audit(replaced: _Replaced) -> bool:
     (first,) = next(replaced.rows("audit", "SELECT min(id) FROM audit"), (None,))
     if last and first and first > last:  # it has purged the lines up to those
         purge_audit("9999")
+        start = replaced.rows("mark", "SELECT value FROM mark WHERE name = ?", AUDIT_START)
+        set_mark(AUDIT_START, next(start, ("",))[0])
         insert_rows(into, replaced.rows("audit", sql, 0))
         return True
     known = {one for (one,) in database.execute_sql("SELECT digest FROM audit")}
@@ -17057,6 +16929,226 @@ def correct_stamps(began: float, leap: float) -> None:
 def _workitems_where(where: str, *values: Any) -> list[str]:
     cursor = database.execute_sql(f"SELECT sop_instance_uid FROM workitem WHERE {where}", values)
     return [uid for (uid,) in cursor]
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.housekeeping.erasing
+# Erasing: old data by [housekeeping], and a patient's data on request.
+# ------------------------------------------------------------------------------------------------
+
+def purge(ctx: Context) -> dict[str, int]:
+    """Erase what is older than [housekeeping] says, 0 for never; return the counts by kind."""
+    keep, erased = ctx.config.housekeeping, {}
+    with database.atomic():
+        if keep.keep_steps_days:
+            erased["steps"] = _purge_steps(ctx, ctx.stamp(days=-keep.keep_steps_days))
+        if keep.keep_patients_days:
+            erased["patients"] = erase(
+                "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
+                " WHERE r.patient_id = patient.id)",
+                ctx.stamp(days=-keep.keep_patients_days),
+            )
+        erased["queries"] = erase(
+            "query_trace WHERE last_at < ?", ctx.stamp(days=-keep.keep_queries_days)
+        )
+        if keep.keep_audit_days:
+            erased["audit lines"] = purge_audit(ctx.stamp(days=-keep.keep_audit_days))
+            erased["audit files"] = purge_archives(ctx)
+        erased["commitments"] = purge_commitments(ctx)
+        erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
+        erased["deliveries"] = erase(
+            "outbox WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')"
+            " AND commitment_id IS NULL",
+            ctx.stamp(days=-keep.keep_deliveries_days),
+        )
+        erased["initial reports"] = erase(
+            "workitem_event WHERE initial = 1 AND NOT EXISTS"
+            " (SELECT 1 FROM outbox o WHERE o.event_id = workitem_event.id)"
+        )
+        if keep.keep_workitem_history_days:
+            erased["workitem events"] = erase(
+                "workitem_event WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM outbox o"
+                " WHERE o.event_id = workitem_event.id) AND NOT EXISTS (SELECT 1 FROM workitem w"
+                " WHERE w.sop_instance_uid = workitem_event.sop_instance_uid)",
+                ctx.stamp(days=-keep.keep_workitem_history_days),
+            )
+        if erased := {what: count for what, count in erased.items() if count}:
+            words = _counts(erased)
+            audit(ctx, "purged", "store", words)
+            log.info("purged: %s", words)
+    return erased
+
+
+def _counts(erased: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {what}" for what, count in erased.items() if count)
+
+
+def _purge_steps(ctx: Context, old: str) -> int:
+    """Erase steps that ended before a time, and performed steps of these alone."""
+    ended = "SELECT id FROM scheduled_procedure_step WHERE ended_at <> '' AND ended_at < ?"
+    performed = database.execute_sql(
+        "SELECT p.id, p.sop_instance_uid FROM performed_procedure_step p"
+        " WHERE p.updated_at < ? AND NOT EXISTS"
+        f" (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id"
+        f" AND l.scheduled_id NOT IN ({ended}))",
+        (old, old),
+    ).fetchall()
+    erase(f"performed_scheduled_step WHERE scheduled_id IN ({ended})", old)
+    for row_id, uid in performed:
+        erase("performed_procedure_step WHERE id = ?", row_id)
+        notify_of_mpps(ctx, uid, "deleted")
+    for table in ("scheduled_station", "step_seen"):
+        erase(f"{table} WHERE step_id IN ({ended})", old)
+    count = erase(f"scheduled_procedure_step WHERE id IN ({ended})", old)
+    erase(
+        "requested_procedure WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM"
+        " scheduled_procedure_step s WHERE s.procedure_id = requested_procedure.id)",
+        old,
+    )
+    return count
+
+
+def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
+    """Erase a patient's data, with a reason; return the counts by kind.
+
+    The audit log keeps the ID and accession numbers; UIDs of images in the archive and existing
+    backups stay, too.
+    Refuses  0106 without a reason; 0112; 0110 while an exam or a workitem is under way
+    """
+    needs_reason(why)
+    patient = known_row(first_row(Patient, "id = ?", row_id), NO_PATIENT)
+    database.execute_sql("PRAGMA secure_delete = ON")  # overwrite what is erased
+    with database.atomic():
+        steps = fetch_rows(
+            ScheduledProcedureStep,
+            "procedure_id IN (SELECT id FROM requested_procedure WHERE patient_id = ?)",
+            row_id,
+        )
+        former = former_ids(patient)
+        accessions = {step.accession_number for step in steps}
+        workitems = _workitems_of(patient, former, accessions)
+        if {"STARTED", "IN PROGRESS"} & {*(step.status for step in steps), *workitems.values()}:
+            words = Message("An exam or a workitem of this patient is under way: end it first")
+            raise Refusal(Status.PROCESSING_FAILURE, words)
+        _erase_notes(row_id, [step.id for step in steps])
+        erased = {"workitems": sum(_erase_workitem(ctx, uid) for uid in workitems)}
+        erased["performed"] = _erase_performed(ctx, patient, former)
+        for step in steps:
+            for table in ("performed_scheduled_step WHERE scheduled_id",
+                          "scheduled_station WHERE step_id", "step_seen WHERE step_id"):  # fmt: skip
+                erase(f"{table} = ?", step.id)
+            erase("scheduled_procedure_step WHERE id = ?", step.id)
+        erased["exams"] = len(steps)
+        erase("requested_procedure WHERE patient_id = ?", row_id)
+        erased["queries"] = _erase_queries(patient)
+        erase("patient WHERE id = ?", row_id)
+        counts = _counts(erased)
+        audit(ctx, "patient erased", patient.patient_id, f"{why.strip()[:500]} ({counts})")
+    log.info("patient data erased by %s: %s", ctx.actor, counts)
+    return erased
+
+
+def former_ids(patient: Any) -> set[str]:
+    """A patient's former Patient IDs that nobody else has now."""
+    found = {one.former_id for one in fetch_rows(FormerIdentity, "patient_id = ?", patient.id)}
+    others = {one for (one,) in database.execute_sql(
+        "SELECT patient_id FROM patient WHERE id <> ?", (patient.id,)) if one in found}  # fmt: skip
+    return found - others - {patient.patient_id}
+
+
+def _is_of(patient: Any, former: set[str], index: ElementIndex) -> bool:
+    """Whether a data set is a patient's: by ID and name, or by a former ID."""
+    known = index.get("PatientID")
+    return known in former or (known == patient.patient_id and same_person(index, patient))
+
+
+def _workitems_of(patient: Any, former: set[str], accessions: set[str]) -> dict[str, str]:
+    """The states by UID of a patient's workitems, found by ID and name or by accession number."""
+    ids = sorted({patient.patient_id, *former})
+    rows_ = fetch_rows(
+        Workitem,
+        f"patient_id IN ({', '.join('?' * len(ids))}) OR (accession_number <> ''"
+        f" AND accession_number IN ({', '.join('?' * len(accessions))}))",
+        *ids,
+        *accessions,
+    )
+    return {
+        one.sop_instance_uid: one.state
+        for one in rows_
+        if one.accession_number in accessions - {""}
+        or _is_of(patient, former, ElementIndex(one.data))
+    }
+
+
+def _erase_workitem(ctx: Context, uid: str) -> int:
+    """Erase a workitem with its history and waiting events."""
+    workitem = find_workitem(uid)
+    events = "SELECT id FROM workitem_event WHERE sop_instance_uid = ?"
+    erase(f"outbox WHERE event_id IN ({events})", uid)
+    erase("workitem_event WHERE sop_instance_uid = ?", uid)
+    erase("subscription WHERE workitem_id = ?", workitem.id)
+    insert_rows("purged_workitem (sop_instance_uid, purged_at)", [(uid, ctx.stamp())])
+    return erase("workitem WHERE id = ?", workitem.id)
+
+
+def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
+    """Erase a patient's performed steps, also those without an order; return their number."""
+    ids = sorted({patient.patient_id, *former})
+    found = fetch_rows(
+        PerformedProcedureStep,
+        "id IN (SELECT l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
+        " ON s.id = l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
+        f" WHERE r.patient_id = ?) OR {' OR '.join(['instr(data, CAST(? AS BLOB))'] * len(ids))}",
+        patient.id,
+        *ids,
+    )
+    linked = (
+        "SELECT DISTINCT r.patient_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
+        " ON s.id = l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
+        " WHERE l.performed_id = ?"
+    )
+    count = 0
+    for one in found:
+        owners = {row_id for (row_id,) in database.execute_sql(linked, (one.id,))}
+        if owners - {patient.id}:
+            continue
+        if not owners and not _is_of(patient, former, ElementIndex(one.data)):
+            continue
+        erase("performed_scheduled_step WHERE performed_id = ?", one.id)
+        erase("outbox WHERE sop_instance_uid = ?", one.sop_instance_uid)
+        count += erase("performed_procedure_step WHERE id = ?", one.id)
+        notify_of_mpps(ctx, one.sop_instance_uid, "deleted")
+    return count
+
+
+def forget_erased() -> None:
+    """Truncate the write-ahead log, which has the erased data too; call outside a transaction."""
+    for _ in range(50):
+        busy, _, _ = database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if not busy:
+            return
+        time.sleep(0.1)
+    log.warning("the database is busy: erased data stays in its write-ahead log for now")
+
+
+def _erase_notes(patient_row: int, steps: list[int]) -> None:
+    """Erase the undo notes of a patient, the exams, and records merged into this one."""
+    about = {f"patient {patient_row}", *(f"step {one}" for one in steps)}
+    for note in fetch_rows(UndoNote, "1 = 1"):
+        places = [(table, row) for table, row, *_ in json.loads(note.images)]
+        if note.about in about or ("patient", patient_row) in places:
+            erase("undo_note WHERE id = ?", note.id)
+
+
+def _erase_queries(patient: Any) -> int:
+    """Erase logged queries for a patient by ID or name; return their number."""
+    count = 0
+    for query in fetch_rows(QueryTrace, "1 = 1"):
+        index = ElementIndex(query.keys)
+        name = name_key(index.get("PatientName").strip("*")).strip("=")
+        if index.get("PatientID") == patient.patient_id or (name and name in patient.name_key):
+            count += erase("query_trace WHERE id = ?", query.id)
+    return count
 
 
 # ------------------------------------------------------------------------------------------------
@@ -22535,6 +22627,7 @@ document.addEventListener("keydown", (event) => {
  "number of backups kept": "保留这么多份备份，最旧的删除",
  "as_subscribed": "按其订阅方式",
  "maximum associations at once": "同时的连接数",
+ "megabytes of audit lines in the store; older ones go to compressed files in the backup folder": "库中审计记录的最大 MB 数；更早的记录移入备份文件夹的压缩文件",
  "days to keep audit lines (0: for ever)": "审计记录在这么多天后删除（0：从不）",
  "auto": "自动",
  "availability notified": "收到影像可用通知",
@@ -22643,6 +22736,7 @@ document.addEventListener("keydown", (event) => {
  "It proposed what is not served here: {names}": "它请求了本系统不提供的服务：{names}",
  "Switch that off at the machine, or let it call the system that serves it": "请在设备上关闭该服务，或让设备连接提供该服务的系统",
  "not served here: {names}": "本系统不提供：{names}",
+ "audit lines archived": "审计记录已归档",
  "association rejected": "关联被拒绝",
  "login failed": "登录失败",
  "logout": "退出",
@@ -28582,6 +28676,8 @@ def note_rejection(appliance: Parts, calling: str, address: str, words: str) -> 
 def job_purge(appliance: Parts) -> None:
     """Erase what has passed its retention in [housekeeping]."""
     appliance.writer.call(purge, appliance.context())
+    while appliance.writer.call(archive_audit, appliance.context()):
+        pass  # in slices, so that others can write between them
     appliance.wake_delivery()  # MPPS Notification reports deletions
 
 

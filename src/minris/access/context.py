@@ -13,7 +13,7 @@ from minris.dataset.times import utc_stamp
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.uids import new_uid
 from minris.store.models import Audit, database
-from minris.store.rows import erase, fetch_rows, set_mark
+from minris.store.rows import erase, fetch_rows, get_mark, set_mark
 
 
 class Actor(NamedTuple):
@@ -60,11 +60,14 @@ class Context:
         return utc_stamp(self.now().astimezone(datetime.UTC) + datetime.timedelta(**later))
 
 
+AUDIT_START = "audit begins after"  # the mark with the digest of the last line that was let go
+
+
 def audit(ctx: Context, what: str, about: str, detail: str = "") -> None:
     """Add an audit line, in the transaction of the change."""
     line = (ctx.stamp(), str(ctx.actor), what, about, detail)
     last = database.execute_sql("SELECT digest FROM audit ORDER BY id DESC LIMIT 1").fetchone()
-    digest = audit_digest(last[0] if last else "", line)
+    digest = audit_digest(last[0] if last else get_mark(AUDIT_START), line)
     database.execute_sql(
         "INSERT INTO audit (at, who, what, about, detail, digest) VALUES (?, ?, ?, ?, ?, ?)",
         (*line, digest),
@@ -91,8 +94,12 @@ class AuditChain:
 
 
 def check_audit() -> AuditChain:
-    """Check the audit log against its digests. Old lines without a digest are accepted."""
-    before, count, broken = None, 0, None
+    """Check the audit log against its digests. Old lines without a digest are accepted.
+
+    Where lines were let go, the first one follows from the last of those.
+    """
+    count, broken = 0, None
+    before: str | None = get_mark(AUDIT_START) or None
     for row_id, *line, digest in database.execute_sql(
         "SELECT id, at, who, what, about, detail, digest FROM audit ORDER BY id"
     ):
@@ -115,9 +122,20 @@ def audit_lines(text: str, before: int = 0, most: int = 200) -> list[Any]:
 
 
 def purge_audit(old: str) -> int:
-    """Delete the audit lines before a time; return their number."""
-    set_mark("audit purge", old)
-    count = erase("audit WHERE at < ?", old)
+    """Delete the audit lines before the first one since a time; return their number."""
+    first = "SELECT coalesce(min(id), (SELECT max(id) + 1 FROM audit)) FROM audit WHERE at >= ?"
+    (row_id,) = database.execute_sql(first, (old,)).fetchone()
+    return let_audit_go(row_id or 0)
+
+
+def let_audit_go(row_id: int) -> int:
+    """Delete the audit lines before a row; return their number. The chain goes on from them."""
+    last = "SELECT digest FROM audit WHERE id < ? ORDER BY id DESC LIMIT 1"
+    if not (found := database.execute_sql(last, (row_id,)).fetchone()):
+        return 0
+    set_mark(AUDIT_START, found[0])
+    set_mark("audit purge", str(row_id))
+    count = erase("audit WHERE id < ?", row_id)
     erase("mark WHERE name = 'audit purge'")
     return count
 

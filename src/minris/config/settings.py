@@ -121,6 +121,7 @@ SETTINGS = setting_table(r"""
     housekeeping | cancel_silent_workitems_hours | 0 | int 0 87600 | hours without an update before workitems in progress are canceled (0: only by hand)
     housekeeping | cancel_expired_workitems | no | bool | cancel scheduled workitems past their expiration
     housekeeping | keep_audit_days | 0 | int 0 36500 | days to keep audit lines (0: for ever)
+    housekeeping | audit_megabytes | 64 | int 1 65536 | megabytes of audit lines in the store; older ones go to compressed files in the backup folder
     log | level | INFO | choice DEBUG INFO WARNING ERROR | minimum log level; at DEBUG the log may hold patient data
     log | format | text | choice text json | log format
     log | file | | text | log file, rotated at 10 MB; empty: standard error

@@ -9,6 +9,7 @@ from minris import log
 from minris.access.context import Context, audit, needs_reason, purge_audit
 from minris.dataset.elements import ElementIndex
 from minris.dataset.names import name_key
+from minris.housekeeping.auditing import purge_archives
 from minris.images.commitment import purge_commitments
 from minris.mpps.performed import notify_of_mpps
 from minris.orders.lookup import NO_PATIENT
@@ -46,6 +47,7 @@ def purge(ctx: Context) -> dict[str, int]:
         )
         if keep.keep_audit_days:
             erased["audit lines"] = purge_audit(ctx.stamp(days=-keep.keep_audit_days))
+            erased["audit files"] = purge_archives(ctx)
         erased["commitments"] = purge_commitments(ctx)
         erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
         erased["deliveries"] = erase(

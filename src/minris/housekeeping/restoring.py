@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minris.access.context import Context, audit, audit_digest, purge_audit
+from minris.access.context import AUDIT_START, Context, audit, audit_digest, purge_audit
 from minris.orders.lookup import counter_name, leap
 from minris.standard.status import Message
 from minris.store.models import (
@@ -176,6 +176,8 @@ def _carry_audit(replaced: _Replaced) -> bool:
     (first,) = next(replaced.rows("audit", "SELECT min(id) FROM audit"), (None,))
     if last and first and first > last:  # it has purged the lines up to those
         purge_audit("9999")
+        start = replaced.rows("mark", "SELECT value FROM mark WHERE name = ?", AUDIT_START)
+        set_mark(AUDIT_START, next(start, ("",))[0])
         insert_rows(into, replaced.rows("audit", sql, 0))
         return True
     known = {one for (one,) in database.execute_sql("SELECT digest FROM audit")}
