@@ -18,8 +18,10 @@ import pytest
 import minris
 from minris.config.ini import load_config, settings_reference
 from minris.conformance.statement import conformance_statement
+from minris.intake import Intake
 from minris.pages.reception import REGISTER_FIELDS
 from minris.pages.site import PAGES
+from minris.web.server import WebServer
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("minris.py", "src", "pyproject.toml", "README.md", "LICENSE", "config.ini", "static")
@@ -380,3 +382,12 @@ def test_minris_pyz_brings_the_first_patient_on_the_worklist(box):
 
 def test_minris_pyz_is_made_as_the_readme_says():
     assert "-c minris -o minris.pyz --compile-pyc" in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_unit_bounds_the_memory_above_what_the_doors_let_in():
+    """A body takes thirty times its bytes while it is worked at, and one of those is at a time."""
+    unit = (ROOT / "systemd" / "minris.service").read_text("utf-8")
+    most = int(re.search(r"^MemoryMax=(\d+)M$", unit, re.MULTILINE)[1])
+    largest = load_config().web.maximum_body
+    held = Intake().most + WebServer.BODIES
+    assert most << 20 > (60 << 20) + held + 30 * largest
