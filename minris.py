@@ -40,6 +40,7 @@ circle. Find the folder for new code here first:
     orders        patients, orders, scheduled steps, the worklist
  6  mpps          performed procedure steps
     ups           workitems, subscriptions, events
+    seen          what a form was made from, compared with what is there now
     doctor        troubleshooting of a device
  7  images        instance availability and storage commitment
     interchange   import and export
@@ -5663,6 +5664,11 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             PRIMARY KEY (kind, value)) WITHOUT ROWID;
         """,
     ),
+    (
+        19,
+        "the audit log is read by what it is about",
+        "CREATE INDEX audit_about ON audit (about);",
+    ),
 )
 
 
@@ -6128,6 +6134,7 @@ INDEXES = body_rows("""
     UNIQUE | query_trace_once                             | query_trace              | hour, ae_title, address, keys             |
            | login_failure_who                            | login_failure            | who, at                                   |
            | audit_at                                     | audit                    | at                                        |
+           | audit_about                                  | audit                    | about                                     |
     """)
 
 TRIGGERS = """
@@ -10777,10 +10784,11 @@ def data_of_day(date: str) -> list[bytes]:
 
 
 def steps_of_day(date: str) -> list[tuple[Any, ...]]:
-    """The columns that the board shows of a day's steps, with one station each."""
+    """The columns that the board shows of a day's steps, with one station each and the study."""
     return database.execute_sql(
         "SELECT s.id, s.status, s.start_time, s.data, s.arrived_at, s.started_at, s.ended_at,"
-        " (SELECT t.ae_title FROM scheduled_station t WHERE t.step_id = s.id LIMIT 1)"
+        " (SELECT t.ae_title FROM scheduled_station t WHERE t.step_id = s.id LIMIT 1),"
+        " s.study_instance_uid"
         " FROM scheduled_procedure_step s WHERE s.start_date = ? ORDER BY s.start_time, s.id",
         (date,),
     ).fetchall()
@@ -11050,7 +11058,7 @@ _COLUMNS = {
     "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, initials,"
     " patient_birth_date, created_at, data",
     "requested_procedure": "patient_id, accession_number, requested_procedure_id, data",
-    "scheduled_procedure_step": "status, arrived_at, started_at, ended_at, told_by, data",
+    "scheduled_procedure_step": "status, arrived_at, started_at, ended_at, told_by, remark, data",
 }
 
 
@@ -11580,6 +11588,8 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
     }
     if state in STAMP_OF_STATE:
         stamps[STAMP_OF_STATE[state]] = ctx.stamp()
+    if state in WAITING_STEP_STATES and old not in OPEN_STEP_STATES:
+        stamps["remark"] = ""  # why it was off the list; the audit log keeps it
     if state == "READY" and not step.arrived_at:
         stamps["arrived_at"] = ctx.stamp()
     step.data, step.status, step.version = data, state, step.version + 1
@@ -11631,8 +11641,9 @@ def change_step(
             erase("undo_note WHERE about = ? AND what = ?", about, step.status)
         with can_be_undone(ctx, state, about, [("scheduled_procedure_step", step.id)], always=True):
             enter_state(ctx, step, state)
+            if remark:
+                update_row(ScheduledProcedureStep, step.id, remark=remark[:1024])
         if remark:
-            update_row(ScheduledProcedureStep, step.id, remark=remark[:1024])
             audit(ctx, "reason", study_instance_uid, f"{step_id}: {remark.strip()[:500]}")
     return bytes(step.data)
 
@@ -12271,6 +12282,8 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
         places = (("patient", procedure.patient_id), ("requested_procedure", procedure.id),
                   ("scheduled_procedure_step", step.id))  # fmt: skip
         with can_be_undone(ctx, Message("Exam changed"), f"step {step.id}", places):
+            if new_state in STEP_STATES:
+                enter_state(ctx, step, new_state)
             _change(ctx, step, changed, of_patient, of_procedure)
         audit(ctx, "rescheduled", study_instance_uid, step_id)
     return step_data(study_instance_uid, step_id)
@@ -14019,6 +14032,129 @@ def end_workitem(
             raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, words)
         cancel_workitem(ctx, workitem, cancellation_reason(why, code))
         audit(ctx, "workitem ended", uid, why.strip()[:500])
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.seen
+# What a form or button was made from, compared with what is there now.
+# ------------------------------------------------------------------------------------------------
+
+Thing = tuple[str, Any]  # a key of _STATES, and the row id or name
+# The state of each kind of thing, as far as an action on it depends on that. The study tells a
+# row from a later one with the same number.
+_STATES = {
+    "step": "SELECT status, study_instance_uid FROM scheduled_procedure_step WHERE id = ?",
+    "undo": "SELECT max(id) FROM undo_note WHERE about = ?",
+    "patient": "SELECT patient_id, issuer_of_patient_id, patient_name, patient_birth_date"
+    " FROM patient WHERE id = ?",
+    "record": "SELECT hex(data) FROM patient WHERE id = ?",
+    "performed": "SELECT sop_instance_uid, settled, (SELECT group_concat(scheduled_id || patient) FROM"
+    " performed_scheduled_step l WHERE l.performed_id = p.id)"
+    " FROM performed_procedure_step p WHERE id = ?",
+    "workitem": "SELECT state, performer, readiness, declined, (SELECT max(id) FROM audit"
+    " WHERE about = sop_instance_uid AND what = 'workitem assigned')"
+    " FROM workitem WHERE sop_instance_uid = ?",
+    "user": "SELECT id, role FROM user WHERE name = ?",
+    "token": "SELECT role, ae_titles, created_at FROM token WHERE name = ?",
+    "device": "SELECT id, settings FROM device_record WHERE name = ?",
+    "procedure": "SELECT scheme, meaning, modality, ae_title, minutes, protocol_code,"
+    " protocol_meaning, retired FROM procedure WHERE code = ?",
+}  # fmt: skip
+# The audit lines about a thing; those of which the audit log has its name need no row.
+_LINES = {
+    "step": "SELECT a.* FROM scheduled_procedure_step s JOIN audit a ON"
+    " a.about = s.study_instance_uid AND a.what IN ('step', 'rescheduled')"
+    " AND (a.detail = s.scheduled_procedure_step_id"
+    " OR instr(a.detail, s.scheduled_procedure_step_id || ' ') = 1)"
+    " WHERE s.id = ?1 UNION ALL SELECT * FROM audit WHERE about = 'step ' || ?1",
+    "patient": "SELECT a.* FROM patient p JOIN audit a ON a.about = p.patient_id WHERE p.id = ?",
+    "performed": "SELECT * FROM audit WHERE what LIKE 'performed step%' AND about IN"
+    " (?1, (SELECT sop_instance_uid FROM performed_procedure_step WHERE id = ?1))",
+}
+
+
+class Change(NamedTuple):
+    """The last change of a thing: time (as stored), who, and what, to be translated."""
+
+    at: str
+    who: str
+    what: str
+
+
+class ChangedMeanwhile(Refusal):
+    """The refusal (0110) of what was decided from a state that is no more: a person is asked.
+
+    about   the thing
+    event   what was to be done
+    mark    that of now, for those who go on all the same; empty if that cannot be done any more
+    change  the last change, or None
+    """
+
+    def __init__(self, about: Thing, event: str, mark: str, change: Change | None) -> None:
+        super().__init__(Status.PROCESSING_FAILURE, Message("It was changed meanwhile"))
+        self.about, self.event, self.mark, self.change = about, event, mark, change
+
+
+def mark_of(*state: object) -> str:
+    """The mark of a state, short enough for the address of a button."""
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
+
+
+def state_mark(about: Thing) -> str:
+    """The mark of the present state of a thing; that of no state if it is not there."""
+    kind, key = about
+    return mark_of(*(database.execute_sql(_STATES[kind], (key,)).fetchone() or ()))
+
+
+def last_change(about: Thing) -> Change | None:
+    """The newest audit line about a thing; of an exam the state it has got."""
+    kind, key = about
+    if kind == "undo":
+        kind, _, key = key.partition(" ")
+    lines = _LINES.get(kind, "SELECT * FROM audit WHERE about = ?")
+    found = database.execute_sql(
+        f"SELECT at, who, what, detail FROM ({lines}) ORDER BY id DESC LIMIT 1", (key,)
+    ).fetchone()
+    if not found:
+        return None
+    at, who, what, detail = found
+    if what == "step":
+        what = detail.partition(" ")[2]
+    return Change(at, who.partition("@")[0], what)
+
+
+def check_seen(about: Thing, seen: str, event: str) -> None:
+    """Refuse (ChangedMeanwhile) what was decided from another state than the present one.
+
+    What leaves the state of an exam as it is now does no harm, and is let pass: a new time for one
+    who has arrived meanwhile, or a second click.
+
+    seen   the mark that the form or button carried; empty for one that carried none
+    event  of an exam: an event of STEP_TRANSITIONS; else free
+    """
+    now = state_mark(about)
+    if not seen or seen == now:
+        return
+    if about[0] == "step":
+        step = first_row(ScheduledProcedureStep, "id = ?", about[1])
+        after = STEP_TRANSITIONS.get((event, step.status if step else ""))
+        if not step or after == step.status:  # the call itself says that it is not there
+            return
+        if isinstance(after, Status):
+            now = ""
+    raise ChangedMeanwhile(about, event, now, last_change(about))
+
+
+def as_seen(
+    ctx: Context, decided: Iterable[tuple[Thing, str, str]], core: Core, *arguments: Any
+) -> Any:
+    """Call a core function in the store thread if all things are as they were seen.
+
+    decided  things, with mark and event as for check_seen
+    """
+    for about, seen, event in decided:
+        check_seen(about, seen, event)
+    return core(ctx, *arguments)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -21683,6 +21819,7 @@ document.addEventListener("keydown", (event) => {
 </svg>
 """,
     "i18n/zh-CN.json": r"""{
+ "1 change, show": "1 项变更，点击显示",
  "1 exam": "1 项检查",
  "1 image is not judged yet: do not delete it": "1 幅影像尚未判定：请勿删除",
  "1 image is not safe: do not delete it": "1 幅影像不安全：请勿删除",
@@ -21709,9 +21846,37 @@ document.addEventListener("keydown", (event) => {
  "AE titles": "AE 标题",
  "AE titles (of a token)": "AE 标题（令牌用）",
  "AE titles of the machine, comma-separated": "设备的 AE 标题，以逗号分隔",
+ "All sessions of {name} have ended.": "{name} 的所有会话已结束。",
+ "Archive": "归档系统",
+ "Changed meanwhile": "其间已有更改",
+ "Choose the exam": "选择检查",
+ "Choosing an exam corrects the list here, not the images: they keep the patient that the machine had chosen, in the archive too.": "选择检查只更正这里的列表，不更正影像：影像（包括归档系统中的）仍带有设备上所选患者的信息。",
+ "Delete the device {name}? It is refused from then on. This cannot be taken back.": "删除设备 {name}？此后将拒绝该设备的连接。此操作无法撤销。",
+ "Delete the token {name}? Its program is refused from then on. This cannot be taken back.": "删除令牌 {name}？此后将拒绝使用它的程序。此操作无法撤销。",
+ "Delete the user {name}? All logins end. This cannot be taken back.": "删除用户 {name}？其所有登录将结束。此操作无法撤销。",
+ "Delete {name} from the catalogue? This cannot be taken back.": "从目录中删除 {name}？此操作无法撤销。",
+ "Do it all the same": "仍然执行",
+ "Do it all the same?": "仍然执行吗？",
+ "It can no longer be done.": "现在已无法执行。",
+ "It does not answer since {since}: {problem}. Nothing new can be called safe until it does; it was last asked at {at}.": "自 {since} 起无应答：{problem}。恢复应答前，无法确认新的影像是否安全；上次询问时间 {at}。",
  "It is the patient of the order": "确认是申请上的患者",
  "It is this patient after all": "确认是该患者",
  "It was another exam": "这是另一项检查",
+ "It was changed meanwhile": "其间已被更改",
+ "Keep the reason": "保存原因",
+ "Leave it as it is": "保持不变",
+ "Nothing was saved. Please look again:": "未保存任何内容。请重新查看：",
+ "Put it back on the list?": "放回列表吗？",
+ "Save, and put it back on the list": "保存并放回列表",
+ "The exam is {state}: saving puts it back on the list.": "该检查{state}：保存后将放回列表。",
+ "The images still carry {reported}. Correct them to {patient}, {accession}: at {device}, if they have not been sent, else in the archive.": "影像仍带有 {reported} 的信息。请更正为 {patient}、检查号 {accession}：尚未发送的在设备 {device} 上更正，已发送的在归档系统中更正。",
+ "The machine's filter is set to {asked}, and it is registered with {right}: change it at the machine.": "设备的查询过滤条件设为 {asked}，而登记的是 {right}：请在设备上更改。",
+ "The report of the machine": "设备的报告",
+ "There is a token {name}: save again to replace it by a new one": "已有令牌 {name}：再次保存将以新令牌替换",
+ "There is a user {name}: save again to change role and password": "已有用户 {name}：再次保存将更改其角色和密码",
+ "This exam": "就是这项检查",
+ "Which exam was it?": "这是哪项检查？",
+ "Why likely": "可能的依据",
  "let the newest good backup replace a store that is found damaged; what came after the backup is missing then": "发现数据库损坏时，用最新的完好备份替换；备份之后的内容将会缺失",
  "Other patient?": "患者不符？",
  "Patient at the machine": "设备上的患者",
@@ -21732,6 +21897,7 @@ document.addEventListener("keydown", (event) => {
  "ARRIVED": "已到达",
  "About": "关于",
  "Accession Number": "检查号",
+ "not asked yet": "尚未询问",
  "patient accepted": "确认患者无误",
  "gap confirmed": "确认缺口",
  "Missing accession numbers: {numbers}.": "缺少的检查号：{numbers}。",
@@ -21786,7 +21952,6 @@ document.addEventListener("keydown", (event) => {
  "Associations": "连接记录",
  "At this time the device has:": "该设备此时已有：",
  "At {at} it answered.": "{at} 已应答。",
- "At {at} it failed: {problem}.": "{at} 询问失败：{problem}。",
  "Audit log": "审计日志",
  "Back": "返回",
  "Back on the list": "放回列表",
@@ -22077,7 +22242,6 @@ document.addEventListener("keydown", (event) => {
  "Make a new workitem.": "请新建工作项。",
  "Make, claim and end workitems": "创建、领取和结束任务",
  "Male": "男",
- "Match": "匹配",
  "Match what came without an order; why not there; import": "匹配无申请的检查；为何查不到；导入",
  "Matched by": "匹配依据",
  "Matched.": "已匹配。",
@@ -22616,6 +22780,11 @@ document.addEventListener("keydown", (event) => {
  "alphabetic": "仅拼音",
  "archive supports relational queries": "仅凭图像自身 UID 即可查到图像的归档系统",
  "minutes to wait for the archive's own commitment before asking again": "把请求转给归档系统自行确认后，这么多分钟没有答复则重新询问",
+ "same Patient ID": "患者 ID 相同",
+ "same accession number": "检查号相同",
+ "same birth date": "出生日期相同",
+ "same device": "设备相同",
+ "same name": "姓名相同",
  "seconds without a message before an association is aborted": "这么长时间没有消息的连接将被中止",
  "hours to keep retrying delivery of an event or report": "无法送达的事件或转发内容在这么多小时后放弃",
  "hours without an update before a started exam is listed as stuck": "已开始的检查这么多小时没有消息则列为滞留",
@@ -22867,6 +23036,7 @@ document.addEventListener("keydown", (event) => {
  "days to keep the record of deliveries": "事件通知和转发的记录保留这么多天",
  "with deletion lock": "带删除锁",
  "hours without proof, such as with the archive down, before images are reported as not safe": "归档系统停机而无依据时，这么多小时后判为图像不安全",
+ "within two hours": "相差不到两小时",
  "workitem": "任务状态",
  "workitem assigned": "分配任务",
  "workitem cancel requested": "请求取消任务",
@@ -22881,6 +23051,8 @@ document.addEventListener("keydown", (event) => {
  "workstation": "工作站",
  "failed logins of a user, or of different users from one address, in 15 minutes before a lock-out": "15 分钟内同一用户的密码错误次数，或同一地址上出错的不同用户数，超过则须等待",
  "yes": "是",
+ "{ae} answered at {at}": "{ae} 于 {at} 应答",
+ "{ae} does not answer since {at}: {problem}": "{ae} 自 {at} 起无应答：{problem}",
  "{ae} holds no lock on it": "{ae} 未持有其删除锁",
  "{ae} is no AE title": "{ae} 不是 AE 标题",
  "{ae} is not registered with an address": "{ae} 未登记地址",
@@ -22889,6 +23061,7 @@ document.addEventListener("keydown", (event) => {
  "{calling} is not registered as a device": "{calling} 不是已登记的设备",
  "{calling} is registered for {host}": "{calling} 登记的地址是 {host}",
  "{code} is used by open exams: it can only be retired": "{code} 仍被未结束的检查使用：只能停用",
+ "{count} changes, show": "{count} 项变更，点击显示",
  "{count} exams": "{count} 项检查",
  "{count} exams lie on the time of another one.": "有 {count} 个检查时间冲突。",
  "{count} images": "{count} 幅影像",
@@ -22910,10 +23083,13 @@ document.addEventListener("keydown", (event) => {
  "{name} has no address here": "{name} 没有填写地址",
  "{name} is not reached at {host}, port {port}": "无法连接 {name}（{host} 端口 {port}）",
  "{name} rejects us: is {ae} known to it?": "{name} 拒绝了连接：它是否已登记 {ae}？",
+ "{name} was deleted.": "已删除 {name}。",
  "{name} was reached, but did not answer C-ECHO": "已连接 {name}，但它没有应答 C-ECHO",
  "{number} of {count} images": "{count} 幅图像中的 {number} 幅",
  "{performer} does not watch it and cannot be told": "{performer} 未订阅此任务，无法通知，请直接联系",
  "{performer} has claimed it already": "已被 {performer} 认领",
+ "{subject} was changed meanwhile.": "{subject}：其间已被更改。",
+ "{subject}: {what}, by {who} at {at}.": "{subject}：{what}，{who} 于 {at}。",
  "{term!r} is not a character set known here": "{term!r} 不是已知的字符集",
  "{term} stands alone": "{term} 必须单独使用",
  "{title!r} is not an AE title (1 to 16 ASCII characters)": "{title!r} 不是 AE 标题（1 至 16 个 ASCII 字符）",
@@ -23120,6 +23296,18 @@ LAYOUT = """<!DOCTYPE html>
 % end
 % if told:
 <p role="status" class="told">{{told}}</p>
+% if told_undo:
+<div class="actions">
+<form method="post" action="{{told_undo[0]}}"><input type="hidden" name="csrf" value="{{csrf}}">
+<button name="event" value="undo">{{told_undo[1]}}</button></form>
+% if told_undo[2]:
+<form method="post" action="{{told_undo[0].partition('?')[0]}}"><input type="hidden" name="csrf" value="{{csrf}}">
+<input type="hidden" name="{{told_undo[2][0]}}" value="{{told_undo[2][1]}}">
+<label>{{t('Reason')}} <input name="remark" required></label>
+<button name="event" value="cancel">{{t('Keep the reason')}}</button></form>
+% end
+</div>
+% end
 % end
 {{!base}}
 </main>
@@ -23464,6 +23652,34 @@ class PageRequest:
         """Call a core function in the store thread with the user's context; wait for the commit."""
         return self.web.write(core, self.ctx, *arguments)
 
+    def write_seen(self, about: Thing, event: str, core: Core, *arguments: Any) -> Any:
+        """Call a core function likewise, if a thing is as the form or button has it.
+
+        Refuses  ChangedMeanwhile: the wrapper of all pages asks
+        """
+        return self.write(as_seen, [(about, self.seen(about[0]), event)], core, *arguments)
+
+    def seen(self, kind: str) -> str:
+        """Return the mark that the form, or the address of its button, carries for a thing."""
+        return self.query(f"{kind}_state") or self.form(f"{kind}_state")
+
+    def mark(self, about: Thing) -> tuple[str, str]:
+        """Return the hidden field by which a form carries the present state of a thing.
+
+        A form that comes again, since something in it is wrong, keeps what it carried.
+        """
+        carried = self.request.method == "POST" and self.seen(about[0])
+        return f"{about[0]}_state", carried or self.read(state_mark, about)
+
+    def undo_of(self, about: str) -> tuple[str, str, Any] | None:
+        """Return how the last change of `patient 3` or `step 7` is undone: address, words, note."""
+        note, problem = self.read(undoable, self.ctx, about)
+        if problem:
+            return None
+        words = self.t("Take back: {what} ({who}, {at})", what=self.t(note.what), who=note.who,
+                       at=self.at(note.at)[:-3])  # fmt: skip
+        return f"/{about.replace(' ', '/')}?undo_state={mark_of(note.id)}", words, note
+
     @property
     def devices(self) -> tuple[Device, ...]:
         """The current devices."""
@@ -23481,21 +23697,24 @@ class PageRequest:
 
     def show(
         self, template: str, title: str, refresh: bool = False, bare: bool = False, told: str = "",
-        **values: Any,
+        public: bool = False, **values: Any,
     ) -> str:  # fmt: skip
         """Return a whole page around a template.
 
         refresh  reload the page regularly
         bare     without header and menu
         told     message about the last action
+        public   seen by patients: no message, which names one
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
         box = self.web.box
         shared = {
             "here": here, "login": login, "refresh": refresh,
-            "bare": bare, "told": told or (self._told() if login else ""),
+            "bare": bare, "told": told, "told_undo": None,
             "csrf": login.form_token if login else "",
         }  # fmt: skip
+        if login and not told and not public:
+            shared |= self._told()
         return self.part(
             LAYOUT,
             **shared,
@@ -23557,17 +23776,29 @@ class PageRequest:
         sign, words = LIGHTS[worst]
         return worst, sign, self.t(words)
 
-    def _told(self) -> str:
-        """Return the message of the last action from its cookie, and delete that."""
+    def _told(self) -> dict[str, Any]:
+        """Return the message of the last action from its cookie, with its undo; delete that."""
         text = self.cookie("told")
         if not text:
-            return ""
+            return {}
         self.set_cookie("told", "", max_age=0)
-        return urllib.parse.unquote(text)
+        told, _, about = urllib.parse.unquote(text).partition("\n")
+        found = self.undo_of(about) if re.fullmatch("(step|patient) [0-9]{1,18}", about) else None
+        if not found or found[2].who != self.ctx.actor.name:
+            return {"told": told}
+        path, words, note = found
+        again = ()  # a reason can be given afterwards
+        if note.what == "CANCELED":
+            again = self.mark(("step", int(about.partition(" ")[2])))
+        return {"told": told, "told_undo": (path, words, again)}
 
-    def tell(self, path: str, text: str) -> str:
-        """Redirect to a page that shows a message about what was done."""
-        self.set_cookie("told", urllib.parse.quote(text[:1000]), max_age=60)
+    def tell(self, path: str, text: str, about: str = "") -> str:
+        """Redirect to a page that shows a message about what was done.
+
+        about  `step 7` or `patient 3`: the message offers to undo it
+        """
+        told = f"{text[:1000]}\n{about}" if about else text[:1000]
+        self.set_cookie("told", urllib.parse.quote(told), max_age=60)
         return self.redirect(path)
 
     def redirect(self, path: str) -> str:
@@ -23812,113 +24043,28 @@ def post_passed_on(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.pages.day.board
-# The board, the waiting room and the printed list of a day.
+# minris.pages.asking
+# What a person is asked before it is done: after a change by others, or for good.
 # ------------------------------------------------------------------------------------------------
 
-BOARD_PAGE = """
-<form method="get" action="/" class="day">
-<a href="/?{{before}}" rel="prev" title="{{t('The day before')}}">←</a>
-<label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label>
-<a href="/?{{after}}" rel="next" title="{{t('The day after')}}">→</a>
-<label>{{t('Device')}} <select name="device"><option value="">{{t('all')}}</option>
-% options(stations, view.device)
-</select></label>
-<label>{{t('In order of')}} <select name="by">
-% options(orders, view.by)
-</select></label>
-<button>{{t('Show')}}</button>
-<a href="/print?date={{day}}">{{t('Print')}}</a>
+RESUME_PAGE = """
+% for words in sentences:
+<p class="warning">{{words}}</p>
+% end
+<form method="post" action="{{action}}" class="actions">
+<input type="hidden" name="csrf" value="{{csrf}}">
+% for name, value in fields:
+<input type="hidden" name="{{name}}" value="{{value}}">
+% end
+% if button:
+<button class="main">{{button}}</button>
+% end
+<a href="{{back}}">{{t('Leave it as it is') if sentences else t('To the board')}}</a>
 </form>
-<p id="offline" class="problem" role="status" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
-<form id="act" method="post" action="/"><input type="hidden" name="csrf" value="{{csrf}}"></form>
-<div id="board" data-part="{{part}}" data-mark="{{mark}}">
-{{!board}}
-</div>
+% fact_list(shown)
 """
-# Its buttons belong to the form outside it, so the part is the same for all users (no CSRF token).
-BOARD_PART = """
-<p class="summary" role="status" aria-live="polite">{{t('1 exam') if count == 1 else t('{count} exams', count=count)}}:
-% for state, number in totals:
-<span class="state" data-state="{{state}}">{{t(state)}} {{number}}</span>
-% end
-</p>
-% for heading, steps in groups:
-<section>
-<h2>{{heading}}</h2>
-<table>
-<thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th><th scope="col">{{t('Patient ID')}}</th>
-<th scope="col">{{t('Exam')}}</th><th scope="col">{{t('Accession number')}}</th><th scope="col">{{t('Device') if by_state else t('State')}}</th>
-<th scope="col">{{t('Since')}}</th><th scope="col"><span class="hidden">{{t('Actions')}}</span></th></tr></thead>
-<tbody>
-% for step in steps:
-<tr data-state="{{step['state']}}">
-<td>{{step['time']}}</td>
-<th scope="row"><a href="{{step['path']}}">{{step['name']}}</a>
-% if step['priority']:
-<strong class="urgent">{{step['priority']}}</strong>
-% end
-% if step['doubtful']:
-<strong class="urgent">{{t('Other patient?')}}</strong>
-% end
-</th>
-<td>{{step['patient_id']}}</td><td>{{step['exam']}}</td><td>{{step['accession']}}</td>
-% if by_state:
-<td>{{step['device']}}</td>
-% else:
-<td><span class="state" data-state="{{step['state']}}">{{t(step['state'])}}</span></td>
-% end
-<td>{{step['since']}}</td>
-<td class="actions">
-% for event, words in step['actions']:
-<button form="act" formaction="{{step['path']}}" name="event" value="{{event}}">{{words}}</button>
-% end
-</td>
-</tr>
-% end
-</tbody>
-</table>
-</section>
-% end
-% if not groups:
-<p>{{t('No exams on this day.')}} <a href="/register">{{t('Register a patient')}}</a></p>
-% end
-"""
-WAITING_PAGE = """
-% if not bare:
-<p><a href="/waiting?bare=1">{{t('For the screen in the room: this page alone')}}</a></p>
-% end
-<div id="board" data-part="/waiting?part=board">
-{{!board}}
-</div>
-<p id="offline" class="problem" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
-"""
-WAITING_PART = """
-% if not people:
-<p>{{t('Nobody is waiting.')}}</p>
-% end
-<ul class="waiting">
-% for name, number, device, state in people:
-<li data-state="{{state}}"><strong>{{name}}</strong> <span>{{number}}</span> <span>{{device}}</span>
-<span class="state" data-state="{{state}}">{{t(state)}}</span></li>
-% end
-</ul>
-"""
-PRINT_PAGE = """
-<p class="noprint"><a href="/?date={{date}}">{{t('Back')}}</a></p>
-% for device, steps in devices:
-<section class="wide"><h2>{{device}}</h2>
-<table><thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th>
-<th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th>
-<th scope="col">{{t('Accession number')}}</th><th scope="col">{{t('State')}}</th></tr></thead><tbody>
-% for step in steps:
-<tr><td>{{step['time']}}</td><th scope="row">{{step['name']}}</th><td>{{step['patient_id']}}</td>
-<td>{{step['exam']}}</td><td>{{step['accession']}}</td><td>{{t(step['state'])}}</td></tr>
-% end
-</tbody></table></section>
-% end
-"""
-# The words of the button for each event of person_events.
+SURE = "yes"  # the field `sure` of a form whose question was answered
+# The words of the button for each event of an exam that a person may choose.
 PERSON_EVENTS = {
     "arrive": Message("Arrived"),
     "cancel": Message("Cancel exam"),
@@ -23929,176 +24075,81 @@ PERSON_EVENTS = {
 }
 
 
-def board_step(
-    ctx: Context, t: Translator, row: tuple[Any, ...], reporting: set[str]
-) -> dict[str, Any]:
-    """Return one row of the board, as its template wants it."""
-    step_id, state, start_time, data, arrived_at, started_at, ended_at, _ = row
-    index = ElementIndex(bytes(data))
-    item = index.item("ScheduledProcedureStepSequence")
-    since = ended_at or (started_at if state == "STARTED" else arrived_at)
-    priority = index.get("RequestedProcedurePriority")
-    events = person_events(state, does_report(ctx, [row[7]] if row[7] else [], reporting))
-    exam = item.get("ScheduledProcedureStepDescription")
-    return {
-        "path": f"/step/{step_id}", "state": state, "time": shown_time(start_time),
-        "name": t.name(index.get("PatientName")), "patient_id": index.get("PatientID"),
-        "exam": exam or index.get("RequestedProcedureDescription"),
-        "accession": index.get("AccessionNumber"),
-        "priority": t(priority) if priority in ("STAT", "HIGH") else "",
-        "since": elapsed(ctx, t, since),
-        "actions": [(event, t(PERSON_EVENTS[event])) for event in events],
-    }  # fmt: skip
+def ask(p: PageRequest, title: str, sentences: list[str], button: str, **changed: str) -> str:
+    """Return a page that asks a person; its button sends the form again with some fields changed.
 
-
-class BoardView(NamedTuple):
-    """What a board shows: a day (DA), grouped by `device` or `state`, perhaps of one device."""
-
-    date: str
-    by: str = "device"
-    device: str = ""
-
-    @property
-    def query(self) -> str:
-        """The view as the query of a URL."""
-        return urllib.parse.urlencode(
-            {"date": shown_date(self.date), "by": self.by, "device": self.device}
-        )
-
-
-BOARD_ORDERS = {"device": Message("device"), "state": Message("state")}
-
-
-def exams_in_groups(
-    web: Web, ctx: Context, t: Translator, view: BoardView, found: list[Any] | None = None
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Return a day's exams as rows of the board, grouped by device or by state."""
-    names = device_names(web)
-    reporting, doubtful = web.read(reporting_stations), web.read(doubtful_steps)
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in web.read(steps_of_day, view.date) if found is None else found:
-        device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
-        step = board_step(ctx, t, row, reporting)
-        step |= {"device": device, "doubtful": row[0] in doubtful}
-        groups.setdefault(row[1] if view.by == "state" else device, []).append(step)
-    if view.by == "state":
-        return [(t(state), groups[state]) for state in STEP_STATES if state in groups]
-    return sorted(groups.items())
-
-
-def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
-    """Return the board of a day as HTML: the same for all users of one language."""
-    import bottle
-
-    device = web.access().device(view.device) if view.device else None
-    titles = device.ae_titles if device else (view.device,)
-    found = [
-        row for row in web.read(steps_of_day, view.date) if not view.device or row[7] in titles
-    ]
-    counted = collections.Counter(row[1] for row in found)
-    totals = [(state, counted[state]) for state in STEP_STATES if counted[state]]
-    return bottle.template(
-        BOARD_PART, t=t, count=len(found), totals=totals, by_state=view.by == "state",
-        groups=exams_in_groups(web, ctx, t, view, found),
-    )  # fmt: skip
-
-
-class Rendered(NamedTuple):
-    """A rendered board: its HTML, the HTML compressed, and a mark that changes with it."""
-
-    text: str
-    gzip: bytes
-    mark: str
-
-
-class Boards:
-    """Cache of rendered boards: each is rendered once per language, view and change."""
-
-    MOST = 8 << 20  # bytes
-
-    def __init__(self, web: Web) -> None:
-        self.web = web
-        self.kept: Recent[object, Rendered] = Recent(self.MOST)
-        self.lock = threading.Lock()
-
-    def get(self, ctx: Context, t: Translator, view: BoardView) -> Rendered:
-        """Return the current board of a view; a new minute counts as a change ("since 5 min")."""
-        minute = f"{ctx.local_now():%Y%m%d%H%M%z}"
-        with self.lock:  # others wait for the same rendering
-            key = self.web.writer.commits, self.web.access().version, t.language, view, minute
-            if key not in self.kept:
-                text = render_board(self.web, ctx, t, view)
-                content = text.encode()
-                sent = below_path(self.web.root, content)
-                mark = hashlib.sha256(content).hexdigest()[:16]
-                board = Rendered(text, gzip.compress(sent, 5, mtime=0), mark)
-                self.kept.keep(key, board, 2 * len(text) + len(board.gzip))
-                return board
-            return self.kept[key]
-
-
-def board_page(p: PageRequest) -> str | bytes:
-    """GET /: the day by device or state; ?part=board: only the board, if it has changed."""
-    date, by = p.day("date"), p.query("by")
-    by = by if by in BOARD_ORDERS else "device"
-    view = BoardView(date or p.ctx.today(), by, p.query("device"))
-    board = p.site.boards.get(p.ctx, p.t, view)
-    if p.query("part") == "board":
-        return board_part(p, board)
-    day = day_of(view.date)
-    before, after = (
-        view._replace(date=f"{day + datetime.timedelta(days=days):%Y%m%d}").query
-        for days in (-1, 1)
-    )
-    today = view._replace(date=date).query
+    button  its words; empty if there is nothing that could be done
+    """
+    sent = p.request.forms.decode().allitems()
+    fields = [(name, value) for name, value in sent if name not in ("csrf", *changed)]
     return p.show(
-        BOARD_PAGE, "Board", refresh=True, board=board.text, mark=board.mark,
-        part=f"/?part=board&{today}", day=shown_date(view.date), view=view, before=before,
-        after=after, stations=stations_of(p),
-        orders=[(by, p.t(words)) for by, words in BOARD_ORDERS.items()],
+        RESUME_PAGE, title, action=p.request.path, fields=[*fields, *changed.items()], shown=[],
+        sentences=sentences, button=button, back=p.came_from("/"),
     )  # fmt: skip
 
 
-def stations_of(p: PageRequest) -> list[tuple[str, str]]:
-    """Return AE title and name of each modality."""
-    return [(d.ae_title, d.name) for d in p.devices if d.role == "modality"]
+def is_sure(p: PageRequest) -> bool:
+    """Tell whether the question whether to do it was answered with its button."""
+    return p.form("sure") == SURE
 
 
-def board_part(p: PageRequest, board: Rendered) -> str | bytes:
-    """Answer with the board alone, or 204 if the browser already shows it."""
-    if p.query("have") == board.mark:
-        p.response.status = 204
-        return ""
-    p.response.set_header("X-Mark", board.mark)
-    p.response.set_header("Vary", "Accept-Encoding")
-    if not takes_gzip(p.request.get_header("Accept-Encoding", "")):
-        return board.text
-    p.response.set_header("Content-Encoding", "gzip")
-    return board.gzip
+def ask_if_sure(p: PageRequest, title: str, sentence: str, button: str) -> str:
+    """Return a page that asks, in a sentence that names it, for what cannot be undone."""
+    return ask(p, title, [sentence], button, sure=SURE)
 
 
-def waiting_page(p: PageRequest) -> str:
-    """GET /waiting: patients who wait or are in an exam, names masked, for the waiting room."""
-    names, people = device_names(p.web), []
-    for _, state, _, data, _, _, _, station in p.read(steps_of_day, p.ctx.today()):
-        if state in ("ARRIVED", "READY", "STARTED"):
-            index = ElementIndex(bytes(data))
-            number = index.get("AccessionNumber")[-4:]
-            name = masked_name(index.get("PatientName"))
-            people.append((name, number, names.get(station, station or ""), state))
-    board = p.part(WAITING_PART, people=people)
-    if p.query("part") == "board":
-        return board
-    bare = bool(p.query("bare"))
-    return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=bare, board=board)
+def exam_words(t: Translator, index: ElementIndex) -> str:
+    """Return patient, exam and time of an exam's data set, to name it in a sentence."""
+    item = index.item("ScheduledProcedureStepSequence")
+    exam = item.get("ScheduledProcedureStepDescription") or index.get(
+        "RequestedProcedureDescription"
+    )
+    at = item.get("ScheduledProcedureStepStartDate"), item.get("ScheduledProcedureStepStartTime")
+    when = f"{t.date(at[0])} {shown_time(at[1])}".strip()
+    return ", ".join(filter(None, (t.name(index.get("PatientName")), exam, when)))
 
 
-def print_page(p: PageRequest) -> str:
-    """GET /print: the exams of a day, to be printed."""
-    date = p.day("date") or p.ctx.today()
-    devices = exams_in_groups(p.web, p.ctx, p.t, BoardView(date))
-    day = p.t("Exams of {date}", date=p.t.date(date))
-    return p.show(PRINT_PAGE, day, devices=devices, date=shown_date(date))
+def thing_words(p: PageRequest, about: Thing) -> str:
+    """Return a thing by the name that people know it by. Refuses 0112."""
+    kind, key = about
+    if kind == "undo":
+        kind, _, key = key.partition(" ")
+    if kind == "step":
+        return exam_words(p.t, ElementIndex(p.read(get_step, int(key))))
+    if kind == "patient":
+        index = ElementIndex(p.read(get_patient, int(key)))
+        return f"{p.t.name(index.get('PatientName'))} {index.get('PatientID')}"
+    return p.t("The report of the machine") if kind == "performed" else str(key)
+
+
+def changed_words(p: PageRequest, changed: ChangedMeanwhile) -> str:
+    """Return who changed what and when, in one sentence."""
+    t, subject = p.t, thing_words(p, changed.about)
+    if not changed.change:
+        return t("{subject} was changed meanwhile.", subject=subject)
+    at, who, what = changed.change
+    return t("{subject}: {what}, by {who} at {at}.", subject=subject, what=t(what), who=who,
+             at=p.at(at)[:-3])  # fmt: skip
+
+
+def ask_changed(p: PageRequest, changed: ChangedMeanwhile) -> str:
+    """Answer 409: what was decided upon has changed; say who, when and what, and ask."""
+    t, (kind, key) = p.t, changed.about
+    p.response.status = 409
+    question, button = t("Do it all the same?"), t("Do it all the same")
+    if kind == "step" and changed.event in PERSON_EVENTS:
+        button = t(PERSON_EVENTS[changed.event])
+    if (kind, changed.event) == ("step", "reschedule"):
+        question = t("Put it back on the list?")
+    if kind == "undo":
+        offered = p.undo_of(key)
+        button = offered[1] if offered else ""
+    if not changed.mark or not button:
+        question, button = t("It can no longer be done."), ""
+    sentences = [changed_words(p, changed), question]
+    return ask(
+        p, Message("Changed meanwhile"), sentences, button, **{f"{kind}_state": changed.mark}
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -24185,151 +24236,6 @@ def figures_svg(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.pages.day.leftovers
-# Unfinished exams of earlier days, and performed steps without an order.
-# ------------------------------------------------------------------------------------------------
-
-IMAGES_CARRY = Message(
-    "The images in the archive still carry the patient of the machine: if that is wrong, correct"
-    " them in the archive or at the machine."
-)
-LEFTOVERS_PAGE = """
-<p>{{t('Exams of days before that have neither ended nor been taken off the list.')}}</p>
-% if not steps:
-<p>{{t('There are none.')}}</p>
-% else:
-<form method="post" action="/leftovers"><input type="hidden" name="csrf" value="{{csrf}}">
-<div class="wide"><table>
-<thead><tr><th scope="col"><span class="hidden">{{t('Chosen')}}</span></th><th scope="col">{{t('Patient')}}</th>
-<th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th><th scope="col">{{t('Date')}}</th>
-<th scope="col">{{t('State')}}</th></tr></thead>
-<tbody>
-% for row_id, name, patient_id, exam, date, state in steps:
-<tr><td><input type="checkbox" name="row" value="{{row_id}}" id="row{{row_id}}"{{' checked' if state != 'STARTED' else ''}}></td>
-<th scope="row"><label for="row{{row_id}}">{{name}}</label></th><td>{{patient_id}}</td><td>{{exam}}</td><td>{{date}}</td>
-<td><span class="state" data-state="{{state}}">{{t(state)}}</span></td></tr>
-% end
-</tbody></table></div>
-<div class="actions"><button name="event" value="no show">{{t('Did not come')}}</button>
-<button name="event" value="finish">{{t('Exam is done')}}</button>
-<button name="event" value="today">{{t('Move to today')}}</button>
-<button name="event" value="cancel">{{t('Cancel exam')}}</button></div>
-</form>
-% end
-"""
-
-
-def leftovers_page(p: PageRequest) -> str:
-    """GET /leftovers: exams of earlier days that are still open."""
-    steps = [
-        (step.id, p.t.name(ElementIndex(bytes(step.data)).get("PatientName")), step.patient_id,
-         step_item(step).get("ScheduledProcedureStepDescription"), p.t.date(step.start_date),
-         step.status)
-        for step in p.read(leftovers, p.ctx.today())
-    ]  # fmt: skip
-    return p.show(LEFTOVERS_PAGE, "Leftovers", steps=steps)
-
-
-def post_leftovers(p: PageRequest) -> str:
-    """POST /leftovers: apply an event to the chosen exams, or move them to today; all or none."""
-    event = p.form("event")
-    if event not in ("no show", "finish", "cancel", "today"):
-        raise no_such_action()
-    chosen = [int(row) for row in p.request.forms.getall("row") if row.isdigit()]
-    p.write(change_rows, event, chosen)
-    return p.redirect("/leftovers")
-
-
-def unscheduled_page(p: PageRequest) -> str:
-    """GET /unscheduled: performed steps without an order, to be matched by hand."""
-    t = p.t
-    choices_of = functools.cache(functools.partial(exams_to_choose, p))
-    found = []
-    for row in p.read(unscheduled_steps):
-        index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
-        day = index.get("PerformedProcedureStepStartDate")
-        cells = (t.name(index.get("PatientName")) or "?", index.get("PatientID"),
-                 row.performed_station_ae_title, begin_of(t, index),
-                 index.get("PerformedProcedureStepDescription"), t(row.status))  # fmt: skip
-        days = sorted({day, p.ctx.today()} - {""})
-        near = similar_first(t, [choice for one in days for choice in choices_of(one)], index)
-        match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
-        leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
-        found.append(Row(cells, "", (match, leave) if near else (leave,)))
-    intro = t("Devices reported these exams, and no order of ours was found for them.")
-    part = p.listed("Patient | Patient ID | Device | Begin | Exam | State", found,
-                    "There are none.")  # fmt: skip
-    return p.listing("Unscheduled", [*other_patients(p), part], intro=intro)
-
-
-def begin_of(t: Translator, performed: ElementIndex) -> str:
-    """Return when a performed step began."""
-    day, time = (performed.get(f"PerformedProcedureStepStart{part}") for part in ("Date", "Time"))
-    return f"{t.date(day)} {shown_time(time)}"
-
-
-def other_patients(p: PageRequest) -> list[Part]:
-    """Return the exams that machines reported for another patient than ordered, if there are any."""
-    t, rows = p.t, []
-    for link in p.read(doubtful_links):
-        fields = (("performed", str(link.performed_id)), ("step", str(link.step_id)))
-        cells = (*(who_is(t, ElementIndex(one)) for one in (link.ours, link.told)), link.station,
-                 begin_of(t, ElementIndex(link.data)))  # fmt: skip
-        actions = (Action("/unscheduled/accept", t("It is the patient of the order"), fields),
-                   Action("/unmatch", t("It was another exam"), fields))  # fmt: skip
-        rows.append(Row(cells, f"/step/{link.step_id}", actions, "warning"))
-    part = p.listed("Patient of the order | Patient at the machine | Device | Begin", rows,
-                    heading=t("Reported for another patient"))  # fmt: skip
-    return [part] if rows else []
-
-
-def post_accept(p: PageRequest) -> str:
-    """POST /unscheduled/accept: settle that a performed step is of the order's patient."""
-    step = p.number("step")
-    p.write(accept_patient, p.number("performed"), step)
-    return p.tell(f"/step/{step}", p.t("Saved.") + " " + p.t(IMAGES_CARRY))
-
-
-def exams_to_choose(p: PageRequest, day: str) -> list[tuple[str, str]]:
-    """Return the exams of a day as choices: row ID and words."""
-    return [
-        (str(row[0]), f"{p.t.date(day)} {shown_time(row[2])}"
-         f" {p.t.name(index.get('PatientName'))} {index.get('AccessionNumber')}")
-        for row in p.read(steps_of_day, day)
-        for index in [ElementIndex(bytes(row[3]))]
-    ]  # fmt: skip
-
-
-def post_match(p: PageRequest) -> str:
-    """POST /unscheduled/match: link a performed step to an exam."""
-    p.write(link_by_hand, p.number("performed"), p.number("step"))
-    return p.tell("/unscheduled", p.t("Matched."))
-
-
-def post_settle(p: PageRequest) -> str:
-    """POST /unscheduled/settle: accept a performed step without an order; needs a reason."""
-    p.write(settle_unscheduled, p.number("performed"), p.form("reason"))
-    return p.tell("/unscheduled", p.t("Saved."))
-
-
-def post_unmatch(p: PageRequest) -> str:
-    """POST /unmatch: remove the link between a performed step and an exam."""
-    step = p.number("step")
-    p.write(unlink_step, p.number("performed"), step)
-    told = p.t("The report of the machine waits on the page Unscheduled for its order.")
-    return p.tell(f"/step/{step}", told + " " + p.t(IMAGES_CARRY))
-
-
-def similar_first(
-    t: Translator, choices: list[tuple[str, str]], index: ElementIndex
-) -> tuple[tuple[str, str], ...]:
-    """Sort choices: exams with the same patient name or accession number first."""
-    wanted = {t.name(index.get("PatientName")), *(
-        item.get("AccessionNumber") for item in index.items(STEP_ATTRIBUTES))} - {""}  # fmt: skip
-    return tuple(sorted(choices, key=lambda choice: not any(w in choice[1] for w in wanted)))
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.pages.forms
 # Forms: fields, how values are read and shown, and detection of changes by others.
 # ------------------------------------------------------------------------------------------------
@@ -24388,6 +24294,9 @@ FORM_PAGE = """
 <div class="actions">
 % if submit:
 <button class="main">{{submit}}</button>
+% end
+% if get('undoing'):
+<button formaction="{{undoing[0]}}" name="event" value="undo">{{undoing[1]}}</button>
 % end
 % for event, words in get('extra', []):
 <button name="event" value="{{event}}">{{words}}</button>
@@ -24550,12 +24459,14 @@ def changed_keywords(
 def post_changes(
     p: PageRequest, rows: tuple[FieldRow, ...], stored: Callable[[], dict[str, str]],
     change: Callable[[dict[str, str], dict[str, str]], tuple[Any, ...]],
+    about: Thing | None = None, event: str = "",
 ) -> tuple[dict[str, str], dict[str, str], list[Problem]]:  # fmt: skip
     """Save the changes of a form; return the form, what the store had, and the problems if refused.
 
     stored  reads the form of what is stored
     change  takes the form and that of the store; returns the core function and its arguments. May
             refuse: the form is shown again
+    about   whose state the form carries; as for check_seen
     """
 
     def save(ctx: Context, shown: dict[str, str], core: Core, *arguments: Any) -> bool:
@@ -24570,8 +24481,11 @@ def post_changes(
         if meanwhile := changed_meanwhile(p, rows, form, shown):
             return form, shown, meanwhile
         try:
-            if p.write(save, shown, *change(form, shown)):
+            saving = save, shown, *change(form, shown)
+            if p.write_seen(about, event, *saving) if about else p.write(*saving):
                 return form, shown, []
+        except ChangedMeanwhile:
+            raise
         except Refusal as refusal:
             if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
                 raise
@@ -24623,18 +24537,7 @@ def show_form(
     return p.show(FORM_PAGE, title, groups=groups, problems=said, **values)
 
 
-def undo_button(p: PageRequest, about: str) -> list[tuple[str, str]]:
-    """Return the button that undoes the last change of a patient or exam, if there is one."""
-    note, problem = p.read(undoable, p.ctx, about)
-    if problem:
-        return []
-    at = p.at(note.at)[:-3]
-    return [
-        ("undo", p.t("Take back: {what} ({who}, {at})", what=p.t(note.what), who=note.who, at=at))
-    ]
-
-
-NOT_KEPT = frozenset({"csrf", "password", "new_password", "seen"})  # of a form without a session
+NOT_KEPT = frozenset({"csrf", "password", "new_password"})  # of a form without a session
 TOO_OLD = Message("The form is too old: load the page anew")
 
 
@@ -24938,263 +24841,442 @@ def pages_named(p: PageRequest, text: str) -> list[tuple[str, str]]:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.pages.day.calendar
-# The calendar: a day of all devices or the week of one, and the month.
+# minris.pages.day.board
+# The board, the waiting room and the printed list of a day.
 # ------------------------------------------------------------------------------------------------
 
-CALENDAR_PAGE = """
-<form method="get" action="/calendar" class="day"><input type="hidden" name="view" value="{{view}}">
-<a href="/calendar?{{before}}" rel="prev" class="button" title="{{back}}">‹</a>
-<a href="/calendar?{{today}}" class="button">{{t('Today')}}</a>
-<a href="/calendar?{{after}}" rel="next" class="button" title="{{forth}}">›</a>
-<label>{{t('Date')}} <input type="date" name="date" value="{{day}}"></label>
-% if view == 'week':
-<label>{{t('Device')}} <select name="device">
-% options(stations, device)
+BOARD_PAGE = """
+<form method="get" action="/" class="day">
+<a href="/?{{before}}" rel="prev" title="{{t('The day before')}}">←</a>
+<label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label>
+<a href="/?{{after}}" rel="next" title="{{t('The day after')}}">→</a>
+<label>{{t('Device')}} <select name="device"><option value="">{{t('all')}}</option>
+% options(stations, view.device)
 </select></label>
-% end
+<label>{{t('In order of')}} <select name="by">
+% options(orders, view.by)
+</select></label>
 <button>{{t('Show')}}</button>
-<nav class="views" aria-label="{{t('View')}}">
-% for path, words, current in views:
-<a href="{{path}}" class="button"{{!' aria-current="true"' if current else ''}}>{{words}}</a>
-% end
-</nav>
+<a href="/print?date={{day}}">{{t('Print')}}</a>
 </form>
-% if double:
-<p class="warning">{{t('1 exam overlaps with another one.') if double == 1 else t('{count} exams lie on the time of another one.', count=double)}}</p>
-% end
-% if not stations:
-<p>{{t('No machines yet.')}} <a href="/devices/edit">{{t('Register a device first.')}}</a></p>
-% else:
-<div class="calendar">
-<div class="wide" tabindex="0"><table class="grid"><thead><tr><td></td>
-% for words, path, note in columns:
-<th scope="col" colspan="{{lanes}}"><a href="{{path}}">{{words}}</a>
-% if note:
-<small>{{note}}</small>
-% end
-</th>
-% end
-</tr></thead><tbody>
-% for time, hour, now, cells in rows:
-<tr>
-% if hour:
-<th scope="row">{{time}}
-% else:
-<td>
-% end
-% if now:
-<i class="now"></i>
-% end
-% for cell in cells:
-% if cell['exam']:
-<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"><a href="{{cell['path']}}" class="block" data-state="{{cell['state']}}" title="{{cell['title']}}"><span>{{cell['time']}}</span> <b>{{cell['name']}}</b> <span>{{cell['exam']}}</span>
-% if cell['clash']:
-<strong class="urgent">{{t('double booking')}}</strong>
-% end
-</a></td>
-% elif cell['free']:
-<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"><a href="/register?{{cell['path']}}" class="free" aria-label="{{cell['title']}}">+</a></td>
-% else:
-<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"></td>
-% end
-% end
-</tr>
-% end
-</tbody></table></div>
-<section class="months"><h2>{{month}}</h2>
-<table class="month"><thead><tr>
-% heads(weekdays)
-</tr></thead><tbody>
-% for week in weeks:
-<tr>
-% for number, query, count, date, current in week:
-<td{{!' aria-current="date"' if current else ''}}><a href="/calendar?{{query}}">{{number}}
-% if count:
-<small>{{count}}<span class="hidden"> {{t('exams')}}</span></small>
-% end
-</a></td>
-% end
-</tr>
-% end
-</tbody></table></section>
+<p id="offline" class="problem" role="status" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
+<form id="act" method="post" action="/"><input type="hidden" name="csrf" value="{{csrf}}"></form>
+<div id="board" data-part="{{part}}" data-mark="{{mark}}">
+{{!board}}
 </div>
-% end
 """
-SLOTS_PART = """
-% if taken:
-<p class="warning">{{t('At this time the device has:')}} {{taken}}</p>
-% end
-% if free:
-<p>{{t('Free times:')}}
-% for time in free:
-<button type="button" data-time="{{time}}">{{time}}</button>
+# Its buttons belong to the form outside it, so the part is the same for all users (no CSRF token).
+BOARD_PART = """
+<p class="summary" role="status" aria-live="polite">{{t('1 exam') if count == 1 else t('{count} exams', count=count)}}:
+% for state, number in totals:
+<span class="state" data-state="{{state}}">{{t(state)}} {{number}}</span>
 % end
 </p>
+% for heading, steps in groups:
+<section>
+<h2>{{heading}}</h2>
+<table>
+<thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th><th scope="col">{{t('Patient ID')}}</th>
+<th scope="col">{{t('Exam')}}</th><th scope="col">{{t('Accession number')}}</th><th scope="col">{{t('Device') if by_state else t('State')}}</th>
+<th scope="col">{{t('Since')}}</th><th scope="col"><span class="hidden">{{t('Actions')}}</span></th></tr></thead>
+<tbody>
+% for step in steps:
+<tr data-step="{{step['row_id']}}" data-state="{{step['state']}}">
+<td>{{step['time']}}</td>
+<th scope="row"><a href="{{step['path']}}">{{step['name']}}</a>
+% if step['priority']:
+<strong class="urgent">{{step['priority']}}</strong>
+% end
+% if step['doubtful']:
+<strong class="urgent">{{t('Other patient?')}}</strong>
+% end
+</th>
+<td>{{step['patient_id']}}</td><td>{{step['exam']}}</td><td>{{step['accession']}}</td>
+% if by_state:
+<td>{{step['device']}}</td>
+% else:
+<td><span class="state" data-state="{{step['state']}}">{{t(step['state'])}}</span></td>
+% end
+<td>{{step['since']}}</td>
+<td class="actions">
+% for event, words in step['actions']:
+<button form="act" formaction="{{step['path']}}?step_state={{step['mark']}}" name="event" value="{{event}}">{{words}}</button>
+% end
+</td>
+</tr>
+% end
+</tbody>
+</table>
+</section>
+% end
+% if not groups:
+<p>{{t('No exams on this day.')}} <a href="/register">{{t('Register a patient')}}</a></p>
+% end
+"""
+WAITING_PAGE = """
+% if not bare:
+<p><a href="/waiting?bare=1">{{t('For the screen in the room: this page alone')}}</a></p>
+% end
+<div id="board" data-part="/waiting?part=board">
+{{!board}}
+</div>
+<p id="offline" class="problem" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
+"""
+WAITING_PART = """
+% if not people:
+<p>{{t('Nobody is waiting.')}}</p>
+% end
+<ul class="waiting">
+% for name, number, device, state in people:
+<li data-state="{{state}}"><strong>{{name}}</strong> <span>{{number}}</span> <span>{{device}}</span>
+<span class="state" data-state="{{state}}">{{t(state)}}</span></li>
+% end
+</ul>
+"""
+PRINT_PAGE = """
+<p class="noprint"><a href="/?date={{date}}">{{t('Back')}}</a></p>
+% for device, steps in devices:
+<section class="wide"><h2>{{device}}</h2>
+<table><thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th>
+<th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th>
+<th scope="col">{{t('Accession number')}}</th><th scope="col">{{t('State')}}</th></tr></thead><tbody>
+% for step in steps:
+<tr><td>{{step['time']}}</td><th scope="row">{{step['name']}}</th><td>{{step['patient_id']}}</td>
+<td>{{step['exam']}}</td><td>{{step['accession']}}</td><td>{{t(step['state'])}}</td></tr>
+% end
+</tbody></table></section>
 % end
 """
 
 
-VIEWS = {"day": Message("Day view"), "week": Message("Week view")}
+def board_step(
+    ctx: Context, t: Translator, row: tuple[Any, ...], reporting: set[str]
+) -> dict[str, Any]:
+    """Return one row of the board, as its template wants it."""
+    step_id, state, start_time, data, arrived_at, started_at, ended_at, _, study = row
+    index = ElementIndex(bytes(data))
+    item = index.item("ScheduledProcedureStepSequence")
+    since = ended_at or (started_at if state == "STARTED" else arrived_at)
+    priority = index.get("RequestedProcedurePriority")
+    events = person_events(state, does_report(ctx, [row[7]] if row[7] else [], reporting))
+    exam = item.get("ScheduledProcedureStepDescription")
+    return {
+        "row_id": step_id, "path": f"/step/{step_id}", "mark": mark_of(state, study), "state": state, "time": shown_time(start_time),
+        "name": t.name(index.get("PatientName")), "patient_id": index.get("PatientID"),
+        "exam": exam or index.get("RequestedProcedureDescription"),
+        "accession": index.get("AccessionNumber"),
+        "priority": t(priority) if priority in ("STAT", "HIGH") else "",
+        "since": elapsed(ctx, t, since),
+        "actions": [(event, t(PERSON_EVENTS[event])) for event in events],
+    }  # fmt: skip
 
 
-def calendar_page(p: PageRequest) -> str:
-    """GET /calendar: a day of all devices, or the week of one, and the month."""
-    ctx, t, stations = p.ctx, p.t, stations_of(p)
-    day = day_of(p.day("date") or ctx.today())
-    view = "week" if p.query("view") == "week" or p.query("device") else "day"
-    device = p.query("device") or (stations[0][0] if stations else "")
-    columns = week_columns(p, day, device) if view == "week" else day_columns(p, day)
-    double = {row for column in columns for row in clashes(column.bookings)}
-    lanes, rows = grid(columns, *day_begins_ends(ctx), ctx.config.clinic.slot_minutes)
-    shift = datetime.timedelta(days=7 if view == "week" else 1)
-    back, forth = BACK_FORTH[view]
-    chosen = device if view == "week" else ""
-    queries = {name: calendar_query(one, chosen, view=view)
-               for name, one in (("before", day - shift), ("after", day + shift),
-                                 ("today", day_of(ctx.today())))}  # fmt: skip
-    return p.show(
-        CALENDAR_PAGE, title_of(p, columns, view, dict(stations)), **queries, day=f"{day}", view=view, device=device,
-        stations=stations, back=t(back), forth=t(forth), double=len(double), lanes=lanes,
-        views=[(f"/calendar?{calendar_query(day, '', view=name)}", t(words), name == view)
-               for name, words in VIEWS.items()],
-        columns=[head_of(p, column, view, dict(stations)) for column in columns],
-        rows=shown_rows(p, rows, double, ctx.today() in {column.date for column in columns}),
-        month=f"{day:%Y-%m}", weekdays=[t(words) for words in WEEKDAY_WORDS],
-        weeks=weeks_of_month(p, day, chosen, view),
+class BoardView(NamedTuple):
+    """What a board shows: a day (DA), grouped by `device` or `state`, perhaps of one device."""
+
+    date: str
+    by: str = "device"
+    device: str = ""
+
+    @property
+    def query(self) -> str:
+        """The view as the query of a URL."""
+        return urllib.parse.urlencode(
+            {"date": shown_date(self.date), "by": self.by, "device": self.device}
+        )
+
+
+BOARD_ORDERS = {"device": Message("device"), "state": Message("state")}
+
+
+def exams_in_groups(
+    web: Web, ctx: Context, t: Translator, view: BoardView, found: list[Any] | None = None
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return a day's exams as rows of the board, grouped by device or by state."""
+    names = device_names(web)
+    reporting, doubtful = web.read(reporting_stations), web.read(doubtful_steps)
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in web.read(steps_of_day, view.date) if found is None else found:
+        device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
+        step = board_step(ctx, t, row, reporting)
+        step |= {"device": device, "doubtful": row[0] in doubtful}
+        groups.setdefault(row[1] if view.by == "state" else device, []).append(step)
+    if view.by == "state":
+        return [(t(state), groups[state]) for state in STEP_STATES if state in groups]
+    return sorted(groups.items())
+
+
+def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
+    """Return the board of a day as HTML: the same for all users of one language."""
+    import bottle
+
+    device = web.access().device(view.device) if view.device else None
+    titles = device.ae_titles if device else (view.device,)
+    found = [
+        row for row in web.read(steps_of_day, view.date) if not view.device or row[7] in titles
+    ]
+    counted = collections.Counter(row[1] for row in found)
+    totals = [(state, counted[state]) for state in STEP_STATES if counted[state]]
+    return bottle.template(
+        BOARD_PART, t=t, count=len(found), totals=totals, by_state=view.by == "state",
+        groups=exams_in_groups(web, ctx, t, view, found),
     )  # fmt: skip
 
 
-BACK_FORTH = {
-    "day": (Message("The day before"), Message("The day after")),
-    "week": (Message("The week before"), Message("The week after")),
-}
+class Rendered(NamedTuple):
+    """A rendered board: its HTML, the HTML compressed, and a mark that changes with it."""
+
+    text: str
+    gzip: bytes
+    mark: str
 
 
-def calendar_query(day: datetime.date, device: str, **more: str) -> str:
-    """Return the query of a URL for a day and a device."""
-    known = {"date": f"{day}", **more, "device": device}
-    return urllib.parse.urlencode({key: value for key, value in known.items() if value})
+class Boards:
+    """Cache of rendered boards: each is rendered once per language, view and change."""
+
+    MOST = 8 << 20  # bytes
+
+    def __init__(self, web: Web) -> None:
+        self.web = web
+        self.kept: Recent[object, Rendered] = Recent(self.MOST)
+        self.lock = threading.Lock()
+
+    def get(self, ctx: Context, t: Translator, view: BoardView) -> Rendered:
+        """Return the current board of a view; a new minute counts as a change ("since 5 min")."""
+        minute = f"{ctx.local_now():%Y%m%d%H%M%z}"
+        with self.lock:  # others wait for the same rendering
+            key = self.web.writer.commits, self.web.access().version, t.language, view, minute
+            if key not in self.kept:
+                text = render_board(self.web, ctx, t, view)
+                content = text.encode()
+                sent = below_path(self.web.root, content)
+                mark = hashlib.sha256(content).hexdigest()[:16]
+                board = Rendered(text, gzip.compress(sent, 5, mtime=0), mark)
+                self.kept.keep(key, board, 2 * len(text) + len(board.gzip))
+                return board
+            return self.kept[key]
 
 
-def day_columns(p: PageRequest, day: datetime.date) -> list[Column]:
-    """Return a column for each machine, on one day."""
-    date = f"{day:%Y%m%d}"
-    return [
-        column
-        for ae_title, _ in stations_of(p)
-        for column in columns_of(p, ae_title, [date])
-    ]  # fmt: skip
+def board_page(p: PageRequest) -> str | bytes:
+    """GET /: the day by device or state; ?part=board: only the board, if it has changed."""
+    date, by = p.day("date"), p.query("by")
+    by = by if by in BOARD_ORDERS else "device"
+    view = BoardView(date or p.ctx.today(), by, p.query("device"))
+    board = p.site.boards.get(p.ctx, p.t, view)
+    if p.query("part") == "board":
+        return board_part(p, board)
+    day = day_of(view.date)
+    before, after = (
+        view._replace(date=f"{day + datetime.timedelta(days=days):%Y%m%d}").query
+        for days in (-1, 1)
+    )
+    today = view._replace(date=date).query
+    return p.show(
+        BOARD_PAGE, "Board", refresh=True, board=board.text, mark=board.mark,
+        part=f"/?part=board&{today}", day=shown_date(view.date), view=view, before=before,
+        after=after, stations=stations_of(p),
+        orders=[(by, p.t(words)) for by, words in BOARD_ORDERS.items()],
+    )  # fmt: skip
 
 
-def week_columns(p: PageRequest, day: datetime.date, device: str) -> list[Column]:
-    """Return a column for each day of the week, of one machine."""
-    monday = day - datetime.timedelta(days=day.weekday())
-    days = [monday + datetime.timedelta(days=n) for n in range(7)]
-    return columns_of(p, device, [f"{one:%Y%m%d}" for one in days]) if device else []
+def stations_of(p: PageRequest) -> list[tuple[str, str]]:
+    """Return AE title and name of each modality."""
+    return [(d.ae_title, d.name) for d in p.devices if d.role == "modality"]
 
 
-def columns_of(p: PageRequest, device: str, dates: list[str]) -> list[Column]:
-    """Return the columns of a machine for days that follow each other."""
-    bookings = p.read(diary, p.ctx, device, dates[0], dates[-1])
-    step = p.ctx.config.clinic.slot_minutes
-    return [
-        Column(date, device, [one for one in bookings if one.date == date],
-               set(free_times(p.ctx, bookings, date, step)))
-        for date in dates
-    ]  # fmt: skip
-
-
-def title_of(p: PageRequest, columns: list[Column], view: str, names: dict[str, str]) -> str:
-    """Return what the calendar shows: a day, or a machine and a week."""
-    if not columns:
-        return p.t("Calendar")
-    first, last = columns[0], columns[-1]
-    if view == "week":
-        words = p.t(
-            "Week from {first} to {last}", first=p.t.date(first.date), last=p.t.date(last.date)
-        )
-        return f"{names.get(first.device, first.device)}, {words}"
-    return f"{p.t(WEEKDAY_WORDS[day_of(first.date).weekday()])}, {p.t.date(first.date)}"
-
-
-def head_of(
-    p: PageRequest, column: Column, view: str, names: dict[str, str]
-) -> tuple[str, str, str]:
-    """Return the heading of a column: words, link, note."""
-    day = day_of(column.date)
-    closed = p.t("closed") if is_closed(p.ctx, column.date) else ""
-    if view == "week":
-        words = f"{p.t(WEEKDAY_WORDS[day.weekday()])} {day.day}"
-        return words, f"/calendar?{calendar_query(day, '', view='day')}", closed
-    path = f"/calendar?{calendar_query(day, column.device, view='week')}"
-    return names.get(column.device, column.device), path, closed
-
-
-def shown_rows(
-    p: PageRequest, rows: list[tuple[int, list[Cell]]], double: set[int], today: bool
-) -> list[tuple[str, bool, bool, list[dict[str, Any]]]]:
-    """Return the rows as the template wants them: time, whether a full hour, whether now, cells."""
-    now = p.ctx.local_now()
-    this = (now.hour * 60 + now.minute) // UNIT * UNIT if today else -1
-    return [
-        (clock(minute), minute % 60 == 0, minute == this,
-         [shown_cell(p, cell, double) for cell in cells])
-        for minute, cells in rows
-    ]  # fmt: skip
-
-
-def shown_cell(p: PageRequest, cell: Cell, double: set[int]) -> dict[str, Any]:
-    """Return a cell as the template wants it."""
-    shown: dict[str, Any] = {
-        "rows": cell.rows,
-        "lanes": cell.lanes,
-        "free": cell.start >= 0,
-        "exam": "",
-    }
-    day, one = day_of(cell.column.date), cell.booking
-    if one:
-        name, exam = p.t.name(one.name), one.exam or "?"
-        title = f"{clock(one.begin)}–{clock(one.end)} {name}, {exam}"
-        return shown | {
-            "path": f"/step/{one.row_id}", "state": one.status, "name": name, "time": clock(one.begin),
-            "exam": exam, "title": title, "clash": one.row_id in double,
-        }  # fmt: skip
-    if cell.start >= 0:
-        words = p.t("Register on {date} at {time}", date=day, time=clock(cell.start))
-        query = calendar_query(day, cell.column.device, time=clock(cell.start))
-        return shown | {"path": query, "title": words}
-    return shown
-
-
-def weeks_of_month(
-    p: PageRequest, day: datetime.date, device: str, view: str
-) -> list[list[tuple[Any, ...]]]:
-    """Return the weeks of a month; per day: number, query, number of exams, date, whether chosen."""
-    first = day.replace(day=1)
-    first -= datetime.timedelta(days=first.weekday())
-    days = [first + datetime.timedelta(days=n) for n in range(42)]
-    counts = p.read(exams_of_days, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
-    cells = [
-        (one.day, calendar_query(one, device, view=view), counts.get(f"{one:%Y%m%d}", 0), f"{one}",
-         one == day)
-        for one in days
-    ]  # fmt: skip
-    weeks = [cells[n : n + 7] for n in range(0, 42, 7)]
-    return [week for week in weeks if any(cell[3][:7] == f"{day:%Y-%m}" for cell in week)]
-
-
-def slots_part(p: PageRequest) -> str:
-    """GET /slots: the exams that overlap with a time, and free times; fetched by the script."""
-    date, device, time_ = p.day("date"), p.query("device"), p.query("time")
-    if not (date and device and re.fullmatch(r"[0-2]\d:[0-5]\d(:[0-5]\d)?", time_)):
+def board_part(p: PageRequest, board: Rendered) -> str | bytes:
+    """Answer with the board alone, or 204 if the browser already shows it."""
+    if p.query("have") == board.mark:
+        p.response.status = 204
         return ""
-    begin, step = minute_of_day(time_.replace(":", "")), p.query("step")
-    itself = int(step) if re.fullmatch("[0-9]{1,18}", step) else 0
-    taken, free = p.read(in_the_way, p.ctx, device, date, begin, p.query("procedure"), itself)
-    later = [one for one in free if one >= begin] or free
-    shown = [clock(one) for one in later[:6]] if taken else []
-    return p.part(SLOTS_PART, taken=booked_words(p.t, taken), free=shown)
+    p.response.set_header("X-Mark", board.mark)
+    p.response.set_header("Vary", "Accept-Encoding")
+    if not takes_gzip(p.request.get_header("Accept-Encoding", "")):
+        return board.text
+    p.response.set_header("Content-Encoding", "gzip")
+    return board.gzip
+
+
+def waiting_page(p: PageRequest) -> str:
+    """GET /waiting: patients who wait or are in an exam, names masked, for the waiting room."""
+    names, people = device_names(p.web), []
+    for _, state, _, data, _, _, _, station, _ in p.read(steps_of_day, p.ctx.today()):
+        if state in ("ARRIVED", "READY", "STARTED"):
+            index = ElementIndex(bytes(data))
+            number = index.get("AccessionNumber")[-4:]
+            name = masked_name(index.get("PatientName"))
+            people.append((name, number, names.get(station, station or ""), state))
+    board = p.part(WAITING_PART, people=people)
+    if p.query("part") == "board":
+        return board
+    bare = bool(p.query("bare"))
+    return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=bare, public=True, board=board)
+
+
+def print_page(p: PageRequest) -> str:
+    """GET /print: the exams of a day, to be printed."""
+    date = p.day("date") or p.ctx.today()
+    devices = exams_in_groups(p.web, p.ctx, p.t, BoardView(date))
+    day = p.t("Exams of {date}", date=p.t.date(date))
+    return p.show(PRINT_PAGE, day, devices=devices, date=shown_date(date))
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.pages.day.leftovers
+# Unfinished exams of earlier days, and performed steps without an order.
+# ------------------------------------------------------------------------------------------------
+
+IMAGES_CARRY = Message(
+    "The images in the archive still carry the patient of the machine: if that is wrong, correct"
+    " them in the archive or at the machine."
+)
+LEFTOVERS_PAGE = """
+% problem_list(t('Nothing was saved. Please look again:'), problems)
+<p>{{t('Exams of days before that have neither ended nor been taken off the list.')}}</p>
+% if not steps:
+<p>{{t('There are none.')}}</p>
+% else:
+<form method="post" action="/leftovers"><input type="hidden" name="csrf" value="{{csrf}}">
+<div class="wide"><table>
+<thead><tr><th scope="col"><span class="hidden">{{t('Chosen')}}</span></th><th scope="col">{{t('Patient')}}</th>
+<th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th><th scope="col">{{t('Date')}}</th>
+<th scope="col">{{t('State')}}</th></tr></thead>
+<tbody>
+% for row_id, mark, name, patient_id, exam, date, state in steps:
+<tr><td><input type="hidden" name="step_state" value="{{row_id}} {{mark}}">
+<input type="checkbox" name="row" value="{{row_id}}" id="row{{row_id}}"{{' checked' if state != 'STARTED' else ''}}></td>
+<th scope="row"><label for="row{{row_id}}">{{name}}</label></th><td>{{patient_id}}</td><td>{{exam}}</td><td>{{date}}</td>
+<td><span class="state" data-state="{{state}}">{{t(state)}}</span></td></tr>
+% end
+</tbody></table></div>
+<div class="actions"><button name="event" value="no show">{{t('Did not come')}}</button>
+<button name="event" value="finish">{{t('Exam is done')}}</button>
+<button name="event" value="today">{{t('Move to today')}}</button>
+<button name="event" value="cancel">{{t('Cancel exam')}}</button></div>
+</form>
+% end
+"""
+
+
+def leftovers_page(p: PageRequest, problems: Sequence[str] = ()) -> str:
+    """GET /leftovers: exams of earlier days that are still open."""
+    steps = [
+        (step.id, mark_of(step.status, step.study_instance_uid), p.t.name(ElementIndex(bytes(step.data)).get("PatientName")), step.patient_id,
+         step_item(step).get("ScheduledProcedureStepDescription"), p.t.date(step.start_date),
+         step.status)
+        for step in p.read(leftovers, p.ctx.today())
+    ]  # fmt: skip
+    return p.show(LEFTOVERS_PAGE, "Leftovers", steps=steps, problems=problems)
+
+
+def post_leftovers(p: PageRequest) -> str:
+    """POST /leftovers: apply an event to the chosen exams, or move them to today; all or none."""
+    event = p.form("event")
+    if event not in ("no show", "finish", "cancel", "today"):
+        raise no_such_action()
+    chosen = [int(row) for row in p.request.forms.getall("row") if row.isdigit()]
+    seen = dict(pair.split(" ", 1) for pair in p.request.forms.getall("step_state") if " " in pair)
+    told = "reschedule" if event == "today" else event
+    decided = [(("step", row), seen.get(str(row), ""), told) for row in chosen]
+    try:
+        count = p.write(as_seen, decided, change_rows, event, chosen)
+    except ChangedMeanwhile as changed:
+        p.response.status = 409
+        return leftovers_page(p, [changed_words(p, changed)])
+    words = p.t("Move to today") if event == "today" else p.t(PERSON_EVENTS[event])
+    exams = p.t("1 exam") if count == 1 else p.t("{count} exams", count=count)
+    return p.tell("/leftovers", f"{words}: {exams}")
+
+
+def unscheduled_page(p: PageRequest) -> str:
+    """GET /unscheduled: performed steps without an order, to be matched by hand."""
+    t = p.t
+    choices_of = functools.cache(functools.partial(exams_to_choose, p))
+    found = []
+    for row in p.read(unscheduled_steps):
+        index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
+        day = index.get("PerformedProcedureStepStartDate")
+        cells = (t.name(index.get("PatientName")) or "?", index.get("PatientID"),
+                 row.performed_station_ae_title, begin_of(t, index),
+                 index.get("PerformedProcedureStepDescription"), t(row.status))  # fmt: skip
+        days = sorted({day, p.ctx.today()} - {""})
+        near = similar_first(t, [choice for one in days for choice in choices_of(one)], index)
+        match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
+        leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
+        found.append(Row(cells, "", (match, leave) if near else (leave,)))
+    intro = t("Devices reported these exams, and no order of ours was found for them.")
+    part = p.listed("Patient | Patient ID | Device | Begin | Exam | State", found,
+                    "There are none.")  # fmt: skip
+    return p.listing("Unscheduled", [*other_patients(p), part], intro=intro)
+
+
+def begin_of(t: Translator, performed: ElementIndex) -> str:
+    """Return when a performed step began."""
+    day, time = (performed.get(f"PerformedProcedureStepStart{part}") for part in ("Date", "Time"))
+    return f"{t.date(day)} {shown_time(time)}"
+
+
+def other_patients(p: PageRequest) -> list[Part]:
+    """Return the exams that machines reported for another patient than ordered, if there are any."""
+    t, rows = p.t, []
+    for link in p.read(doubtful_links):
+        fields = (("performed", str(link.performed_id)), ("step", str(link.step_id)),
+                  p.mark(("performed", link.performed_id)))  # fmt: skip
+        cells = (*(who_is(t, ElementIndex(one)) for one in (link.ours, link.told)), link.station,
+                 begin_of(t, ElementIndex(link.data)))  # fmt: skip
+        actions = (Action("/unscheduled/accept", t("It is the patient of the order"), fields),
+                   Action("/unmatch", t("It was another exam"), fields))  # fmt: skip
+        rows.append(Row(cells, f"/step/{link.step_id}", actions, "warning"))
+    part = p.listed("Patient of the order | Patient at the machine | Device | Begin", rows,
+                    heading=t("Reported for another patient"))  # fmt: skip
+    return [part] if rows else []
+
+
+def post_accept(p: PageRequest) -> str:
+    """POST /unscheduled/accept: settle that a performed step is of the order's patient."""
+    step, performed = p.number("step"), p.number("performed")
+    p.write_seen(("performed", performed), "", accept_patient, performed, step)
+    return p.tell(f"/step/{step}", p.t("Saved.") + " " + p.t(IMAGES_CARRY))
+
+
+def exams_to_choose(p: PageRequest, day: str) -> list[tuple[str, str]]:
+    """Return the exams of a day as choices: row ID and words."""
+    return [
+        (str(row[0]), f"{p.t.date(day)} {shown_time(row[2])}"
+         f" {p.t.name(index.get('PatientName'))} {index.get('AccessionNumber')}")
+        for row in p.read(steps_of_day, day)
+        for index in [ElementIndex(bytes(row[3]))]
+    ]  # fmt: skip
+
+
+def post_match(p: PageRequest) -> str:
+    """POST /unscheduled/match: link a performed step to an exam."""
+    p.write(link_by_hand, p.number("performed"), p.number("step"))
+    return p.tell("/unscheduled", p.t("Matched."))
+
+
+def post_settle(p: PageRequest) -> str:
+    """POST /unscheduled/settle: accept a performed step without an order; needs a reason."""
+    performed = p.number("performed")
+    p.write_seen(("performed", performed), "", settle_unscheduled, performed, p.form("reason"))
+    return p.tell("/unscheduled", p.t("Saved."))
+
+
+def post_unmatch(p: PageRequest) -> str:
+    """POST /unmatch: remove the link between a performed step and an exam."""
+    step, performed = p.number("step"), p.number("performed")
+    p.write_seen(("performed", performed), "", unlink_step, performed, step)
+    told = p.t("The report of the machine waits on the page Unscheduled for its order.")
+    return p.tell(f"/step/{step}", told + " " + p.t(IMAGES_CARRY))
+
+
+def similar_first(
+    t: Translator, choices: list[tuple[str, str]], index: ElementIndex
+) -> tuple[tuple[str, str], ...]:
+    """Sort choices: exams with the same patient name or accession number first."""
+    wanted = {t.name(index.get("PatientName")), *(
+        item.get("AccessionNumber") for item in index.items(STEP_ATTRIBUTES))} - {""}  # fmt: skip
+    return tuple(sorted(choices, key=lambda choice: not any(w in choice[1] for w in wanted)))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -25222,6 +25304,7 @@ WORKITEM_PAGE = """
 <details class="deed"><summary>{{words}}</summary>
 % end
 <form method="post" action="{{here}}" class="deed"><input type="hidden" name="csrf" value="{{csrf}}">
+<input type="hidden" name="{{mark[0]}}" value="{{mark[1]}}">
 % for f in fields:
 % if f.choices:
 <label>{{f.label}} <select name="{{f.name}}">
@@ -25422,7 +25505,7 @@ def workitems_page(p: PageRequest) -> str:
 
 def workitem_page(p: PageRequest, uid: str) -> str:
     """GET /workitem/…: its four modules, actions, subscribers and time line."""
-    t, zone = p.t, p.web.config.zone
+    t, zone, mark = p.t, p.web.config.zone, p.mark(("workitem", uid))
     workitem, happenings = p.read(stored_workitem, uid), p.read(history_of, uid)
     if not workitem and not happenings:
         raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
@@ -25445,7 +25528,7 @@ def workitem_page(p: PageRequest, uid: str) -> str:
         declined = t("The cancellation was declined: {reason}", reason=workitem.declined)
         warnings.append(declined if workitem.declined else wanted)
     return p.show(
-        WORKITEM_PAGE, "Workitem", warnings=warnings, events=events,
+        WORKITEM_PAGE, "Workitem", warnings=warnings, events=events, mark=mark,
         modules=[(t(module), facts) for module, facts in modules.items()],
         forms=workitem_forms(p, workitem, asked) if workitem else [],
         watched=p.read(watchers_of, uid), patient_query=urllib.parse.urlencode({"q": index.get("PatientID")}),
@@ -25509,10 +25592,10 @@ def post_workitem(p: PageRequest, uid: str) -> str:
         "end": (end_workitem, asked("reason"), asked("code")),
     }
     if event == "cancel":
-        p.write(request_cancel, uid, cancel_request(p))
+        p.write_seen(("workitem", uid), event, request_cancel, uid, cancel_request(p))
     elif event in deeds:
         core, *more = deeds[event]
-        p.write(core, uid, *more)
+        p.write_seen(("workitem", uid), event, core, uid, *more)
     else:
         raise no_such_action()
     return p.tell(f"/workitem/{uid}", p.t("Saved."))
@@ -25588,16 +25671,6 @@ LOGIN_PAGE = """
 <button>{{t('Log in')}}</button>
 </form>
 """
-RESUME_PAGE = """
-<form method="post" action="{{action}}">
-<input type="hidden" name="csrf" value="{{csrf}}">
-% for name, value in fields:
-<input type="hidden" name="{{name}}" value="{{value}}">
-% end
-<button class="main" autofocus>{{t('Send it now')}}</button> <a href="/">{{t('To the board')}}</a>
-</form>
-% fact_list(shown)
-"""
 
 
 def login_page(p: PageRequest, problem: str = "", kept: str = "") -> str:
@@ -25638,9 +25711,12 @@ def resume_page(p: PageRequest, secret: str, kept: str) -> str:
     except (ValueError, TypeError, RecursionError):
         return p.redirect("/")
     p.login = p.web.session(secret)
-    shown = [(name, value) for name, value in fields if value and len(value) < 100]
-    action = safe_path(str(path))
-    return p.show(RESUME_PAGE, "What you had typed", action=action, fields=fields, shown=shown)
+    shown = [(name, value) for name, value in fields
+             if value and len(value) < 100 and not name.endswith("_state")]  # fmt: skip
+    return p.show(
+        RESUME_PAGE, "What you had typed", action=safe_path(str(path)), fields=fields, shown=shown,
+        sentences=[], button=p.t("Send it now"), back="/",
+    )  # fmt: skip
 
 
 def keep_secret(p: PageRequest, secret: str) -> None:
@@ -25772,6 +25848,7 @@ def device_page(
 ) -> str:
     """GET /devices/edit: the settings of a device; read-only for a device of config.ini."""
     t, name = p.t, p.query("name")
+    mark = p.mark(("device", (form or {}).get("old_name") or name))
     device = next((d for d in p.devices if d.name == name), None)
     if not form:
         known = {"old_name": name, **settings_of(device)} if device else {}
@@ -25795,7 +25872,7 @@ def device_page(
                  for one in DEVICE_PROFILES]  # fmt: skip
     return show_form(
         p, "Device", [(legend, fields)], problems, action="/devices/save", submit=submit,
-        hidden=[("old_name", form.get("old_name", ""))], shown=names_as_sent(p, form), extra=extra,
+        hidden=[("old_name", form.get("old_name", "")), mark], shown=names_as_sent(p, form), extra=extra,
         after=after,
     )  # fmt: skip
 
@@ -25827,11 +25904,18 @@ def post_device(p: PageRequest) -> str:
     form = {"name": name, "old_name": old_name, **settings}
     if p.form("event") == "preview":
         return device_page(p, form)
+    if p.form("event") == "delete" and not is_sure(p):
+        words = p.t("Delete the device {name}? It is refused from then on."
+                    " This cannot be taken back.", name=old_name)  # fmt: skip
+        return ask_if_sure(p, "Delete", words, p.t("Delete"))
+    seen = [(("device", old_name), p.seen("device"), "")] if old_name else []
     try:
         if p.form("event") == "delete":
-            change_devices(p, delete_device, old_name)
+            change_devices(p, as_seen, seen, delete_device, old_name)
         else:
-            change_devices(p, save_device, name, settings, old_name)
+            change_devices(p, as_seen, seen, save_device, name, settings, old_name)
+    except ChangedMeanwhile:
+        raise
     except Refusal as refusal:
         return device_page(p, form, p.again(refusal))
     return p.tell("/devices", p.t("Saved."))
@@ -25997,7 +26081,8 @@ def catalogue_page(
     p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
 ) -> str:
     """GET /catalogue: the list of procedures, and a form for one."""
-    t, listed, code = p.t, p.read(all_procedures), p.query("code")
+    t, code = p.t, p.query("code")
+    mark, listed = p.mark(("procedure", code)), p.read(all_procedures)
     chosen = [one for one in listed if one.code == code]
     shown = [{k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS} for one in chosen]
     form = form or (shown or [PROCEDURE_COLUMNS])[0]
@@ -26013,6 +26098,7 @@ def catalogue_page(
         after.append((f"/catalogue?code={urllib.parse.quote(one.code)}", words))
     return show_form(
         p, "Catalogue", [(t("Procedure"), fields)], problems, submit=t("Save"), after=after,
+        hidden=[mark],
         extra=[("retire", t("Retire")), ("delete", t("Delete"))] if code else [],
     )  # fmt: skip
 
@@ -26020,11 +26106,18 @@ def catalogue_page(
 def post_catalogue(p: PageRequest) -> str:
     """POST /catalogue: save, retire or delete a procedure."""
     form = {key: p.form(key) for key in PROCEDURE_COLUMNS}
+    event, about = p.form("event"), ("procedure", form["code"].strip())
+    if event == "delete" and not is_sure(p):
+        words = p.t("Delete {name} from the catalogue? This cannot be taken back.",
+                    name=f"{form['code']} {form['meaning']}")  # fmt: skip
+        return ask_if_sure(p, "Delete", words, p.t("Delete"))
     try:
-        if (event := p.form("event")) in ("retire", "delete"):
-            p.write(retire_procedure, form["code"], event == "delete")
+        if event in ("retire", "delete"):
+            p.write_seen(about, event, retire_procedure, form["code"], event == "delete")
         else:
-            p.write(save_procedure, form)
+            p.write_seen(about, event, save_procedure, form)
+    except ChangedMeanwhile:
+        raise
     except Refusal as refusal:
         return catalogue_page(p, form, p.again(refusal))
     return p.tell("/catalogue", p.t("Saved."))
@@ -26293,6 +26386,266 @@ def exam_from_form(
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.day.calendar
+# The calendar: a day of all devices or the week of one, and the month.
+# ------------------------------------------------------------------------------------------------
+
+CALENDAR_PAGE = """
+<form method="get" action="/calendar" class="day"><input type="hidden" name="view" value="{{view}}">
+<a href="/calendar?{{before}}" rel="prev" class="button" title="{{back}}">‹</a>
+<a href="/calendar?{{today}}" class="button">{{t('Today')}}</a>
+<a href="/calendar?{{after}}" rel="next" class="button" title="{{forth}}">›</a>
+<label>{{t('Date')}} <input type="date" name="date" value="{{day}}"></label>
+% if view == 'week':
+<label>{{t('Device')}} <select name="device">
+% options(stations, device)
+</select></label>
+% end
+<button>{{t('Show')}}</button>
+<nav class="views" aria-label="{{t('View')}}">
+% for path, words, current in views:
+<a href="{{path}}" class="button"{{!' aria-current="true"' if current else ''}}>{{words}}</a>
+% end
+</nav>
+</form>
+% if double:
+<p class="warning">{{t('1 exam overlaps with another one.') if double == 1 else t('{count} exams lie on the time of another one.', count=double)}}</p>
+% end
+% if not stations:
+<p>{{t('No machines yet.')}} <a href="/devices/edit">{{t('Register a device first.')}}</a></p>
+% else:
+<div class="calendar">
+<div class="wide" tabindex="0"><table class="grid"><thead><tr><td></td>
+% for words, path, note in columns:
+<th scope="col" colspan="{{lanes}}"><a href="{{path}}">{{words}}</a>
+% if note:
+<small>{{note}}</small>
+% end
+</th>
+% end
+</tr></thead><tbody>
+% for time, hour, now, cells in rows:
+<tr>
+% if hour:
+<th scope="row">{{time}}
+% else:
+<td>
+% end
+% if now:
+<i class="now"></i>
+% end
+% for cell in cells:
+% if cell['exam']:
+<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"><a href="{{cell['path']}}" class="block" data-state="{{cell['state']}}" title="{{cell['title']}}"><span>{{cell['time']}}</span> <b>{{cell['name']}}</b> <span>{{cell['exam']}}</span>
+% if cell['clash']:
+<strong class="urgent">{{t('double booking')}}</strong>
+% end
+</a></td>
+% elif cell['free']:
+<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"><a href="/register?{{cell['path']}}" class="free" aria-label="{{cell['title']}}">+</a></td>
+% else:
+<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"></td>
+% end
+% end
+</tr>
+% end
+</tbody></table></div>
+<section class="months"><h2>{{month}}</h2>
+<table class="month"><thead><tr>
+% heads(weekdays)
+</tr></thead><tbody>
+% for week in weeks:
+<tr>
+% for number, query, count, date, current in week:
+<td{{!' aria-current="date"' if current else ''}}><a href="/calendar?{{query}}">{{number}}
+% if count:
+<small>{{count}}<span class="hidden"> {{t('exams')}}</span></small>
+% end
+</a></td>
+% end
+</tr>
+% end
+</tbody></table></section>
+</div>
+% end
+"""
+SLOTS_PART = """
+% if taken:
+<p class="warning">{{t('At this time the device has:')}} {{taken}}</p>
+% end
+% if free:
+<p>{{t('Free times:')}}
+% for time in free:
+<button type="button" data-time="{{time}}">{{time}}</button>
+% end
+</p>
+% end
+"""
+
+
+VIEWS = {"day": Message("Day view"), "week": Message("Week view")}
+
+
+def calendar_page(p: PageRequest) -> str:
+    """GET /calendar: a day of all devices, or the week of one, and the month."""
+    ctx, t, stations = p.ctx, p.t, stations_of(p)
+    day = day_of(p.day("date") or ctx.today())
+    view = "week" if p.query("view") == "week" or p.query("device") else "day"
+    device = p.query("device") or (stations[0][0] if stations else "")
+    columns = week_columns(p, day, device) if view == "week" else day_columns(p, day)
+    double = {row for column in columns for row in clashes(column.bookings)}
+    lanes, rows = grid(columns, *day_begins_ends(ctx), ctx.config.clinic.slot_minutes)
+    shift = datetime.timedelta(days=7 if view == "week" else 1)
+    back, forth = BACK_FORTH[view]
+    chosen = device if view == "week" else ""
+    queries = {name: calendar_query(one, chosen, view=view)
+               for name, one in (("before", day - shift), ("after", day + shift),
+                                 ("today", day_of(ctx.today())))}  # fmt: skip
+    return p.show(
+        CALENDAR_PAGE, title_of(p, columns, view, dict(stations)), **queries, day=f"{day}", view=view, device=device,
+        stations=stations, back=t(back), forth=t(forth), double=len(double), lanes=lanes,
+        views=[(f"/calendar?{calendar_query(day, '', view=name)}", t(words), name == view)
+               for name, words in VIEWS.items()],
+        columns=[head_of(p, column, view, dict(stations)) for column in columns],
+        rows=shown_rows(p, rows, double, ctx.today() in {column.date for column in columns}),
+        month=f"{day:%Y-%m}", weekdays=[t(words) for words in WEEKDAY_WORDS],
+        weeks=weeks_of_month(p, day, chosen, view),
+    )  # fmt: skip
+
+
+BACK_FORTH = {
+    "day": (Message("The day before"), Message("The day after")),
+    "week": (Message("The week before"), Message("The week after")),
+}
+
+
+def calendar_query(day: datetime.date, device: str, **more: str) -> str:
+    """Return the query of a URL for a day and a device."""
+    known = {"date": f"{day}", **more, "device": device}
+    return urllib.parse.urlencode({key: value for key, value in known.items() if value})
+
+
+def day_columns(p: PageRequest, day: datetime.date) -> list[Column]:
+    """Return a column for each machine, on one day."""
+    date = f"{day:%Y%m%d}"
+    return [
+        column
+        for ae_title, _ in stations_of(p)
+        for column in columns_of(p, ae_title, [date])
+    ]  # fmt: skip
+
+
+def week_columns(p: PageRequest, day: datetime.date, device: str) -> list[Column]:
+    """Return a column for each day of the week, of one machine."""
+    monday = day - datetime.timedelta(days=day.weekday())
+    days = [monday + datetime.timedelta(days=n) for n in range(7)]
+    return columns_of(p, device, [f"{one:%Y%m%d}" for one in days]) if device else []
+
+
+def columns_of(p: PageRequest, device: str, dates: list[str]) -> list[Column]:
+    """Return the columns of a machine for days that follow each other."""
+    bookings = p.read(diary, p.ctx, device, dates[0], dates[-1])
+    step = p.ctx.config.clinic.slot_minutes
+    return [
+        Column(date, device, [one for one in bookings if one.date == date],
+               set(free_times(p.ctx, bookings, date, step)))
+        for date in dates
+    ]  # fmt: skip
+
+
+def title_of(p: PageRequest, columns: list[Column], view: str, names: dict[str, str]) -> str:
+    """Return what the calendar shows: a day, or a machine and a week."""
+    if not columns:
+        return p.t("Calendar")
+    first, last = columns[0], columns[-1]
+    if view == "week":
+        words = p.t(
+            "Week from {first} to {last}", first=p.t.date(first.date), last=p.t.date(last.date)
+        )
+        return f"{names.get(first.device, first.device)}, {words}"
+    return f"{p.t(WEEKDAY_WORDS[day_of(first.date).weekday()])}, {p.t.date(first.date)}"
+
+
+def head_of(
+    p: PageRequest, column: Column, view: str, names: dict[str, str]
+) -> tuple[str, str, str]:
+    """Return the heading of a column: words, link, note."""
+    day = day_of(column.date)
+    closed = p.t("closed") if is_closed(p.ctx, column.date) else ""
+    if view == "week":
+        words = f"{p.t(WEEKDAY_WORDS[day.weekday()])} {day.day}"
+        return words, f"/calendar?{calendar_query(day, '', view='day')}", closed
+    path = f"/calendar?{calendar_query(day, column.device, view='week')}"
+    return names.get(column.device, column.device), path, closed
+
+
+def shown_rows(
+    p: PageRequest, rows: list[tuple[int, list[Cell]]], double: set[int], today: bool
+) -> list[tuple[str, bool, bool, list[dict[str, Any]]]]:
+    """Return the rows as the template wants them: time, whether a full hour, whether now, cells."""
+    now = p.ctx.local_now()
+    this = (now.hour * 60 + now.minute) // UNIT * UNIT if today else -1
+    return [
+        (clock(minute), minute % 60 == 0, minute == this,
+         [shown_cell(p, cell, double) for cell in cells])
+        for minute, cells in rows
+    ]  # fmt: skip
+
+
+def shown_cell(p: PageRequest, cell: Cell, double: set[int]) -> dict[str, Any]:
+    """Return a cell as the template wants it."""
+    shown: dict[str, Any] = {
+        "rows": cell.rows,
+        "lanes": cell.lanes,
+        "free": cell.start >= 0,
+        "exam": "",
+    }
+    day, one = day_of(cell.column.date), cell.booking
+    if one:
+        name, exam = p.t.name(one.name), one.exam or "?"
+        title = f"{clock(one.begin)}–{clock(one.end)} {name}, {exam}"
+        return shown | {
+            "path": f"/step/{one.row_id}", "state": one.status, "name": name, "time": clock(one.begin),
+            "exam": exam, "title": title, "clash": one.row_id in double,
+        }  # fmt: skip
+    if cell.start >= 0:
+        words = p.t("Register on {date} at {time}", date=day, time=clock(cell.start))
+        query = calendar_query(day, cell.column.device, time=clock(cell.start))
+        return shown | {"path": query, "title": words}
+    return shown
+
+
+def weeks_of_month(
+    p: PageRequest, day: datetime.date, device: str, view: str
+) -> list[list[tuple[Any, ...]]]:
+    """Return the weeks of a month; per day: number, query, number of exams, date, whether chosen."""
+    first = day.replace(day=1)
+    first -= datetime.timedelta(days=first.weekday())
+    days = [first + datetime.timedelta(days=n) for n in range(42)]
+    counts = p.read(exams_of_days, f"{days[0]:%Y%m%d}", f"{days[-1]:%Y%m%d}")
+    cells = [
+        (one.day, calendar_query(one, device, view=view), counts.get(f"{one:%Y%m%d}", 0), f"{one}",
+         one == day)
+        for one in days
+    ]  # fmt: skip
+    weeks = [cells[n : n + 7] for n in range(0, 42, 7)]
+    return [week for week in weeks if any(cell[3][:7] == f"{day:%Y-%m}" for cell in week)]
+
+
+def slots_part(p: PageRequest) -> str:
+    """GET /slots: the exams that overlap with a time, and free times; fetched by the script."""
+    date, device, time_ = p.day("date"), p.query("device"), p.query("time")
+    if not (date and device and re.fullmatch(r"[0-2]\d:[0-5]\d(:[0-5]\d)?", time_)):
+        return ""
+    begin, step = minute_of_day(time_.replace(":", "")), p.query("step")
+    itself = int(step) if re.fullmatch("[0-9]{1,18}", step) else 0
+    taken, free = p.read(in_the_way, p.ctx, device, date, begin, p.query("procedure"), itself)
+    later = [one for one in free if one >= begin] or free
+    shown = [clock(one) for one in later[:6]] if taken else []
+    return p.part(SLOTS_PART, taken=booked_words(p.t, taken), free=shown)
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.box
 # The system: health, users and tokens, audit log, settings.
 # ------------------------------------------------------------------------------------------------
@@ -26315,6 +26668,20 @@ RIGHTS = body_rows("""
     Users, tokens, audit log, settings, backup                    | /box /users /audit /settings /restored
     """)
 USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
+DELETING = {
+    "delete": Message("Delete the user {name}? All logins end. This cannot be taken back."),
+    "delete token": Message("Delete the token {name}? Its program is refused from then on."
+                            " This cannot be taken back."),
+}  # fmt: skip
+DONE_TO_USER = {
+    "end": Message("All sessions of {name} have ended."),
+    "delete": Message("{name} was deleted."),
+    "delete token": Message("{name} was deleted."),
+}
+KNOWN_LOGIN = {
+    "user": Message("There is a user {name}: save again to change role and password"),
+    "token": Message("There is a token {name}: save again to replace it by a new one"),
+}
 
 
 def box_page(p: PageRequest) -> str:
@@ -26370,13 +26737,15 @@ def users_page(p: PageRequest, new_token: str = "") -> str:
     people = [
         Row((name, t(role), str(count), p.at(at)), "", (
             Action("/users", t("End sessions"), (("do", "end"), ("name", name))),
-            Action("/users", t("Delete"), (("do", "delete"), ("name", name))),
+            Action("/users", t("Delete"), (("do", "delete"), ("name", name),
+                                           p.mark(("user", name)))),
         ))
         for name, role, count, at in p.read(logins_of, p.ctx)
     ]  # fmt: skip
     programs = [
         Row((name, t(role), titles.replace("\\", ", "), p.at(at)), "", (
-            Action("/users", t("Delete"), (("do", "delete token"), ("name", name))),
+            Action("/users", t("Delete"), (("do", "delete token"), ("name", name),
+                                           p.mark(("token", name)))),
         ))
         for name, role, titles, at in p.read(tokens_of)
     ]  # fmt: skip
@@ -26401,8 +26770,11 @@ def roles_of_rights(pages: Iterable[Page]) -> list[tuple[str, str]]:
     return [(words, roles.get(paths.split()[0], "admin")) for words, paths in RIGHTS]
 
 
-def new_user_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
-    """GET /users/new: the form for a user or token; an existing user is changed."""
+def new_user_page(p: PageRequest, problems: Iterable[Problem] = (), known: str = "") -> str:
+    """GET /users/new: the form for a user or token; an existing user is changed.
+
+    known  the mark of one who was found to exist
+    """
     t = p.t
     kinds = (("person", t("A person")), ("token", t("A program (API token)")))
     roles = tuple((role, t(role)) for role in ROLES)
@@ -26415,7 +26787,7 @@ def new_user_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
     ]
     return show_form(
         p, "Users", [(t("New, or changed"), fields)], problems, submit=t("Save"), action="/users",
-        hidden=[("do", "save")], after=[("/users", t("Users"))],
+        hidden=[("do", "save"), ("known", known or p.form("known") or mark_of())], after=[("/users", t("Users"))],
     )  # fmt: skip
 
 
@@ -26423,18 +26795,39 @@ def post_users(p: PageRequest) -> str:
     """POST /users: save a user, create a token, end sessions, or delete."""
     name, deed = p.form("name").strip(), p.form("do")
     try:
-        if deed == "save" and p.form("kind") != "token":
-            p.write(make_user, name, p.form("role"), p.form("password"))
-        elif deed == "save":
-            titles = [one for one in p.form("ae_titles").split(",") if one.strip()]
-            return users_page(p, p.write(make_token, name, p.form("role"), titles))
-        elif deed in USER_DEEDS:
-            p.write(USER_DEEDS[deed], name)
-        else:
+        if deed == "save":
+            secret = save_login(p, name)
+            return users_page(p, secret) if secret else p.tell("/users", p.t("Saved."))
+        if deed not in USER_DEEDS:
             raise no_such_action()
+        if deed != "end" and not is_sure(p):
+            return ask_if_sure(p, "Delete", p.t(Message(DELETING[deed], name=name)), p.t("Delete"))
+        kind = "token" if deed == "delete token" else "user"
+        p.write_seen((kind, name), deed, USER_DEEDS[deed], name)
+    except ChangedMeanwhile as changed:
+        if deed != "save":
+            raise
+        p.response.status = 409
+        words = Message(KNOWN_LOGIN[changed.about[0]], name=name)
+        return new_user_page(p, [Problem(0, words)], changed.mark)
     except Refusal as refusal:
         return new_user_page(p, p.again(refusal))
-    return p.tell("/users", p.t("Saved."))
+    return p.tell("/users", p.t(Message(DONE_TO_USER[deed], name=name)))
+
+
+def save_login(p: PageRequest, name: str) -> str:
+    """Save a user, or make a token and return its secret.
+
+    Refuses  ChangedMeanwhile for a name that is known, unless the form says so
+    """
+    kind = "token" if p.form("kind") == "token" else "user"
+    known = [((kind, name), p.form("known"), "")]
+    if kind == "user":
+        p.write(as_seen, known, make_user, name, p.form("role"), p.form("password"))
+        return ""
+    titles = [one for one in p.form("ae_titles").split(",") if one.strip()]
+    secret: str = p.write(as_seen, known, make_token, name, p.form("role"), titles)
+    return secret
 
 
 def audit_page(p: PageRequest) -> str:
@@ -26484,11 +26877,15 @@ STEP_PAGE = """
 % end
 <div class="actions">
 % for event, words in actions:
-<form method="post" action="/step/{{row_id}}"><input type="hidden" name="csrf" value="{{csrf}}">
+<form method="post" action="/step/{{row_id}}?step_state={{mark}}"><input type="hidden" name="csrf" value="{{csrf}}">
 % if event in ('cancel', 'stop'):
 <label>{{t('Reason')}} <input name="remark"></label>
 % end
 <button name="event" value="{{event}}">{{words}}</button></form>
+% end
+% if undoing:
+<form method="post" action="{{undoing[0]}}"><input type="hidden" name="csrf" value="{{csrf}}">
+<button name="event" value="undo">{{undoing[1]}}</button></form>
 % end
 </div>
 % if visit:
@@ -26499,17 +26896,17 @@ STEP_PAGE = """
 % end
 </ol>
 % end
-% for heading, number, facts, doubtful in performed:
+% for heading, number, mark, facts, doubtful in performed:
 <h2>{{heading}}</h2>
 % fact_list(facts)
 % if doubtful:
 <form method="post" action="/unscheduled/accept"><input type="hidden" name="csrf" value="{{csrf}}">
-<input type="hidden" name="performed" value="{{number}}">
+<input type="hidden" name="performed" value="{{number}}"><input type="hidden" name="performed_state" value="{{mark}}">
 <input type="hidden" name="step" value="{{row_id}}">
 <button>{{t('It is this patient after all')}}</button></form>
 % end
 <form method="post" action="/unmatch"><input type="hidden" name="csrf" value="{{csrf}}">
-<input type="hidden" name="performed" value="{{number}}">
+<input type="hidden" name="performed" value="{{number}}"><input type="hidden" name="performed_state" value="{{mark}}">
 <input type="hidden" name="step" value="{{row_id}}">
 <button>{{t('This was another exam')}}</button></form>
 % end
@@ -26651,10 +27048,12 @@ def step_page(p: PageRequest, row_id: int) -> str:
             warnings.insert(0, other_patient(t, ElementIndex(other), index))
         found += arrival_facts(p, one) + passing_facts(p, one)
         heading = t("Performed step {number}", number=number)
-        performed.append((heading, one, found, verdict == "differs"))
+        mark = p.mark(("performed", one))[1]
+        performed.append((heading, one, mark, found, verdict == "differs"))
     return p.show(
         STEP_PAGE, "Exam", told=told, facts=facts, warnings=warnings, row_id=row_id,
-        actions=actions + undo_button(p, f"step {row_id}"), performed=performed,
+        actions=actions, undoing=p.undo_of(f"step {row_id}"), performed=performed,
+        mark=mark_of(row.status, row.study_instance_uid),
         links=step_links(p, row_id, index, row.status),
         visit=[(p.at(one.at), t(one.what), t(one.about)) for one in p.read(visit_of, row_id)],
     )  # fmt: skip
@@ -26725,12 +27124,21 @@ def post_step(p: PageRequest, row_id: int) -> str:
     """POST /step/…: apply an event (arrive, cancel, no show, …) to an exam, or undo the last one."""
     event = p.form("event")
     if event == "undo":
-        p.write(undo, f"step {row_id}")
-        return p.tell(f"/step/{row_id}", p.t("Taken back."))
+        about = f"step {row_id}"
+        p.write_seen(("undo", about), event, undo, about)
+        return tell_step(p, row_id, p.t("Taken back."), p.came_from(f"/step/{row_id}"))
     if event not in PERSON_EVENTS:
         raise no_such_action()
-    p.write(change_step, event, *p.read(step_key, row_id), p.form("remark"))
-    return p.redirect(p.came_from("/"))
+    key = p.read(step_key, row_id)
+    p.write_seen(("step", row_id), event, change_step, event, *key, p.form("remark"))
+    return tell_step(p, row_id, "", p.came_from("/"), f"step {row_id}")
+
+
+def tell_step(p: PageRequest, row_id: int, words: str, path: str, about: str = "") -> str:
+    """Go back to a page that names an exam and its new state, and offers to undo that."""
+    row = p.read(step_row, row_id)
+    told = f"{exam_words(p.t, ElementIndex(bytes(row.data)))}: {p.t(row.status)}. {words}"
+    return p.tell(path, told.strip(), about)
 
 
 def edit_page(
@@ -26740,15 +27148,22 @@ def edit_page(
     """GET /step/…/edit: the form to change date, device or procedure."""
     t, index = p.t, exam_of(p, row_id)
     shown = form_of(EXAM_FIELDS, index)
-    form = form or shown
+    form, state = form or shown, index.item("ScheduledProcedureStepSequence").text(STEP_STATUS)
+    intro, submit = "", t("Save")
+    if STEP_TRANSITIONS["reschedule", state] not in (state, Status.PROCESSING_FAILURE):
+        intro = t("The exam is {state}: saving puts it back on the list.", state=t(state))
+        submit = t("Save, and put it back on the list")
     choices = reception_choices(p)
     for name in choices.keys() & form.keys():  # its value may no longer be a choice
         if choices[name] and form[name] not in dict(choices[name]):
             choices[name] = (*choices[name], (form[name], form[name]))
     fields, others = show_fields(p, EXAM_FIELDS, form, problems, choices)
     return show_form(
-        p, "Change exam", [(t.name(index.get("PatientName")), fields)], others, submit=t("Save"),
-        seen=shown, hidden=[("step", str(row_id))], slots="/slots",
+        p, "Change exam", [(t.name(index.get("PatientName")), fields)], others, submit=submit,
+        seen=shown, slots="/slots",
+        hidden=[("step", str(row_id)),
+                ("step_state", mark_of(state, index.get("StudyInstanceUID")))],
+        intro=intro,
         after=[(f"/step/{row_id}", t("Back"))],
     )  # fmt: skip
 
@@ -26765,8 +27180,11 @@ def post_edit(p: PageRequest, row_id: int) -> str:
             data = p.read(apply_procedure, data)
         return reschedule, *p.read(step_key, row_id), data
 
-    form, _, problems = post_changes(p, EXAM_FIELDS, stored, change)
-    return edit_page(p, row_id, form, problems) if problems else p.redirect(f"/step/{row_id}")
+    about = "step", row_id
+    form, _, problems = post_changes(p, EXAM_FIELDS, stored, change, about, "reschedule")
+    if problems:
+        return edit_page(p, row_id, form, problems)
+    return tell_step(p, row_id, p.t("Saved."), f"/step/{row_id}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -26895,7 +27313,7 @@ def who_it_is(p: PageRequest, index: ElementIndex) -> str:
 
 def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
     """GET /patient/…/merge: the form to merge this patient into another one."""
-    t, index = p.t, patient_index(p, row_id)
+    t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
     fields = [
         Field("into", t("Patient ID of the one who stays"), "text", p.form("into"), True, "",
               namesakes(p, row_id, index)),
@@ -26904,14 +27322,18 @@ def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
     legend = t("{who} is the same person as", who=who_it_is(p, index))
     after = [(f"/patient/{row_id}", t("Back"))]
     return show_form(
-        p, "The same person", [(legend, fields)], problems, submit=t("Merge"), after=after
-    )
+        p, "The same person", [(legend, fields)], problems, submit=t("Merge"), after=after,
+        hidden=[mark],
+    )  # fmt: skip
 
 
 def post_merge(p: PageRequest, row_id: int) -> str:
     """POST /patient/…/merge: merge this patient into another one."""
     try:
-        into = p.write(merge_patients, row_id, p.form("into"), p.form("reason"))
+        merging = merge_patients, row_id, p.form("into"), p.form("reason")
+        into = p.write_seen(("patient", row_id), "", *merging)
+    except ChangedMeanwhile:
+        raise
     except Refusal as refusal:
         patient_index(p, row_id)  # refuses 0112 if there is no such patient
         return merge_page(p, row_id, p.again(refusal))
@@ -26933,7 +27355,7 @@ def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[s
 
 def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
     """GET /patient/…/erase: the form to erase all data of a patient."""
-    t, index = p.t, patient_index(p, row_id)
+    t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
     fields = [
         Field("patient_id", t("Patient ID, once more"), required=True),
         Field("reason", t("Reason"), "text", p.form("reason"), True),
@@ -26945,7 +27367,8 @@ def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
     )
     return show_form(
         p, "Erase a patient", [(who_it_is(p, index), fields)], problems, submit=t("Erase"),
-        intro=words, after=[(f"/patient/{row_id}", t("Back"))],
+        intro=words, hidden=[mark],
+        after=[(f"/patient/{row_id}", t("Back"))],
     )  # fmt: skip
 
 
@@ -26956,8 +27379,10 @@ def post_erase(p: PageRequest, row_id: int) -> str:
         if p.form("patient_id").strip() != known:
             words = Message("This is not the ID of the patient")
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, words)])
-        p.write(erase_patient, row_id, p.form("reason"))
+        p.write_seen(("patient", row_id), "", erase_patient, row_id, p.form("reason"))
         p.read(forget_erased)
+    except ChangedMeanwhile:
+        raise
     except Refusal as refusal:
         return erase_page(p, row_id, p.again(refusal))
     return p.tell("/patients", p.t("Erased."))
@@ -26987,8 +27412,7 @@ def patient_page(
     fields, others = show_fields(p, PATIENT_FIELDS, form or shown, problems, reception_choices(p))
     return show_form(
         p, "Patient", [(p.t("Patient"), fields)], others, submit=p.t("Save"),
-        seen=shown, extra=undo_button(p, f"patient {row_id}"),
-        after=patient_links(p, row_id),
+        seen=shown, undoing=p.undo_of(f"patient {row_id}"), after=patient_links(p, row_id),
     )  # fmt: skip
 
 
@@ -27010,7 +27434,8 @@ def post_patient(p: PageRequest, row_id: int) -> str:
     """POST /patient/…: correct a patient, or undo the last change."""
     where = f"/patient/{row_id}"
     if p.form("event") == "undo":
-        p.write(undo, f"patient {row_id}")
+        about = f"patient {row_id}"
+        p.write_seen(("undo", about), "", undo, about)
         return p.tell(where, p.t("Taken back."))
 
     def stored() -> dict[str, str]:
@@ -27054,6 +27479,8 @@ FOUND_PART = """
 % end
 </div>
 """
+# Hidden fields: the study to be made; the row of a known patient, and what the form showed of it.
+CARRIED = ("study", "patient", "seen")
 
 
 def prefilled(p: PageRequest) -> dict[str, str]:
@@ -27074,7 +27501,9 @@ def prefilled(p: PageRequest) -> dict[str, str]:
         form |= {name: order[name] for name in ("accession", "physician")}
     else:
         index = ElementIndex(p.read(get_patient, int(row_id)))
-    return form | form_of(PATIENT_FIELDS, index)
+    known = form_of(PATIENT_FIELDS, index)
+    row = p.read(patient_of_step, int(row_id)) if p.query("order") else row_id
+    return form | known | {"patient": str(row), "seen": encoded_form(known)}
 
 
 def register_page(
@@ -27091,7 +27520,7 @@ def register_page(
         of_patient.insert(4, same_person_field(t, similar))
     return show_form(
         p, "Register", [(t("Patient"), of_patient), (t("Exam"), of_exam)], others,
-        submit=t("Register"), hidden=[("study", form.get("study", ""))],
+        submit=t("Register"), hidden=[(name, form.get(name, "")) for name in CARRIED],
         after=[("/register?emergency=1", t("Unknown emergency patient"))],
         finding="/find", slots="/slots",
         focus="chinese_name" if t.language.startswith("zh") else "family_name",
@@ -27124,7 +27553,7 @@ def same_person_field(t: Translator, similar: list[Problem]) -> Field:
 def post_register(p: PageRequest) -> str:
     """POST /register: register and go to the exam, or show the form again with nothing saved."""
     form = sent_fields(p, REGISTER_FIELDS)
-    form |= {name: p.form(name) for name in ("study", "same_id", "same_person")}
+    form |= {name: p.form(name) for name in (*CARRIED, "same_id", "same_person")}
     if value_problem("UI", form["study"]) or not form["study"]:
         form["study"] = p.ctx.new_uid()
     if not same_form(p, form):  # the back button showed the form of another patient
@@ -27133,6 +27562,9 @@ def post_register(p: PageRequest) -> str:
         form |= {"patient_id": "", "same_id": ""}
     if form["same_person"] not in ("", "another"):
         form["patient_id"] = form["same_person"]
+    known, mark, meanwhile = known_patient(p, form)
+    if meanwhile:
+        return register_page(p, form, meanwhile)
     item, problems = item_from_form(form)
     item = p.read(apply_procedure, item)
     same_id = "update" if form["same_id"] == "update" else "refuse"
@@ -27140,10 +27572,34 @@ def post_register(p: PageRequest) -> str:
         if problems:
             refuse_item(p.ctx, item, problems)
         p.web.box.clear_numbers()
-        p.write(register_once, item, same_id, not form["same_person"])
+        seen = [(("record", known), mark, "")]
+        p.write(as_seen, seen, register_once, item, same_id, not form["same_person"])
+    except ChangedMeanwhile:  # in this moment: look again
+        return post_register(p)
     except Refusal as refusal:
         return register_page(p, form, p.again(refusal))
     return p.redirect(f"/step/{p.read(step_known, form['study'])}?registered=1")
+
+
+def known_patient(p: PageRequest, form: dict[str, str]) -> tuple[int, str, list[Problem]]:
+    """Return row and mark of the known patient whom a form is for, and what others have changed.
+
+    What the form shows of a patient is written when it is registered: what a colleague has
+    corrected meanwhile stays, and is shown where this user has typed something else.
+    """
+    if not re.fullmatch("[0-9]{1,18}", form["patient"]):
+        return 0, "", []
+    row = int(form["patient"])
+    mark = p.read(state_mark, ("record", row))
+    try:
+        stored = form_of(PATIENT_FIELDS, ElementIndex(p.read(get_patient, row)))
+    except Refusal:  # erased, or merged into another one
+        return 0, "", []
+    if stored["patient_id"] != form["patient_id"].strip():
+        return 0, "", []
+    problems = changed_meanwhile(p, PATIENT_FIELDS, form, stored)
+    form["seen"] = encoded_form(stored)
+    return row, mark, problems
 
 
 def same_form(p: PageRequest, form: Mapping[str, str]) -> bool:
@@ -27277,6 +27733,8 @@ def add_pages(app: Any, web: Web) -> None:
                 if role:
                     p.enter(role)
                 return function(p, **arguments)
+            except ChangedMeanwhile as changed:
+                return ask_changed(p, changed)
             except Refusal as refusal:
                 p.login = p.login or known_login(p)
                 note_reason(p.request, refusal)

@@ -20,6 +20,7 @@ circle. Find the folder for new code here first:
     orders        patients, orders, scheduled steps, the worklist
  6  mpps          performed procedure steps
     ups           workitems, subscriptions, events
+    seen          what a form was made from, compared with what is there now
     doctor        troubleshooting of a device
  7  images        instance availability and storage commitment
     interchange   import and export

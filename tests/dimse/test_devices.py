@@ -770,7 +770,7 @@ def test_a_deleted_device_is_refused_again(appliance, technologist):
     sent(technologist, save(technologist, **MG))
     page = technologist.get("/devices/edit", params={"name": "Mammography"}).text
     assert '<button name="event" value="delete"' in page
-    page = sent(technologist, save(technologist, "Mammography", event="delete"))
+    page = sent(technologist, save(technologist, "Mammography", event="delete", sure="yes"))
     assert made(appliance) == {}
     assert calls(appliance, "MG1") == 3
 
@@ -790,7 +790,7 @@ def test_a_device_of_the_file_has_nothing_to_change_it_by(technologist):
 
 @pytest.mark.parametrize(
     "change",
-    [{"port": "4242"}, {"event": "delete"}, {"name": "Other", "ae_title": "OTHER"}],
+    [{"port": "4242"}, {"event": "delete", "sure": "yes"}, {"name": "Other", "ae_title": "OTHER"}],
     ids=["changed", "deleted", "renamed"],
 )
 def test_a_device_of_the_file_is_not_changed_by_a_form_that_was_tampered_with(

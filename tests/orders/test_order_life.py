@@ -1050,14 +1050,14 @@ def test_a_procedure_is_saved_changed_retired_and_deleted_on_the_page(appliance,
     assert kept() == [("CTCH", "CT thorax", 0)]
     send(web, "/catalogue?code=CTCH", "/catalogue", event="retire")
     assert kept() == [("CTCH", "CT thorax", 1)]
-    send(web, "/catalogue?code=CTCH", "/catalogue", event="delete")
+    send(web, "/catalogue?code=CTCH", "/catalogue", event="delete", sure="yes")
     assert kept() == []
 
 
 def test_the_page_says_why_a_procedure_is_not_deleted(appliance, web):
     appliance.write(save_procedure, appliance.context(), CHEST)
     send(web, "/register", **WANG | EXAM)
-    answer = send(web, "/catalogue?code=CTCH", "/catalogue", event="delete")
+    answer = send(web, "/catalogue?code=CTCH", "/catalogue", event="delete", sure="yes")
     assert answer.status_code == 422
     assert "CTCH is used by open exams: it can only be retired" in words_of(answer.text)
 

@@ -210,7 +210,7 @@ def test_a_token_is_shown_once(appliance, admin):
         shown = words_of(admin.get("/users"))
         assert secret not in shown
         assert "ris desk WS1, WS2" in shown
-        send(admin, "/users", do="delete token", name="ris")
+        send(admin, "/users", do="delete token", name="ris", sure="yes")
         assert client.get("/api/worklist", headers=bearer).status_code == 401
 
 
@@ -293,7 +293,7 @@ def test_the_file_of_the_first_password_goes_with_that_password(appliance, admin
             send(admin, "/users/new", do="save", name="admin", role="admin", kind="person",
                  password="second-words")  # fmt: skip
         else:
-            send(admin, "/users", do="delete", name="admin")
+            send(admin, "/users", do="delete", name="admin", sure="yes")
     assert not file.exists()
 
 
@@ -328,8 +328,8 @@ def test_a_user_deleted_while_the_password_is_checked_stays_deleted(
 
 
 def test_the_last_administrator_stays(appliance, admin):
-    send(admin, "/users", do="delete", name="admin")
-    answer = send(admin, "/users", do="delete", name="anna")
+    send(admin, "/users", do="delete", name="admin", sure="yes")
+    answer = send(admin, "/users", do="delete", name="anna", sure="yes")
     assert answer.status_code == 422
     assert "last administrator" in words_of(answer)
 

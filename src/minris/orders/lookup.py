@@ -120,10 +120,11 @@ def data_of_day(date: str) -> list[bytes]:
 
 
 def steps_of_day(date: str) -> list[tuple[Any, ...]]:
-    """The columns that the board shows of a day's steps, with one station each."""
+    """The columns that the board shows of a day's steps, with one station each and the study."""
     return database.execute_sql(
         "SELECT s.id, s.status, s.start_time, s.data, s.arrived_at, s.started_at, s.ended_at,"
-        " (SELECT t.ae_title FROM scheduled_station t WHERE t.step_id = s.id LIMIT 1)"
+        " (SELECT t.ae_title FROM scheduled_station t WHERE t.step_id = s.id LIMIT 1),"
+        " s.study_instance_uid"
         " FROM scheduled_procedure_step s WHERE s.start_date = ? ORDER BY s.start_time, s.id",
         (date,),
     ).fetchall()

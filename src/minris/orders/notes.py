@@ -18,7 +18,7 @@ _COLUMNS = {
     "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, initials,"
     " patient_birth_date, created_at, data",
     "requested_procedure": "patient_id, accession_number, requested_procedure_id, data",
-    "scheduled_procedure_step": "status, arrived_at, started_at, ended_at, told_by, data",
+    "scheduled_procedure_step": "status, arrived_at, started_at, ended_at, told_by, remark, data",
 }
 
 

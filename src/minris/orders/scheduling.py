@@ -34,7 +34,14 @@ from minris.orders.lookup import (
 )
 from minris.orders.notes import can_be_undone
 from minris.orders.patients import SAME_PERSON, save_patient, similar_patients
-from minris.orders.steps import change_step, refold, save_stations, step_outcome, update_patient
+from minris.orders.steps import (
+    change_step,
+    enter_state,
+    refold,
+    save_stations,
+    step_outcome,
+    update_patient,
+)
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import (
@@ -196,6 +203,8 @@ def reschedule(ctx: Context, study_instance_uid: str, step_id: str, data: bytes)
         places = (("patient", procedure.patient_id), ("requested_procedure", procedure.id),
                   ("scheduled_procedure_step", step.id))  # fmt: skip
         with can_be_undone(ctx, Message("Exam changed"), f"step {step.id}", places):
+            if new_state in STEP_STATES:
+                enter_state(ctx, step, new_state)
             _change(ctx, step, changed, of_patient, of_procedure)
         audit(ctx, "rescheduled", study_instance_uid, step_id)
     return step_data(study_instance_uid, step_id)

@@ -12,7 +12,7 @@ from minris.orders.lookup import find_step
 from minris.orders.notes import can_be_undone
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
-from minris.standard.worklist import OPEN_STEP_STATES, STEP_TRANSITIONS
+from minris.standard.worklist import OPEN_STEP_STATES, STEP_TRANSITIONS, WAITING_STEP_STATES
 from minris.store.models import Patient, RequestedProcedure, ScheduledProcedureStep, database
 from minris.store.rows import erase, update_row
 
@@ -117,6 +117,8 @@ def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by:
     }
     if state in STAMP_OF_STATE:
         stamps[STAMP_OF_STATE[state]] = ctx.stamp()
+    if state in WAITING_STEP_STATES and old not in OPEN_STEP_STATES:
+        stamps["remark"] = ""  # why it was off the list; the audit log keeps it
     if state == "READY" and not step.arrived_at:
         stamps["arrived_at"] = ctx.stamp()
     step.data, step.status, step.version = data, state, step.version + 1
@@ -168,7 +170,8 @@ def change_step(
             erase("undo_note WHERE about = ? AND what = ?", about, step.status)
         with can_be_undone(ctx, state, about, [("scheduled_procedure_step", step.id)], always=True):
             enter_state(ctx, step, state)
+            if remark:
+                update_row(ScheduledProcedureStep, step.id, remark=remark[:1024])
         if remark:
-            update_row(ScheduledProcedureStep, step.id, remark=remark[:1024])
             audit(ctx, "reason", study_instance_uid, f"{step_id}: {remark.strip()[:500]}")
     return bytes(step.data)

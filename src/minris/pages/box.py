@@ -18,10 +18,12 @@ from minris.access.users import (
 from minris.config.settings import SETTINGS
 from minris.config.values import ROLES
 from minris.housekeeping.restoring import confirm_gaps, gaps, still_back, words_of_gap
+from minris.pages.asking import ask_if_sure, is_sure
 from minris.pages.forms import Field, show_form
 from minris.pages.frame import LIGHTS, Action, Page, PageRequest, Row, no_such_action
 from minris.pages.machines.devices import setting_text
-from minris.standard.status import Problem, Refusal
+from minris.seen import ChangedMeanwhile, as_seen, mark_of
+from minris.standard.status import Message, Problem, Refusal
 from minris.standard.tables import body_rows
 
 # What the roles may do, and on which pages (* for a part of the path). The first page gives the
@@ -42,6 +44,20 @@ RIGHTS = body_rows("""
     Users, tokens, audit log, settings, backup                    | /box /users /audit /settings /restored
     """)
 USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
+DELETING = {
+    "delete": Message("Delete the user {name}? All logins end. This cannot be taken back."),
+    "delete token": Message("Delete the token {name}? Its program is refused from then on."
+                            " This cannot be taken back."),
+}  # fmt: skip
+DONE_TO_USER = {
+    "end": Message("All sessions of {name} have ended."),
+    "delete": Message("{name} was deleted."),
+    "delete token": Message("{name} was deleted."),
+}
+KNOWN_LOGIN = {
+    "user": Message("There is a user {name}: save again to change role and password"),
+    "token": Message("There is a token {name}: save again to replace it by a new one"),
+}
 
 
 def box_page(p: PageRequest) -> str:
@@ -97,13 +113,15 @@ def users_page(p: PageRequest, new_token: str = "") -> str:
     people = [
         Row((name, t(role), str(count), p.at(at)), "", (
             Action("/users", t("End sessions"), (("do", "end"), ("name", name))),
-            Action("/users", t("Delete"), (("do", "delete"), ("name", name))),
+            Action("/users", t("Delete"), (("do", "delete"), ("name", name),
+                                           p.mark(("user", name)))),
         ))
         for name, role, count, at in p.read(logins_of, p.ctx)
     ]  # fmt: skip
     programs = [
         Row((name, t(role), titles.replace("\\", ", "), p.at(at)), "", (
-            Action("/users", t("Delete"), (("do", "delete token"), ("name", name))),
+            Action("/users", t("Delete"), (("do", "delete token"), ("name", name),
+                                           p.mark(("token", name)))),
         ))
         for name, role, titles, at in p.read(tokens_of)
     ]  # fmt: skip
@@ -128,8 +146,11 @@ def roles_of_rights(pages: Iterable[Page]) -> list[tuple[str, str]]:
     return [(words, roles.get(paths.split()[0], "admin")) for words, paths in RIGHTS]
 
 
-def new_user_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
-    """GET /users/new: the form for a user or token; an existing user is changed."""
+def new_user_page(p: PageRequest, problems: Iterable[Problem] = (), known: str = "") -> str:
+    """GET /users/new: the form for a user or token; an existing user is changed.
+
+    known  the mark of one who was found to exist
+    """
     t = p.t
     kinds = (("person", t("A person")), ("token", t("A program (API token)")))
     roles = tuple((role, t(role)) for role in ROLES)
@@ -142,7 +163,7 @@ def new_user_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
     ]
     return show_form(
         p, "Users", [(t("New, or changed"), fields)], problems, submit=t("Save"), action="/users",
-        hidden=[("do", "save")], after=[("/users", t("Users"))],
+        hidden=[("do", "save"), ("known", known or p.form("known") or mark_of())], after=[("/users", t("Users"))],
     )  # fmt: skip
 
 
@@ -150,18 +171,39 @@ def post_users(p: PageRequest) -> str:
     """POST /users: save a user, create a token, end sessions, or delete."""
     name, deed = p.form("name").strip(), p.form("do")
     try:
-        if deed == "save" and p.form("kind") != "token":
-            p.write(make_user, name, p.form("role"), p.form("password"))
-        elif deed == "save":
-            titles = [one for one in p.form("ae_titles").split(",") if one.strip()]
-            return users_page(p, p.write(make_token, name, p.form("role"), titles))
-        elif deed in USER_DEEDS:
-            p.write(USER_DEEDS[deed], name)
-        else:
+        if deed == "save":
+            secret = save_login(p, name)
+            return users_page(p, secret) if secret else p.tell("/users", p.t("Saved."))
+        if deed not in USER_DEEDS:
             raise no_such_action()
+        if deed != "end" and not is_sure(p):
+            return ask_if_sure(p, "Delete", p.t(Message(DELETING[deed], name=name)), p.t("Delete"))
+        kind = "token" if deed == "delete token" else "user"
+        p.write_seen((kind, name), deed, USER_DEEDS[deed], name)
+    except ChangedMeanwhile as changed:
+        if deed != "save":
+            raise
+        p.response.status = 409
+        words = Message(KNOWN_LOGIN[changed.about[0]], name=name)
+        return new_user_page(p, [Problem(0, words)], changed.mark)
     except Refusal as refusal:
         return new_user_page(p, p.again(refusal))
-    return p.tell("/users", p.t("Saved."))
+    return p.tell("/users", p.t(Message(DONE_TO_USER[deed], name=name)))
+
+
+def save_login(p: PageRequest, name: str) -> str:
+    """Save a user, or make a token and return its secret.
+
+    Refuses  ChangedMeanwhile for a name that is known, unless the form says so
+    """
+    kind = "token" if p.form("kind") == "token" else "user"
+    known = [((kind, name), p.form("known"), "")]
+    if kind == "user":
+        p.write(as_seen, known, make_user, name, p.form("role"), p.form("password"))
+        return ""
+    titles = [one for one in p.form("ae_titles").split(",") if one.strip()]
+    secret: str = p.write(as_seen, known, make_token, name, p.form("role"), titles)
+    return secret
 
 
 def audit_page(p: PageRequest) -> str:

@@ -11,10 +11,10 @@ from minris.access.context import Context
 from minris.dataset.names import shown_groups, typed_name
 from minris.dataset.spelling import typed_value
 from minris.dataset.times import shown_date
-from minris.orders.undo import undoable
 from minris.pages.frame import PageRequest
 from minris.pages.language import shown_time
 from minris.pages.template import template
+from minris.seen import ChangedMeanwhile, Thing
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.tables import body_rows
@@ -158,12 +158,14 @@ def changed_keywords(
 def post_changes(
     p: PageRequest, rows: tuple[FieldRow, ...], stored: Callable[[], dict[str, str]],
     change: Callable[[dict[str, str], dict[str, str]], tuple[Any, ...]],
+    about: Thing | None = None, event: str = "",
 ) -> tuple[dict[str, str], dict[str, str], list[Problem]]:  # fmt: skip
     """Save the changes of a form; return the form, what the store had, and the problems if refused.
 
     stored  reads the form of what is stored
     change  takes the form and that of the store; returns the core function and its arguments. May
             refuse: the form is shown again
+    about   whose state the form carries; as for check_seen
     """
 
     def save(ctx: Context, shown: dict[str, str], core: Core, *arguments: Any) -> bool:
@@ -178,8 +180,11 @@ def post_changes(
         if meanwhile := changed_meanwhile(p, rows, form, shown):
             return form, shown, meanwhile
         try:
-            if p.write(save, shown, *change(form, shown)):
+            saving = save, shown, *change(form, shown)
+            if p.write_seen(about, event, *saving) if about else p.write(*saving):
                 return form, shown, []
+        except ChangedMeanwhile:
+            raise
         except Refusal as refusal:
             if refusal.status is Status.NO_SUCH_SOP_INSTANCE:
                 raise
@@ -231,18 +236,7 @@ def show_form(
     return p.show(FORM_PAGE, title, groups=groups, problems=said, **values)
 
 
-def undo_button(p: PageRequest, about: str) -> list[tuple[str, str]]:
-    """Return the button that undoes the last change of a patient or exam, if there is one."""
-    note, problem = p.read(undoable, p.ctx, about)
-    if problem:
-        return []
-    at = p.at(note.at)[:-3]
-    return [
-        ("undo", p.t("Take back: {what} ({who}, {at})", what=p.t(note.what), who=note.who, at=at))
-    ]
-
-
-NOT_KEPT = frozenset({"csrf", "password", "new_password", "seen"})  # of a form without a session
+NOT_KEPT = frozenset({"csrf", "password", "new_password"})  # of a form without a session
 TOO_OLD = Message("The form is too old: load the page anew")
 
 

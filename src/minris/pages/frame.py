@@ -14,9 +14,11 @@ from minris.config.ini import Device
 from minris.housekeeping.stuck import orphans
 from minris.mpps.linking import unscheduled_steps
 from minris.orders.lookup import leftovers
+from minris.orders.undo import undoable
 from minris.pages.language import LANGUAGES, Translator, choose_language, shown_instant
 from minris.pages.static import load_catalogues
 from minris.pages.template import template
+from minris.seen import Thing, as_seen, mark_of, state_mark
 from minris.standard.dictionary import is_date
 from minris.standard.status import HttpRefusal, Message, Problem, Refusal, Status
 from minris.store.writer import Core
@@ -239,6 +241,34 @@ class PageRequest:
         """Call a core function in the store thread with the user's context; wait for the commit."""
         return self.web.write(core, self.ctx, *arguments)
 
+    def write_seen(self, about: Thing, event: str, core: Core, *arguments: Any) -> Any:
+        """Call a core function likewise, if a thing is as the form or button has it.
+
+        Refuses  ChangedMeanwhile: the wrapper of all pages asks
+        """
+        return self.write(as_seen, [(about, self.seen(about[0]), event)], core, *arguments)
+
+    def seen(self, kind: str) -> str:
+        """Return the mark that the form, or the address of its button, carries for a thing."""
+        return self.query(f"{kind}_state") or self.form(f"{kind}_state")
+
+    def mark(self, about: Thing) -> tuple[str, str]:
+        """Return the hidden field by which a form carries the present state of a thing.
+
+        A form that comes again, since something in it is wrong, keeps what it carried.
+        """
+        carried = self.request.method == "POST" and self.seen(about[0])
+        return f"{about[0]}_state", carried or self.read(state_mark, about)
+
+    def undo_of(self, about: str) -> tuple[str, str, Any] | None:
+        """Return how the last change of `patient 3` or `step 7` is undone: address, words, note."""
+        note, problem = self.read(undoable, self.ctx, about)
+        if problem:
+            return None
+        words = self.t("Take back: {what} ({who}, {at})", what=self.t(note.what), who=note.who,
+                       at=self.at(note.at)[:-3])  # fmt: skip
+        return f"/{about.replace(' ', '/')}?undo_state={mark_of(note.id)}", words, note
+
     @property
     def devices(self) -> tuple[Device, ...]:
         """The current devices."""
@@ -256,21 +286,24 @@ class PageRequest:
 
     def show(
         self, template: str, title: str, refresh: bool = False, bare: bool = False, told: str = "",
-        **values: Any,
+        public: bool = False, **values: Any,
     ) -> str:  # fmt: skip
         """Return a whole page around a template.
 
         refresh  reload the page regularly
         bare     without header and menu
         told     message about the last action
+        public   seen by patients: no message, which names one
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
         box = self.web.box
         shared = {
             "here": here, "login": login, "refresh": refresh,
-            "bare": bare, "told": told or (self._told() if login else ""),
+            "bare": bare, "told": told, "told_undo": None,
             "csrf": login.form_token if login else "",
         }  # fmt: skip
+        if login and not told and not public:
+            shared |= self._told()
         return self.part(
             LAYOUT,
             **shared,
@@ -332,17 +365,29 @@ class PageRequest:
         sign, words = LIGHTS[worst]
         return worst, sign, self.t(words)
 
-    def _told(self) -> str:
-        """Return the message of the last action from its cookie, and delete that."""
+    def _told(self) -> dict[str, Any]:
+        """Return the message of the last action from its cookie, with its undo; delete that."""
         text = self.cookie("told")
         if not text:
-            return ""
+            return {}
         self.set_cookie("told", "", max_age=0)
-        return urllib.parse.unquote(text)
+        told, _, about = urllib.parse.unquote(text).partition("\n")
+        found = self.undo_of(about) if re.fullmatch("(step|patient) [0-9]{1,18}", about) else None
+        if not found or found[2].who != self.ctx.actor.name:
+            return {"told": told}
+        path, words, note = found
+        again = ()  # a reason can be given afterwards
+        if note.what == "CANCELED":
+            again = self.mark(("step", int(about.partition(" ")[2])))
+        return {"told": told, "told_undo": (path, words, again)}
 
-    def tell(self, path: str, text: str) -> str:
-        """Redirect to a page that shows a message about what was done."""
-        self.set_cookie("told", urllib.parse.quote(text[:1000]), max_age=60)
+    def tell(self, path: str, text: str, about: str = "") -> str:
+        """Redirect to a page that shows a message about what was done.
+
+        about  `step 7` or `patient 3`: the message offers to undo it
+        """
+        told = f"{text[:1000]}\n{about}" if about else text[:1000]
+        self.set_cookie("told", urllib.parse.quote(told), max_age=60)
         return self.redirect(path)
 
     def redirect(self, path: str) -> str:

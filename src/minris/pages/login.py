@@ -13,6 +13,7 @@ from minris.access.users import (
     note_login_failure,
     open_session,
 )
+from minris.pages.asking import RESUME_PAGE
 from minris.pages.forms import NOT_KEPT, Field, decoded, encoded_form, show_form
 from minris.pages.frame import PageRequest, safe_path
 from minris.pages.template import template
@@ -22,7 +23,6 @@ from minris.web.answers import note_reason
 from minris.web.request import check_origin, client_address
 
 LOGIN_PAGE = template("login.html")
-RESUME_PAGE = template("resume.html")
 
 
 def login_page(p: PageRequest, problem: str = "", kept: str = "") -> str:
@@ -63,9 +63,12 @@ def resume_page(p: PageRequest, secret: str, kept: str) -> str:
     except (ValueError, TypeError, RecursionError):
         return p.redirect("/")
     p.login = p.web.session(secret)
-    shown = [(name, value) for name, value in fields if value and len(value) < 100]
-    action = safe_path(str(path))
-    return p.show(RESUME_PAGE, "What you had typed", action=action, fields=fields, shown=shown)
+    shown = [(name, value) for name, value in fields
+             if value and len(value) < 100 and not name.endswith("_state")]  # fmt: skip
+    return p.show(
+        RESUME_PAGE, "What you had typed", action=safe_path(str(path)), fields=fields, shown=shown,
+        sentences=[], button=p.t("Send it now"), back="/",
+    )  # fmt: skip
 
 
 def keep_secret(p: PageRequest, secret: str) -> None:

@@ -21,6 +21,7 @@ from minris.pages.after_exam.workitems import (
     workitem_page,
     workitems_page,
 )
+from minris.pages.asking import ask_changed
 from minris.pages.box import (
     audit_page,
     box_page,
@@ -88,6 +89,7 @@ from minris.pages.patients.patients import (
 from minris.pages.patients.register import find_part, post_register, register_page
 from minris.pages.patients.search import search_page
 from minris.pages.static import static_answer
+from minris.seen import ChangedMeanwhile
 from minris.standard.status import HttpRefusal, Message, Refusal, Status, http_status
 from minris.web.answers import note_reason
 from minris.web.api import add_api
@@ -182,6 +184,8 @@ def add_pages(app: Any, web: Web) -> None:
                 if role:
                     p.enter(role)
                 return function(p, **arguments)
+            except ChangedMeanwhile as changed:
+                return ask_changed(p, changed)
             except Refusal as refusal:
                 p.login = p.login or known_login(p)
                 note_reason(p.request, refusal)

@@ -119,6 +119,11 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             PRIMARY KEY (kind, value)) WITHOUT ROWID;
         """,
     ),
+    (
+        19,
+        "the audit log is read by what it is about",
+        "CREATE INDEX audit_about ON audit (about);",
+    ),
 )
 
 

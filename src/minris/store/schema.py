@@ -61,6 +61,7 @@ INDEXES = body_rows("""
     UNIQUE | query_trace_once                             | query_trace              | hour, ae_title, address, keys             |
            | login_failure_who                            | login_failure            | who, at                                   |
            | audit_at                                     | audit                    | at                                        |
+           | audit_about                                  | audit                    | about                                     |
     """)
 
 TRIGGERS = """

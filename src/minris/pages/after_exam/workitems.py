@@ -208,7 +208,7 @@ def workitems_page(p: PageRequest) -> str:
 
 def workitem_page(p: PageRequest, uid: str) -> str:
     """GET /workitem/…: its four modules, actions, subscribers and time line."""
-    t, zone = p.t, p.web.config.zone
+    t, zone, mark = p.t, p.web.config.zone, p.mark(("workitem", uid))
     workitem, happenings = p.read(stored_workitem, uid), p.read(history_of, uid)
     if not workitem and not happenings:
         raise Refusal(Status.NO_SUCH_UPS, Message("There is no such workitem"))
@@ -231,7 +231,7 @@ def workitem_page(p: PageRequest, uid: str) -> str:
         declined = t("The cancellation was declined: {reason}", reason=workitem.declined)
         warnings.append(declined if workitem.declined else wanted)
     return p.show(
-        WORKITEM_PAGE, "Workitem", warnings=warnings, events=events,
+        WORKITEM_PAGE, "Workitem", warnings=warnings, events=events, mark=mark,
         modules=[(t(module), facts) for module, facts in modules.items()],
         forms=workitem_forms(p, workitem, asked) if workitem else [],
         watched=p.read(watchers_of, uid), patient_query=urllib.parse.urlencode({"q": index.get("PatientID")}),
@@ -295,10 +295,10 @@ def post_workitem(p: PageRequest, uid: str) -> str:
         "end": (end_workitem, asked("reason"), asked("code")),
     }
     if event == "cancel":
-        p.write(request_cancel, uid, cancel_request(p))
+        p.write_seen(("workitem", uid), event, request_cancel, uid, cancel_request(p))
     elif event in deeds:
         core, *more = deeds[event]
-        p.write(core, uid, *more)
+        p.write_seen(("workitem", uid), event, core, uid, *more)
     else:
         raise no_such_action()
     return p.tell(f"/workitem/{uid}", p.t("Saved."))

@@ -15,10 +15,12 @@ from minris.dataset.times import shown_date
 from minris.mpps.linking import does_report, doubtful_steps, reporting_stations
 from minris.orders.lookup import steps_of_day
 from minris.orders.steps import person_events
+from minris.pages.asking import PERSON_EVENTS
 from minris.pages.frame import PageRequest
 from minris.pages.language import Translator, day_of, device_names, elapsed, shown_time
 from minris.pages.template import template
 from minris.recent import Recent
+from minris.seen import mark_of
 from minris.standard.status import Message
 from minris.standard.worklist import STEP_STATES
 from minris.web.proxies import below_path
@@ -30,22 +32,13 @@ BOARD_PART = template("day/board_part.html")
 WAITING_PAGE = template("day/waiting.html")
 WAITING_PART = template("day/waiting_part.html")
 PRINT_PAGE = template("day/print.html")
-# The words of the button for each event of person_events.
-PERSON_EVENTS = {
-    "arrive": Message("Arrived"),
-    "cancel": Message("Cancel exam"),
-    "no show": Message("Did not come"),
-    "reschedule": Message("Back on the list"),
-    "finish": Message("Exam is done"),
-    "stop": Message("Exam was given up"),
-}
 
 
 def board_step(
     ctx: Context, t: Translator, row: tuple[Any, ...], reporting: set[str]
 ) -> dict[str, Any]:
     """Return one row of the board, as its template wants it."""
-    step_id, state, start_time, data, arrived_at, started_at, ended_at, _ = row
+    step_id, state, start_time, data, arrived_at, started_at, ended_at, _, study = row
     index = ElementIndex(bytes(data))
     item = index.item("ScheduledProcedureStepSequence")
     since = ended_at or (started_at if state == "STARTED" else arrived_at)
@@ -53,7 +46,7 @@ def board_step(
     events = person_events(state, does_report(ctx, [row[7]] if row[7] else [], reporting))
     exam = item.get("ScheduledProcedureStepDescription")
     return {
-        "path": f"/step/{step_id}", "state": state, "time": shown_time(start_time),
+        "row_id": step_id, "path": f"/step/{step_id}", "mark": mark_of(state, study), "state": state, "time": shown_time(start_time),
         "name": t.name(index.get("PatientName")), "patient_id": index.get("PatientID"),
         "exam": exam or index.get("RequestedProcedureDescription"),
         "accession": index.get("AccessionNumber"),
@@ -192,7 +185,7 @@ def board_part(p: PageRequest, board: Rendered) -> str | bytes:
 def waiting_page(p: PageRequest) -> str:
     """GET /waiting: patients who wait or are in an exam, names masked, for the waiting room."""
     names, people = device_names(p.web), []
-    for _, state, _, data, _, _, _, station in p.read(steps_of_day, p.ctx.today()):
+    for _, state, _, data, _, _, _, station, _ in p.read(steps_of_day, p.ctx.today()):
         if state in ("ARRIVED", "READY", "STARTED"):
             index = ElementIndex(bytes(data))
             number = index.get("AccessionNumber")[-4:]
@@ -202,7 +195,7 @@ def waiting_page(p: PageRequest) -> str:
     if p.query("part") == "board":
         return board
     bare = bool(p.query("bare"))
-    return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=bare, board=board)
+    return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=bare, public=True, board=board)
 
 
 def print_page(p: PageRequest) -> str:

@@ -23,8 +23,8 @@ from minris.orders.scheduling import reschedule
 from minris.orders.steps import change_step, person_events
 from minris.orders.undo import undo
 from minris.outbox import passed_on_of
-from minris.pages.day.board import PERSON_EVENTS
-from minris.pages.forms import post_changes, show_fields, show_form, undo_button
+from minris.pages.asking import PERSON_EVENTS, exam_words
+from minris.pages.forms import post_changes, show_fields, show_form
 from minris.pages.frame import PageRequest, no_such_action
 from minris.pages.language import (
     Translator,
@@ -37,11 +37,18 @@ from minris.pages.language import (
 )
 from minris.pages.reception import EXAM_FIELDS, exam_from_form, exam_of, form_of, reception_choices
 from minris.pages.template import template
+from minris.seen import mark_of
 from minris.standard.dictionary import tag_of
 from minris.standard.mpps import DISCONTINUATION_REASONS, SERIES
-from minris.standard.status import Problem
+from minris.standard.status import Problem, Status
 from minris.standard.tables import body_rows
-from minris.standard.worklist import MWL_ATTRIBUTES, STEP_TRANSITIONS, TOLD_BY, WAITING_STEP_STATES
+from minris.standard.worklist import (
+    MWL_ATTRIBUTES,
+    STEP_STATUS,
+    STEP_TRANSITIONS,
+    TOLD_BY,
+    WAITING_STEP_STATES,
+)
 from minris.ups.people import workitems_of_request
 
 STEP_PAGE = template("day/exam.html")
@@ -176,10 +183,12 @@ def step_page(p: PageRequest, row_id: int) -> str:
             warnings.insert(0, other_patient(t, ElementIndex(other), index))
         found += arrival_facts(p, one) + passing_facts(p, one)
         heading = t("Performed step {number}", number=number)
-        performed.append((heading, one, found, verdict == "differs"))
+        mark = p.mark(("performed", one))[1]
+        performed.append((heading, one, mark, found, verdict == "differs"))
     return p.show(
         STEP_PAGE, "Exam", told=told, facts=facts, warnings=warnings, row_id=row_id,
-        actions=actions + undo_button(p, f"step {row_id}"), performed=performed,
+        actions=actions, undoing=p.undo_of(f"step {row_id}"), performed=performed,
+        mark=mark_of(row.status, row.study_instance_uid),
         links=step_links(p, row_id, index, row.status),
         visit=[(p.at(one.at), t(one.what), t(one.about)) for one in p.read(visit_of, row_id)],
     )  # fmt: skip
@@ -250,12 +259,21 @@ def post_step(p: PageRequest, row_id: int) -> str:
     """POST /step/…: apply an event (arrive, cancel, no show, …) to an exam, or undo the last one."""
     event = p.form("event")
     if event == "undo":
-        p.write(undo, f"step {row_id}")
-        return p.tell(f"/step/{row_id}", p.t("Taken back."))
+        about = f"step {row_id}"
+        p.write_seen(("undo", about), event, undo, about)
+        return tell_step(p, row_id, p.t("Taken back."), p.came_from(f"/step/{row_id}"))
     if event not in PERSON_EVENTS:
         raise no_such_action()
-    p.write(change_step, event, *p.read(step_key, row_id), p.form("remark"))
-    return p.redirect(p.came_from("/"))
+    key = p.read(step_key, row_id)
+    p.write_seen(("step", row_id), event, change_step, event, *key, p.form("remark"))
+    return tell_step(p, row_id, "", p.came_from("/"), f"step {row_id}")
+
+
+def tell_step(p: PageRequest, row_id: int, words: str, path: str, about: str = "") -> str:
+    """Go back to a page that names an exam and its new state, and offers to undo that."""
+    row = p.read(step_row, row_id)
+    told = f"{exam_words(p.t, ElementIndex(bytes(row.data)))}: {p.t(row.status)}. {words}"
+    return p.tell(path, told.strip(), about)
 
 
 def edit_page(
@@ -265,15 +283,22 @@ def edit_page(
     """GET /step/…/edit: the form to change date, device or procedure."""
     t, index = p.t, exam_of(p, row_id)
     shown = form_of(EXAM_FIELDS, index)
-    form = form or shown
+    form, state = form or shown, index.item("ScheduledProcedureStepSequence").text(STEP_STATUS)
+    intro, submit = "", t("Save")
+    if STEP_TRANSITIONS["reschedule", state] not in (state, Status.PROCESSING_FAILURE):
+        intro = t("The exam is {state}: saving puts it back on the list.", state=t(state))
+        submit = t("Save, and put it back on the list")
     choices = reception_choices(p)
     for name in choices.keys() & form.keys():  # its value may no longer be a choice
         if choices[name] and form[name] not in dict(choices[name]):
             choices[name] = (*choices[name], (form[name], form[name]))
     fields, others = show_fields(p, EXAM_FIELDS, form, problems, choices)
     return show_form(
-        p, "Change exam", [(t.name(index.get("PatientName")), fields)], others, submit=t("Save"),
-        seen=shown, hidden=[("step", str(row_id))], slots="/slots",
+        p, "Change exam", [(t.name(index.get("PatientName")), fields)], others, submit=submit,
+        seen=shown, slots="/slots",
+        hidden=[("step", str(row_id)),
+                ("step_state", mark_of(state, index.get("StudyInstanceUID")))],
+        intro=intro,
         after=[(f"/step/{row_id}", t("Back"))],
     )  # fmt: skip
 
@@ -290,5 +315,8 @@ def post_edit(p: PageRequest, row_id: int) -> str:
             data = p.read(apply_procedure, data)
         return reschedule, *p.read(step_key, row_id), data
 
-    form, _, problems = post_changes(p, EXAM_FIELDS, stored, change)
-    return edit_page(p, row_id, form, problems) if problems else p.redirect(f"/step/{row_id}")
+    about = "step", row_id
+    form, _, problems = post_changes(p, EXAM_FIELDS, stored, change, about, "reschedule")
+    if problems:
+        return edit_page(p, row_id, form, problems)
+    return tell_step(p, row_id, p.t("Saved."), f"/step/{row_id}")

@@ -1,6 +1,7 @@
 """Unfinished exams of earlier days, and performed steps without an order."""
 
 import functools
+from collections.abc import Sequence
 
 from minris.dataset.elements import ElementIndex
 from minris.mpps.linking import (
@@ -14,9 +15,11 @@ from minris.mpps.linking import (
 from minris.orders.items import step_item
 from minris.orders.lookup import leftovers, steps_of_day
 from minris.orders.scheduling import change_rows
+from minris.pages.asking import PERSON_EVENTS, changed_words
 from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action
 from minris.pages.language import Translator, shown_time, who_is
 from minris.pages.template import template
+from minris.seen import ChangedMeanwhile, as_seen, mark_of
 from minris.standard.mpps import STEP_ATTRIBUTES
 from minris.standard.status import Message
 
@@ -27,15 +30,15 @@ IMAGES_CARRY = Message(
 LEFTOVERS_PAGE = template("day/leftovers.html")
 
 
-def leftovers_page(p: PageRequest) -> str:
+def leftovers_page(p: PageRequest, problems: Sequence[str] = ()) -> str:
     """GET /leftovers: exams of earlier days that are still open."""
     steps = [
-        (step.id, p.t.name(ElementIndex(bytes(step.data)).get("PatientName")), step.patient_id,
+        (step.id, mark_of(step.status, step.study_instance_uid), p.t.name(ElementIndex(bytes(step.data)).get("PatientName")), step.patient_id,
          step_item(step).get("ScheduledProcedureStepDescription"), p.t.date(step.start_date),
          step.status)
         for step in p.read(leftovers, p.ctx.today())
     ]  # fmt: skip
-    return p.show(LEFTOVERS_PAGE, "Leftovers", steps=steps)
+    return p.show(LEFTOVERS_PAGE, "Leftovers", steps=steps, problems=problems)
 
 
 def post_leftovers(p: PageRequest) -> str:
@@ -44,8 +47,17 @@ def post_leftovers(p: PageRequest) -> str:
     if event not in ("no show", "finish", "cancel", "today"):
         raise no_such_action()
     chosen = [int(row) for row in p.request.forms.getall("row") if row.isdigit()]
-    p.write(change_rows, event, chosen)
-    return p.redirect("/leftovers")
+    seen = dict(pair.split(" ", 1) for pair in p.request.forms.getall("step_state") if " " in pair)
+    told = "reschedule" if event == "today" else event
+    decided = [(("step", row), seen.get(str(row), ""), told) for row in chosen]
+    try:
+        count = p.write(as_seen, decided, change_rows, event, chosen)
+    except ChangedMeanwhile as changed:
+        p.response.status = 409
+        return leftovers_page(p, [changed_words(p, changed)])
+    words = p.t("Move to today") if event == "today" else p.t(PERSON_EVENTS[event])
+    exams = p.t("1 exam") if count == 1 else p.t("{count} exams", count=count)
+    return p.tell("/leftovers", f"{words}: {exams}")
 
 
 def unscheduled_page(p: PageRequest) -> str:
@@ -80,7 +92,8 @@ def other_patients(p: PageRequest) -> list[Part]:
     """Return the exams that machines reported for another patient than ordered, if there are any."""
     t, rows = p.t, []
     for link in p.read(doubtful_links):
-        fields = (("performed", str(link.performed_id)), ("step", str(link.step_id)))
+        fields = (("performed", str(link.performed_id)), ("step", str(link.step_id)),
+                  p.mark(("performed", link.performed_id)))  # fmt: skip
         cells = (*(who_is(t, ElementIndex(one)) for one in (link.ours, link.told)), link.station,
                  begin_of(t, ElementIndex(link.data)))  # fmt: skip
         actions = (Action("/unscheduled/accept", t("It is the patient of the order"), fields),
@@ -93,8 +106,8 @@ def other_patients(p: PageRequest) -> list[Part]:
 
 def post_accept(p: PageRequest) -> str:
     """POST /unscheduled/accept: settle that a performed step is of the order's patient."""
-    step = p.number("step")
-    p.write(accept_patient, p.number("performed"), step)
+    step, performed = p.number("step"), p.number("performed")
+    p.write_seen(("performed", performed), "", accept_patient, performed, step)
     return p.tell(f"/step/{step}", p.t("Saved.") + " " + p.t(IMAGES_CARRY))
 
 
@@ -116,14 +129,15 @@ def post_match(p: PageRequest) -> str:
 
 def post_settle(p: PageRequest) -> str:
     """POST /unscheduled/settle: accept a performed step without an order; needs a reason."""
-    p.write(settle_unscheduled, p.number("performed"), p.form("reason"))
+    performed = p.number("performed")
+    p.write_seen(("performed", performed), "", settle_unscheduled, performed, p.form("reason"))
     return p.tell("/unscheduled", p.t("Saved."))
 
 
 def post_unmatch(p: PageRequest) -> str:
     """POST /unmatch: remove the link between a performed step and an exam."""
-    step = p.number("step")
-    p.write(unlink_step, p.number("performed"), step)
+    step, performed = p.number("step"), p.number("performed")
+    p.write_seen(("performed", performed), "", unlink_step, performed, step)
     told = p.t("The report of the machine waits on the page Unscheduled for its order.")
     return p.tell(f"/step/{step}", told + " " + p.t(IMAGES_CARRY))
 

@@ -18,9 +18,11 @@ from minris.access.devices import (
 from minris.config.ini import Config, Device
 from minris.config.settings import DEVICE_SETTINGS, Setting
 from minris.doctor import Called, Finding, echo_outcome, echo_words, examine
+from minris.pages.asking import ask_if_sure, is_sure
 from minris.pages.forms import Field, show_form
 from minris.pages.frame import LIGHTS, Action, PageRequest, Part, Row
 from minris.pages.language import Translator, device_names
+from minris.seen import ChangedMeanwhile, as_seen
 from minris.standard.status import STATUS_WORDS, Message, Problem, Refusal, Status, is_failure
 from minris.store.writer import Core
 from minris.upper_layer.server import ENDINGS, Ended
@@ -59,6 +61,7 @@ def device_page(
 ) -> str:
     """GET /devices/edit: the settings of a device; read-only for a device of config.ini."""
     t, name = p.t, p.query("name")
+    mark = p.mark(("device", (form or {}).get("old_name") or name))
     device = next((d for d in p.devices if d.name == name), None)
     if not form:
         known = {"old_name": name, **settings_of(device)} if device else {}
@@ -82,7 +85,7 @@ def device_page(
                  for one in DEVICE_PROFILES]  # fmt: skip
     return show_form(
         p, "Device", [(legend, fields)], problems, action="/devices/save", submit=submit,
-        hidden=[("old_name", form.get("old_name", ""))], shown=names_as_sent(p, form), extra=extra,
+        hidden=[("old_name", form.get("old_name", "")), mark], shown=names_as_sent(p, form), extra=extra,
         after=after,
     )  # fmt: skip
 
@@ -114,11 +117,18 @@ def post_device(p: PageRequest) -> str:
     form = {"name": name, "old_name": old_name, **settings}
     if p.form("event") == "preview":
         return device_page(p, form)
+    if p.form("event") == "delete" and not is_sure(p):
+        words = p.t("Delete the device {name}? It is refused from then on."
+                    " This cannot be taken back.", name=old_name)  # fmt: skip
+        return ask_if_sure(p, "Delete", words, p.t("Delete"))
+    seen = [(("device", old_name), p.seen("device"), "")] if old_name else []
     try:
         if p.form("event") == "delete":
-            change_devices(p, delete_device, old_name)
+            change_devices(p, as_seen, seen, delete_device, old_name)
         else:
-            change_devices(p, save_device, name, settings, old_name)
+            change_devices(p, as_seen, seen, save_device, name, settings, old_name)
+    except ChangedMeanwhile:
+        raise
     except Refusal as refusal:
         return device_page(p, form, p.again(refusal))
     return p.tell("/devices", p.t("Saved."))

@@ -10,8 +10,10 @@ from minris.orders.catalogue import (
     retire_procedure,
     save_procedure,
 )
+from minris.pages.asking import ask_if_sure, is_sure
 from minris.pages.forms import UPLOAD_PAGE, Field, show_form
 from minris.pages.frame import PageRequest
+from minris.seen import ChangedMeanwhile
 from minris.standard.encodings import ENCODINGS
 from minris.standard.status import Problem, Refusal
 
@@ -20,7 +22,8 @@ def catalogue_page(
     p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
 ) -> str:
     """GET /catalogue: the list of procedures, and a form for one."""
-    t, listed, code = p.t, p.read(all_procedures), p.query("code")
+    t, code = p.t, p.query("code")
+    mark, listed = p.mark(("procedure", code)), p.read(all_procedures)
     chosen = [one for one in listed if one.code == code]
     shown = [{k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS} for one in chosen]
     form = form or (shown or [PROCEDURE_COLUMNS])[0]
@@ -36,6 +39,7 @@ def catalogue_page(
         after.append((f"/catalogue?code={urllib.parse.quote(one.code)}", words))
     return show_form(
         p, "Catalogue", [(t("Procedure"), fields)], problems, submit=t("Save"), after=after,
+        hidden=[mark],
         extra=[("retire", t("Retire")), ("delete", t("Delete"))] if code else [],
     )  # fmt: skip
 
@@ -43,11 +47,18 @@ def catalogue_page(
 def post_catalogue(p: PageRequest) -> str:
     """POST /catalogue: save, retire or delete a procedure."""
     form = {key: p.form(key) for key in PROCEDURE_COLUMNS}
+    event, about = p.form("event"), ("procedure", form["code"].strip())
+    if event == "delete" and not is_sure(p):
+        words = p.t("Delete {name} from the catalogue? This cannot be taken back.",
+                    name=f"{form['code']} {form['meaning']}")  # fmt: skip
+        return ask_if_sure(p, "Delete", words, p.t("Delete"))
     try:
-        if (event := p.form("event")) in ("retire", "delete"):
-            p.write(retire_procedure, form["code"], event == "delete")
+        if event in ("retire", "delete"):
+            p.write_seen(about, event, retire_procedure, form["code"], event == "delete")
         else:
-            p.write(save_procedure, form)
+            p.write_seen(about, event, save_procedure, form)
+    except ChangedMeanwhile:
+        raise
     except Refusal as refusal:
         return catalogue_page(p, form, p.again(refusal))
     return p.tell("/catalogue", p.t("Saved."))

@@ -11,10 +11,11 @@ from minris.orders.items import step_item
 from minris.orders.lookup import steps_of
 from minris.orders.patients import correct_patient, find_patients, get_patient, merge_patients
 from minris.orders.undo import undo
-from minris.pages.forms import Field, post_changes, show_fields, show_form, undo_button
+from minris.pages.forms import Field, post_changes, show_fields, show_form
 from minris.pages.frame import PageRequest, Row
 from minris.pages.language import shown_time
 from minris.pages.reception import PATIENT_FIELDS, form_of, patient_from_form, reception_choices
+from minris.seen import ChangedMeanwhile
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 
@@ -31,7 +32,7 @@ def who_it_is(p: PageRequest, index: ElementIndex) -> str:
 
 def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
     """GET /patient/…/merge: the form to merge this patient into another one."""
-    t, index = p.t, patient_index(p, row_id)
+    t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
     fields = [
         Field("into", t("Patient ID of the one who stays"), "text", p.form("into"), True, "",
               namesakes(p, row_id, index)),
@@ -40,14 +41,18 @@ def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
     legend = t("{who} is the same person as", who=who_it_is(p, index))
     after = [(f"/patient/{row_id}", t("Back"))]
     return show_form(
-        p, "The same person", [(legend, fields)], problems, submit=t("Merge"), after=after
-    )
+        p, "The same person", [(legend, fields)], problems, submit=t("Merge"), after=after,
+        hidden=[mark],
+    )  # fmt: skip
 
 
 def post_merge(p: PageRequest, row_id: int) -> str:
     """POST /patient/…/merge: merge this patient into another one."""
     try:
-        into = p.write(merge_patients, row_id, p.form("into"), p.form("reason"))
+        merging = merge_patients, row_id, p.form("into"), p.form("reason")
+        into = p.write_seen(("patient", row_id), "", *merging)
+    except ChangedMeanwhile:
+        raise
     except Refusal as refusal:
         patient_index(p, row_id)  # refuses 0112 if there is no such patient
         return merge_page(p, row_id, p.again(refusal))
@@ -69,7 +74,7 @@ def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[s
 
 def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
     """GET /patient/…/erase: the form to erase all data of a patient."""
-    t, index = p.t, patient_index(p, row_id)
+    t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
     fields = [
         Field("patient_id", t("Patient ID, once more"), required=True),
         Field("reason", t("Reason"), "text", p.form("reason"), True),
@@ -81,7 +86,8 @@ def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
     )
     return show_form(
         p, "Erase a patient", [(who_it_is(p, index), fields)], problems, submit=t("Erase"),
-        intro=words, after=[(f"/patient/{row_id}", t("Back"))],
+        intro=words, hidden=[mark],
+        after=[(f"/patient/{row_id}", t("Back"))],
     )  # fmt: skip
 
 
@@ -92,8 +98,10 @@ def post_erase(p: PageRequest, row_id: int) -> str:
         if p.form("patient_id").strip() != known:
             words = Message("This is not the ID of the patient")
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, words)])
-        p.write(erase_patient, row_id, p.form("reason"))
+        p.write_seen(("patient", row_id), "", erase_patient, row_id, p.form("reason"))
         p.read(forget_erased)
+    except ChangedMeanwhile:
+        raise
     except Refusal as refusal:
         return erase_page(p, row_id, p.again(refusal))
     return p.tell("/patients", p.t("Erased."))
@@ -123,8 +131,7 @@ def patient_page(
     fields, others = show_fields(p, PATIENT_FIELDS, form or shown, problems, reception_choices(p))
     return show_form(
         p, "Patient", [(p.t("Patient"), fields)], others, submit=p.t("Save"),
-        seen=shown, extra=undo_button(p, f"patient {row_id}"),
-        after=patient_links(p, row_id),
+        seen=shown, undoing=p.undo_of(f"patient {row_id}"), after=patient_links(p, row_id),
     )  # fmt: skip
 
 
@@ -146,7 +153,8 @@ def post_patient(p: PageRequest, row_id: int) -> str:
     """POST /patient/…: correct a patient, or undo the last change."""
     where = f"/patient/{row_id}"
     if p.form("event") == "undo":
-        p.write(undo, f"patient {row_id}")
+        about = f"patient {row_id}"
+        p.write_seen(("undo", about), "", undo, about)
         return p.tell(where, p.t("Taken back."))
 
     def stored() -> dict[str, str]:

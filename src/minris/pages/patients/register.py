@@ -10,10 +10,17 @@ from minris.dataset.names import resident_number
 from minris.dataset.times import shown_date
 from minris.orders.catalogue import apply_procedure
 from minris.orders.items import item_problems, split_item, step_with_defaults
-from minris.orders.lookup import step_known
+from minris.orders.lookup import patient_of_step, step_known
 from minris.orders.patients import SAME_ID, SAME_PERSON, find_patients, get_patient
 from minris.orders.scheduling import register_once
-from minris.pages.forms import Field, sent_fields, show_fields, show_form
+from minris.pages.forms import (
+    Field,
+    changed_meanwhile,
+    encoded_form,
+    sent_fields,
+    show_fields,
+    show_form,
+)
 from minris.pages.frame import PageRequest
 from minris.pages.language import Translator
 from minris.pages.reception import (
@@ -26,10 +33,13 @@ from minris.pages.reception import (
     reception_choices,
 )
 from minris.pages.template import template
+from minris.seen import ChangedMeanwhile, as_seen, state_mark
 from minris.standard.dictionary import value_problem
 from minris.standard.status import Problem, Refusal, Status
 
 FOUND_PART = template("patients/found_part.html")
+# Hidden fields: the study to be made; the row of a known patient, and what the form showed of it.
+CARRIED = ("study", "patient", "seen")
 
 
 def prefilled(p: PageRequest) -> dict[str, str]:
@@ -50,7 +60,9 @@ def prefilled(p: PageRequest) -> dict[str, str]:
         form |= {name: order[name] for name in ("accession", "physician")}
     else:
         index = ElementIndex(p.read(get_patient, int(row_id)))
-    return form | form_of(PATIENT_FIELDS, index)
+    known = form_of(PATIENT_FIELDS, index)
+    row = p.read(patient_of_step, int(row_id)) if p.query("order") else row_id
+    return form | known | {"patient": str(row), "seen": encoded_form(known)}
 
 
 def register_page(
@@ -67,7 +79,7 @@ def register_page(
         of_patient.insert(4, same_person_field(t, similar))
     return show_form(
         p, "Register", [(t("Patient"), of_patient), (t("Exam"), of_exam)], others,
-        submit=t("Register"), hidden=[("study", form.get("study", ""))],
+        submit=t("Register"), hidden=[(name, form.get(name, "")) for name in CARRIED],
         after=[("/register?emergency=1", t("Unknown emergency patient"))],
         finding="/find", slots="/slots",
         focus="chinese_name" if t.language.startswith("zh") else "family_name",
@@ -100,7 +112,7 @@ def same_person_field(t: Translator, similar: list[Problem]) -> Field:
 def post_register(p: PageRequest) -> str:
     """POST /register: register and go to the exam, or show the form again with nothing saved."""
     form = sent_fields(p, REGISTER_FIELDS)
-    form |= {name: p.form(name) for name in ("study", "same_id", "same_person")}
+    form |= {name: p.form(name) for name in (*CARRIED, "same_id", "same_person")}
     if value_problem("UI", form["study"]) or not form["study"]:
         form["study"] = p.ctx.new_uid()
     if not same_form(p, form):  # the back button showed the form of another patient
@@ -109,6 +121,9 @@ def post_register(p: PageRequest) -> str:
         form |= {"patient_id": "", "same_id": ""}
     if form["same_person"] not in ("", "another"):
         form["patient_id"] = form["same_person"]
+    known, mark, meanwhile = known_patient(p, form)
+    if meanwhile:
+        return register_page(p, form, meanwhile)
     item, problems = item_from_form(form)
     item = p.read(apply_procedure, item)
     same_id = "update" if form["same_id"] == "update" else "refuse"
@@ -116,10 +131,34 @@ def post_register(p: PageRequest) -> str:
         if problems:
             refuse_item(p.ctx, item, problems)
         p.web.box.clear_numbers()
-        p.write(register_once, item, same_id, not form["same_person"])
+        seen = [(("record", known), mark, "")]
+        p.write(as_seen, seen, register_once, item, same_id, not form["same_person"])
+    except ChangedMeanwhile:  # in this moment: look again
+        return post_register(p)
     except Refusal as refusal:
         return register_page(p, form, p.again(refusal))
     return p.redirect(f"/step/{p.read(step_known, form['study'])}?registered=1")
+
+
+def known_patient(p: PageRequest, form: dict[str, str]) -> tuple[int, str, list[Problem]]:
+    """Return row and mark of the known patient whom a form is for, and what others have changed.
+
+    What the form shows of a patient is written when it is registered: what a colleague has
+    corrected meanwhile stays, and is shown where this user has typed something else.
+    """
+    if not re.fullmatch("[0-9]{1,18}", form["patient"]):
+        return 0, "", []
+    row = int(form["patient"])
+    mark = p.read(state_mark, ("record", row))
+    try:
+        stored = form_of(PATIENT_FIELDS, ElementIndex(p.read(get_patient, row)))
+    except Refusal:  # erased, or merged into another one
+        return 0, "", []
+    if stored["patient_id"] != form["patient_id"].strip():
+        return 0, "", []
+    problems = changed_meanwhile(p, PATIENT_FIELDS, form, stored)
+    form["seen"] = encoded_form(stored)
+    return row, mark, problems
 
 
 def same_form(p: PageRequest, form: Mapping[str, str]) -> bool:
