@@ -8,7 +8,9 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
   const offline = document.getElementById("offline");
   if (!board || !window.EventSource) return;
 
-  let shown = board.innerHTML;
+  const news = document.getElementById("news");
+  const points = window.matchMedia("(hover: hover)");  // a finger leaves its hover behind
+  let latest = null;  // what the server has last sent, as long as it is not all shown
   let mark = board.dataset.mark || "";
   let waiting = false;
   let again = false;
@@ -25,9 +27,9 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
       if (!answer.ok) throw new Error(answer.status);
       offline.hidden = true;
       if (answer.status === 204) return;
-      const text = await answer.text();
+      latest = await answer.text();
       mark = answer.headers.get("X-Mark") || "";
-      if (text !== shown) put(text);
+      put();
     } catch (error) {
       offline.hidden = false;
     } finally {
@@ -36,16 +38,82 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
     }
   }
 
-  // Keep the focus: on the control at the same place of the new board.
-  function put(text) {
-    const focused = document.activeElement;
-    const inside = board.contains(focused);
-    const controls = () => Array.from(board.querySelectorAll("a, button"));
-    const place = inside ? controls().indexOf(focused) : -1;
-    shown = text;
-    board.innerHTML = text;
-    if (place >= 0 && controls()[place]) controls()[place].focus();
+  // Show what is new. While somebody points at the list, or has the focus in it, nothing moves and
+  // no button becomes another one: the next click would hit another patient, or do something else.
+  function put() {
+    if (latest === null) return;
+    const fresh = document.createElement("div");
+    fresh.innerHTML = latest;
+    const held = (points.matches && board.matches(":hover") || board.matches(":focus-within"))
+      && board.querySelector("button");
+    const left = held ? patch(fresh) : 0;
+    if (!held) {
+      const order = outline(board);
+      board.innerHTML = latest;
+      if (order !== outline(board)) settle();
+    }
+    if (!left) latest = null;
+    if (!news) return;
+    news.hidden = !left;
+    news.textContent = left === 1 ? news.dataset.one : news.dataset.many.replace("{count}", left);
   }
+
+  const rowsOf = (part) => Array.from(part.querySelectorAll("[data-step]"));
+  const outline = (part) => Array.from(part.querySelectorAll("h2, [data-step]"),
+    (one) => one.dataset.step || one.textContent).join("\n");
+
+  // Write into the rows what moves nothing; return the number of changes that have to wait.
+  function patch(fresh) {
+    const olds = new Map(rowsOf(board).map((row) => [row.dataset.step, row]));
+    const rows = rowsOf(fresh);
+    if (outline(board) !== outline(fresh)) {
+      const same = rows.filter((row) => {
+        const old = olds.get(row.dataset.step);
+        return old && old.dataset.state === row.dataset.state;
+      });
+      return Math.max(1, Math.max(rows.length, olds.size) - same.length);
+    }
+    const held = Array.from(board.querySelectorAll("[data-step]:hover, [data-step]:focus-within"));
+    const places = () => held.flatMap((row) => Array.from(row.querySelectorAll("button"),
+      (one) => { const box = one.getBoundingClientRect(); return [box.left, box.top]; })).join();
+    const place = places();
+    let left = 0;
+    for (const row of rows) {
+      const old = olds.get(row.dataset.step);
+      if (old.outerHTML === row.outerHTML) continue;
+      const actions = (one) => one.querySelector(".actions").innerHTML.trim();
+      if (held.includes(old) && actions(old) !== actions(row)) { left += 1; continue; }
+      const before = old.innerHTML;
+      if (held.includes(old)) {
+        Array.from(old.cells).forEach((cell, number) => {
+          if (cell.innerHTML !== row.cells[number].innerHTML) cell.innerHTML = row.cells[number].innerHTML;
+        });
+      } else {
+        old.innerHTML = row.innerHTML;
+      }
+      if (places() !== place) {  // it would move what is pointed at
+        old.innerHTML = before;
+        left += 1;
+      } else {
+        old.dataset.state = row.dataset.state;
+      }
+    }
+    const summary = (part) => part.querySelector(".summary");
+    if (!left && summary(board) && summary(fresh)) summary(board).innerHTML = summary(fresh).innerHTML;
+    return left;
+  }
+
+  // A finger does not hover: what has just moved takes no tap for a moment.
+  let settling = 0;
+  function settle() {
+    board.classList.add("moved");
+    clearTimeout(settling);
+    settling = setTimeout(() => board.classList.remove("moved"), 700);
+  }
+
+  const later = () => setTimeout(put, 0);  // once the browser knows where pointer and focus are
+  // Whoever presses the badge has left the list.
+  for (const event of ["pointerleave", "pointerover", "focusout"]) board.addEventListener(event, later);
 
   // A browser opens few connections to one server: a hidden page closes its own.
   let stream = null;
