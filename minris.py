@@ -17550,6 +17550,53 @@ class Delivery(Rounds):
 # Ask the archive: judge storage commitments, look for images.
 # ------------------------------------------------------------------------------------------------
 
+class Reached(NamedTuple):
+    """How an archive has answered of late.
+
+    problem  of the last request, empty if it answered; since: of the first of a row that failed
+    at       of the last request; all times in seconds since 1970, 0.0 for none
+    """
+
+    archive: str = ""
+    problem: str = ""
+    since: float = 0.0
+    at: float = 0.0
+
+
+class ArchiveLine:
+    """Remembers how the archive answers, whoever asks it, and logs when that changes."""
+
+    def __init__(self) -> None:
+        self.reached = Reached()
+
+    def of(self, archive: Device | None) -> Reached:
+        """Return what is known of an archive: nothing of another one, or of another address."""
+        return self.reached if self.reached.archive == self._known_by(archive) else Reached()
+
+    @staticmethod
+    def _known_by(archive: Device | None) -> str:
+        return f"{archive.ae_title} {archive.host}:{archive.port}" if archive else ""
+
+    async def watched(self, archive: Device | None, asking: Awaitable[Any]) -> Any:
+        """Return the archive's answer and remember how it went. Raises DeliveryError."""
+        try:
+            answer = await asking
+        except DeliveryError as error:
+            self._note(archive, str(error))
+            raise
+        self._note(archive, "")
+        return answer
+
+    def _note(self, archive: Device | None, problem: str) -> None:
+        before, now, name = self.of(archive), time.time(), archive.ae_title if archive else ""
+        since = (before.since if before.problem else now) if problem else 0.0
+        self.reached = Reached(self._known_by(archive), problem, since, now)
+        if problem and problem != before.problem:
+            log.warning("archive %s: %s", name, problem)
+        elif before.problem and not problem:
+            log.info("archive %s answers again", name)
+
+
 class CommitmentDesk(Rounds):
     """Judges storage commitment requests, AT_ONCE at a time.
 
@@ -17562,8 +17609,7 @@ class CommitmentDesk(Rounds):
 
     def __init__(self, ask: Callable[..., Any], *how: Callable[..., Any]) -> None:
         super().__init__(*how)
-        self.ask = ask
-        self.archive_problem, self.archive_at = "", 0.0  # of the last request
+        self.ask, self.line = ask, ArchiveLine()
 
     async def work(self, wait: bool = False) -> None:
         """Start what is due, as far as there is room; with `wait`, until it has ended."""
@@ -17586,22 +17632,12 @@ class CommitmentDesk(Rounds):
         """Return its outbox lanes: results for requesters, requests for the archive."""
 
         async def ask(*message: Any) -> None:
-            await self.watched(send(*message))
+            await self.line.watched(archive_of(self.context()), send(*message))
 
         return {
             RESULT_LANE: Lane(send, due_result, 1, follow_results),
             REQUEST_LANE: Lane(ask, due_request, 1, follow_requests),
         }
-
-    async def watched(self, asking: Awaitable[Any]) -> Any:
-        """Return an archive's answer and remember how it went. Raises DeliveryError."""
-        try:
-            answer = await asking
-        except DeliveryError as error:
-            self.archive_problem, self.archive_at = str(error), time.time()
-            raise
-        self.archive_problem, self.archive_at = "", time.time()
-        return answer
 
     async def _judge(self, commitment: Any) -> None:
         ctx = self.context()
@@ -17647,7 +17683,7 @@ class CommitmentDesk(Rounds):
             found = {uid: (sop_class, archive.ae_title) for uid, sop_class in known.items()}
             return Evidence(found, uids - found.keys())
         if kind == "archive":
-            return await self.watched(self.ask(archive, references))
+            return await self.line.watched(archive, self.ask(archive, references))
         ctx = self.context()
         waits, problem = await self.read(request_state, ctx, commitment.id, archive.ae_title)
         if not waits:
@@ -17667,12 +17703,13 @@ class ArchiveWatch(Rounds):
     """
 
     NAME, PAUSE, CALM = "archive watch", 30.0, 1.0
+    AGAIN = 60.0  # unit: seconds; from a failure to the next look
 
     def __init__(
         self, ask: Callable[..., Any], count: Callable[..., Any], *how: Callable[..., Any]
     ) -> None:
         super().__init__(*how)
-        self.ask, self.count = ask, count
+        self.ask, self.count, self.line = ask, count, ArchiveLine()
         self.look_at = self.long_look_at = 0.0  # on the loop's clock
 
     async def work(self, wait: bool = True) -> None:
@@ -17699,26 +17736,28 @@ class ArchiveWatch(Rounds):
 
     async def _look(self, ctx: Context, archive: Device) -> None:
         try:
-            await self.look(ctx, archive)
-        except DeliveryError as error:
-            log.warning("archive %s: %s", archive.ae_title, error)
+            await self.line.watched(archive, self.look(ctx, archive))
+        except DeliveryError:  # the line has logged it
+            self.look_at = min(self.look_at, asyncio.get_running_loop().time() + self.AGAIN)
         except Exception:
             log.exception("archive check failed")
         finally:
             self.on_change()
 
     async def look(self, ctx: Context, archive: Device) -> None:
-        """Ask the archive for missing images. Raises DeliveryError."""
+        """Ask the archive for missing images, or only whether it answers. Raises DeliveryError."""
         now, hours = asyncio.get_running_loop().time(), 2
         if now >= self.long_look_at:  # for older ones, once an hour
             self.long_look_at, hours = now + 3600, 48
         arrivals = await self.read(incomplete_arrivals, ctx, hours)
         references = [one for arrival in arrivals for one in arrival.missing]
         references += await self.read(awaited_inputs)
-        if references:
+        studies = await self.read(unreported_studies, ctx)
+        if references or not studies:
             found = await self.ask(archive, references)
-            await self.write(record_found, ctx, archive.ae_title, found)
-        if studies := await self.read(unreported_studies, ctx):
+            if references:
+                await self.write(record_found, ctx, archive.ae_title, found)
+        if studies:
             counts = await self.count(archive, studies)
             await self.write(note_images, ctx, counts, "archive")
 
@@ -18105,6 +18144,7 @@ class Box(Protocol):
     def back_up(self) -> None: ...
     def clear_numbers(self, count: int = 1) -> None: ...
     def health(self) -> Mapping[str, str]: ...
+    def neighbours(self) -> Mapping[str, str]: ...
     def lights(self) -> list[tuple[Message, str, Message]]: ...
     def metrics(self) -> Mapping[str, float]: ...
     def notices(self) -> list[Message]: ...
@@ -18781,7 +18821,9 @@ def add_api(app: Any, web: Web) -> None:
         good = {*checks.values()} == {"ok"}
         bottle.response.status = 200 if good else 503
         bottle.response.content_type = "application/json"
-        return json.dumps({"status": "ok" if good else "failing", **checks})
+        # not our own health: a restart would not mend it
+        others = {name: problem or "ok" for name, problem in web.box.neighbours().items()}
+        return json.dumps({"status": "ok" if good else "failing", **checks, **others})
 
     @app.get("/metrics")
     def metrics() -> str:
@@ -20114,14 +20156,17 @@ class ArchiveSearch:
         self.config = config
 
     async def __call__(self, archive: Device, references: list[Reference]) -> Evidence:
-        """Return which references the archive has. Raises DeliveryError."""
+        """Return which references the archive has. Raises DeliveryError.
+
+        Without references it is only asked for an association.
+        """
         address_of(archive, archive.ae_title)
         within = [one for one in references if one.study_instance_uid]
         alone = [one.sop_instance_uid for one in references if not one.study_instance_uid]
         unchecked = frozenset(() if archive.relational_queries else alone)
         alone = alone if archive.relational_queries else []
         found: dict[str, tuple[str, ...]] = {}
-        if within or alone:
+        if within or alone or not references:
             async with self._asking(archive) as caller:
                 await self._within_studies(caller, within, found)
                 for start in range(0, len(alone), self.AT_ONCE):
@@ -23984,7 +24029,8 @@ def missing_images(p: PageRequest) -> Part:
 
 def archive_words(p: PageRequest) -> str:
     """Return which archive is queried, and the outcome of the last query."""
-    t, archive, desk = p.t, archive_of(p.ctx), p.web.box.commitments
+    t, archive = p.t, archive_of(p.ctx)
+    reached = p.web.box.commitments.line.of(archive)
     if not archive and any(device.role == "archive" for device in p.ctx.devices):
         return t("There are several archives: nothing can be called safe until [commitment] archive"
                  " names one.")  # fmt: skip
@@ -23992,12 +24038,17 @@ def archive_words(p: PageRequest) -> str:
         return t("No archive is set: nothing can be called safe. Register it as a device with the"
                  " role archive.")  # fmt: skip
     words = t("Asked is the archive {ae}.", ae=archive.ae_title)
-    if not desk.archive_at:
+    if not reached.at:
         return words
-    at = datetime.datetime.fromtimestamp(desk.archive_at, p.ctx.config.zone)
-    when = {"at": f"{at:%d.%m. %H:%M:%S}", "problem": desk.archive_problem}
-    failed, answered = Message("At {at} it failed: {problem}."), Message("At {at} it answered.")
-    return f"{words} {t((failed if desk.archive_problem else answered).key, **when)}"
+    at, since = (
+        f"{datetime.datetime.fromtimestamp(one, p.ctx.config.zone):%Y-%m-%d %H:%M:%S}"
+        for one in (reached.at, reached.since)
+    )
+    if not reached.problem:
+        return f"{words} {t('At {at} it answered.', at=at)}"
+    failed = t("It does not answer since {since}: {problem}. Nothing new can be called safe until it"
+               " does; it was last asked at {at}.", since=since, at=at, problem=reached.problem)  # fmt: skip
+    return f"{words} {failed}"
 
 
 def commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
@@ -28885,6 +28936,34 @@ def health(box: Parts) -> dict[str, str]:
     return checks
 
 
+def neighbours(box: Parts) -> dict[str, str]:
+    """Return the problem of each system that we need, empty if it answers; none if not asked."""
+    ctx = box.context()
+    archive = archive_of(ctx)
+    reached = box.commitments.line.of(archive)
+    if not archive or not reached.at:
+        return {}
+    since = datetime.datetime.fromtimestamp(reached.since, datetime.UTC)
+    problem = f"{archive.ae_title} since {since:%Y-%m-%dT%H:%M:%SZ}: {reached.problem}"
+    return {"archive": problem if reached.problem else ""}
+
+
+def archive_light(box: Parts) -> list[tuple[Message, str, Message]]:
+    """Return the light of the archive that is asked for images, if there is one."""
+    ctx = box.context()
+    archive = archive_of(ctx)
+    if not archive or not archive.host or not ctx.config.commitment.look_minutes:
+        return []
+    reached = box.commitments.line.of(archive)
+    at = datetime.datetime.fromtimestamp(reached.since or reached.at, ctx.config.zone)
+    how = {"ae": archive.ae_title, "at": f"{at:%Y-%m-%d %H:%M}", "problem": reached.problem}
+    if reached.problem:
+        words = Message("{ae} does not answer since {at}: {problem}", **how)
+        return [(Message("Archive"), "bad", words)]
+    answered = Message("{ae} answered at {at}", **how) if reached.at else Message("not asked yet")
+    return [(Message("Archive"), "good", answered)]
+
+
 def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     """Return each component with `good`, `warning` or `bad` and its details, for people."""
     in_order = Message("in order")
@@ -28897,6 +28976,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     failed = failed_backup(box)
     light = "bad" if failed else "good" if kept else "warning"
     found.append((Message("Backup"), light, (failed or [last])[0]))
+    found += archive_light(box)
     if box.clock.doubtful and not box.clock.steady:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
@@ -28978,6 +29058,8 @@ def metrics(box: Parts) -> dict[str, float]:
         "minris_store_bytes": box.config.store_path.stat().st_size,
         "minris_start_time_seconds": box.start_time,
     }
+    for name, problem in neighbours(box).items():
+        figures[f'minris_neighbour_answers{{name="{name}"}}'] = 0 if problem else 1
     for name, label, found in (
         ("minris_requests_total", "operation", sorted(box.dimse.counts.items())),
         ("minris_steps_today", "state", states),
@@ -29402,7 +29484,7 @@ class Appliance:
     """
 
     health, lights, metrics, back_up = health, lights, metrics, job_backup
-    alarms, notices = alarms, notices
+    alarms, notices, neighbours = alarms, notices, neighbours
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
@@ -29555,6 +29637,7 @@ class Appliance:
         self.delivery = Delivery(lanes | self.commitments.lanes(self.sender), *how)
         self.socket_delivery = SocketDelivery(*how)
         self.archive_watch = ArchiveWatch(search, search.count, *how)
+        self.archive_watch.line = self.commitments.line
         self.archive_watch.on_change = self.commitments.on_change = self._wake_delivery
         self.numbers = NumberWatch(search.identifiers, *how)
         self.rounds = (self.archive_watch, self.commitments, self.delivery, self.socket_delivery,

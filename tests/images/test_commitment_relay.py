@@ -1346,7 +1346,7 @@ def page_of(running):
 def test_the_page_says_that_the_archive_takes_requests(passing):
     passed_on(passing, series(2), uid := new_uid())
     desk = passing[0].appliance.commitments
-    once(passing[0], uid, lambda row: desk.archive_at, "the archive did not answer")
+    once(passing[0], uid, lambda row: desk.line.reached.at, "the archive did not answer")
     words = page_of(passing[0])
     assert f"Asked is the archive {AE_TITLE}." in words
     assert " it answered." in words
@@ -1367,12 +1367,12 @@ def test_an_archive_that_is_waited_for_has_not_answered(passing):
     passed_on(passing, series(1), uid := new_uid())
     desk = running.appliance.commitments
     failures = once(
-        running, uid, lambda row: row.failures and desk.archive_at, "no answer"
+        running, uid, lambda row: row.failures and desk.line.reached.at, "no answer"
     ).failures
-    last = desk.archive_at
+    last = desk.line.reached.at
     archive.stop()
     once(running, uid, lambda row: row.failures >= failures + 3, "it is not looked at again")
-    assert running.appliance.commitments.archive_at == last
+    assert running.appliance.commitments.line.reached.at == last
 
 
 def test_an_archive_that_is_down_has_not_answered(run_appliance, modality, committer):

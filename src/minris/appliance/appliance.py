@@ -21,7 +21,16 @@ from minris import __version__, log
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.access.users import FIRST_USER, first_password_file, make_user
-from minris.appliance.health import Failed, alarms, backups, health, lights, metrics, notices
+from minris.appliance.health import (
+    Failed,
+    alarms,
+    backups,
+    health,
+    lights,
+    metrics,
+    neighbours,
+    notices,
+)
 from minris.appliance.jobs import (
     BY_THE_CLOCK,
     DAILY,
@@ -89,7 +98,7 @@ class Appliance:
     """
 
     health, lights, metrics, back_up = health, lights, metrics, job_backup
-    alarms, notices = alarms, notices
+    alarms, notices, neighbours = alarms, notices, neighbours
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
@@ -242,6 +251,7 @@ class Appliance:
         self.delivery = Delivery(lanes | self.commitments.lanes(self.sender), *how)
         self.socket_delivery = SocketDelivery(*how)
         self.archive_watch = ArchiveWatch(search, search.count, *how)
+        self.archive_watch.line = self.commitments.line
         self.archive_watch.on_change = self.commitments.on_change = self._wake_delivery
         self.numbers = NumberWatch(search.identifiers, *how)
         self.rounds = (self.archive_watch, self.commitments, self.delivery, self.socket_delivery,

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import peewee
 
-from minris.access.context import Context, utc_now
+from minris.access.context import Context, archive_of, utc_now
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import Config
@@ -87,6 +87,34 @@ def health(box: Parts) -> dict[str, str]:
     return checks
 
 
+def neighbours(box: Parts) -> dict[str, str]:
+    """Return the problem of each system that we need, empty if it answers; none if not asked."""
+    ctx = box.context()
+    archive = archive_of(ctx)
+    reached = box.commitments.line.of(archive)
+    if not archive or not reached.at:
+        return {}
+    since = datetime.datetime.fromtimestamp(reached.since, datetime.UTC)
+    problem = f"{archive.ae_title} since {since:%Y-%m-%dT%H:%M:%SZ}: {reached.problem}"
+    return {"archive": problem if reached.problem else ""}
+
+
+def archive_light(box: Parts) -> list[tuple[Message, str, Message]]:
+    """Return the light of the archive that is asked for images, if there is one."""
+    ctx = box.context()
+    archive = archive_of(ctx)
+    if not archive or not archive.host or not ctx.config.commitment.look_minutes:
+        return []
+    reached = box.commitments.line.of(archive)
+    at = datetime.datetime.fromtimestamp(reached.since or reached.at, ctx.config.zone)
+    how = {"ae": archive.ae_title, "at": f"{at:%Y-%m-%d %H:%M}", "problem": reached.problem}
+    if reached.problem:
+        words = Message("{ae} does not answer since {at}: {problem}", **how)
+        return [(Message("Archive"), "bad", words)]
+    answered = Message("{ae} answered at {at}", **how) if reached.at else Message("not asked yet")
+    return [(Message("Archive"), "good", answered)]
+
+
 def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     """Return each component with `good`, `warning` or `bad` and its details, for people."""
     in_order = Message("in order")
@@ -99,6 +127,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     failed = failed_backup(box)
     light = "bad" if failed else "good" if kept else "warning"
     found.append((Message("Backup"), light, (failed or [last])[0]))
+    found += archive_light(box)
     if box.clock.doubtful and not box.clock.steady:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
@@ -180,6 +209,8 @@ def metrics(box: Parts) -> dict[str, float]:
         "minris_store_bytes": box.config.store_path.stat().st_size,
         "minris_start_time_seconds": box.start_time,
     }
+    for name, problem in neighbours(box).items():
+        figures[f'minris_neighbour_answers{{name="{name}"}}'] = 0 if problem else 1
     for name, label, found in (
         ("minris_requests_total", "operation", sorted(box.dimse.counts.items())),
         ("minris_steps_today", "state", states),

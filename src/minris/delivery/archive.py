@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from minris import log
 from minris.access.context import Context, archive_of
@@ -38,6 +38,53 @@ from minris.standard.status import Refusal
 from minris.upper_layer.caller import DeliveryError
 
 
+class Reached(NamedTuple):
+    """How an archive has answered of late.
+
+    problem  of the last request, empty if it answered; since: of the first of a row that failed
+    at       of the last request; all times in seconds since 1970, 0.0 for none
+    """
+
+    archive: str = ""
+    problem: str = ""
+    since: float = 0.0
+    at: float = 0.0
+
+
+class ArchiveLine:
+    """Remembers how the archive answers, whoever asks it, and logs when that changes."""
+
+    def __init__(self) -> None:
+        self.reached = Reached()
+
+    def of(self, archive: Device | None) -> Reached:
+        """Return what is known of an archive: nothing of another one, or of another address."""
+        return self.reached if self.reached.archive == self._known_by(archive) else Reached()
+
+    @staticmethod
+    def _known_by(archive: Device | None) -> str:
+        return f"{archive.ae_title} {archive.host}:{archive.port}" if archive else ""
+
+    async def watched(self, archive: Device | None, asking: Awaitable[Any]) -> Any:
+        """Return the archive's answer and remember how it went. Raises DeliveryError."""
+        try:
+            answer = await asking
+        except DeliveryError as error:
+            self._note(archive, str(error))
+            raise
+        self._note(archive, "")
+        return answer
+
+    def _note(self, archive: Device | None, problem: str) -> None:
+        before, now, name = self.of(archive), time.time(), archive.ae_title if archive else ""
+        since = (before.since if before.problem else now) if problem else 0.0
+        self.reached = Reached(self._known_by(archive), problem, since, now)
+        if problem and problem != before.problem:
+            log.warning("archive %s: %s", name, problem)
+        elif before.problem and not problem:
+            log.info("archive %s answers again", name)
+
+
 class CommitmentDesk(Rounds):
     """Judges storage commitment requests, AT_ONCE at a time.
 
@@ -50,8 +97,7 @@ class CommitmentDesk(Rounds):
 
     def __init__(self, ask: Callable[..., Any], *how: Callable[..., Any]) -> None:
         super().__init__(*how)
-        self.ask = ask
-        self.archive_problem, self.archive_at = "", 0.0  # of the last request
+        self.ask, self.line = ask, ArchiveLine()
 
     async def work(self, wait: bool = False) -> None:
         """Start what is due, as far as there is room; with `wait`, until it has ended."""
@@ -74,22 +120,12 @@ class CommitmentDesk(Rounds):
         """Return its outbox lanes: results for requesters, requests for the archive."""
 
         async def ask(*message: Any) -> None:
-            await self.watched(send(*message))
+            await self.line.watched(archive_of(self.context()), send(*message))
 
         return {
             RESULT_LANE: Lane(send, due_result, 1, follow_results),
             REQUEST_LANE: Lane(ask, due_request, 1, follow_requests),
         }
-
-    async def watched(self, asking: Awaitable[Any]) -> Any:
-        """Return an archive's answer and remember how it went. Raises DeliveryError."""
-        try:
-            answer = await asking
-        except DeliveryError as error:
-            self.archive_problem, self.archive_at = str(error), time.time()
-            raise
-        self.archive_problem, self.archive_at = "", time.time()
-        return answer
 
     async def _judge(self, commitment: Any) -> None:
         ctx = self.context()
@@ -135,7 +171,7 @@ class CommitmentDesk(Rounds):
             found = {uid: (sop_class, archive.ae_title) for uid, sop_class in known.items()}
             return Evidence(found, uids - found.keys())
         if kind == "archive":
-            return await self.watched(self.ask(archive, references))
+            return await self.line.watched(archive, self.ask(archive, references))
         ctx = self.context()
         waits, problem = await self.read(request_state, ctx, commitment.id, archive.ae_title)
         if not waits:
@@ -155,12 +191,13 @@ class ArchiveWatch(Rounds):
     """
 
     NAME, PAUSE, CALM = "archive watch", 30.0, 1.0
+    AGAIN = 60.0  # unit: seconds; from a failure to the next look
 
     def __init__(
         self, ask: Callable[..., Any], count: Callable[..., Any], *how: Callable[..., Any]
     ) -> None:
         super().__init__(*how)
-        self.ask, self.count = ask, count
+        self.ask, self.count, self.line = ask, count, ArchiveLine()
         self.look_at = self.long_look_at = 0.0  # on the loop's clock
 
     async def work(self, wait: bool = True) -> None:
@@ -187,25 +224,27 @@ class ArchiveWatch(Rounds):
 
     async def _look(self, ctx: Context, archive: Device) -> None:
         try:
-            await self.look(ctx, archive)
-        except DeliveryError as error:
-            log.warning("archive %s: %s", archive.ae_title, error)
+            await self.line.watched(archive, self.look(ctx, archive))
+        except DeliveryError:  # the line has logged it
+            self.look_at = min(self.look_at, asyncio.get_running_loop().time() + self.AGAIN)
         except Exception:
             log.exception("archive check failed")
         finally:
             self.on_change()
 
     async def look(self, ctx: Context, archive: Device) -> None:
-        """Ask the archive for missing images. Raises DeliveryError."""
+        """Ask the archive for missing images, or only whether it answers. Raises DeliveryError."""
         now, hours = asyncio.get_running_loop().time(), 2
         if now >= self.long_look_at:  # for older ones, once an hour
             self.long_look_at, hours = now + 3600, 48
         arrivals = await self.read(incomplete_arrivals, ctx, hours)
         references = [one for arrival in arrivals for one in arrival.missing]
         references += await self.read(awaited_inputs)
-        if references:
+        studies = await self.read(unreported_studies, ctx)
+        if references or not studies:
             found = await self.ask(archive, references)
-            await self.write(record_found, ctx, archive.ae_title, found)
-        if studies := await self.read(unreported_studies, ctx):
+            if references:
+                await self.write(record_found, ctx, archive.ae_title, found)
+        if studies:
             counts = await self.count(archive, studies)
             await self.write(note_images, ctx, counts, "archive")

@@ -32,14 +32,17 @@ class ArchiveSearch:
         self.config = config
 
     async def __call__(self, archive: Device, references: list[Reference]) -> Evidence:
-        """Return which references the archive has. Raises DeliveryError."""
+        """Return which references the archive has. Raises DeliveryError.
+
+        Without references it is only asked for an association.
+        """
         address_of(archive, archive.ae_title)
         within = [one for one in references if one.study_instance_uid]
         alone = [one.sop_instance_uid for one in references if not one.study_instance_uid]
         unchecked = frozenset(() if archive.relational_queries else alone)
         alone = alone if archive.relational_queries else []
         found: dict[str, tuple[str, ...]] = {}
-        if within or alone:
+        if within or alone or not references:
             async with self._asking(archive) as caller:
                 await self._within_studies(caller, within, found)
                 for start in range(0, len(alone), self.AT_ONCE):

@@ -94,7 +94,9 @@ def add_api(app: Any, web: Web) -> None:
         good = {*checks.values()} == {"ok"}
         bottle.response.status = 200 if good else 503
         bottle.response.content_type = "application/json"
-        return json.dumps({"status": "ok" if good else "failing", **checks})
+        # not our own health: a restart would not mend it
+        others = {name: problem or "ok" for name, problem in web.box.neighbours().items()}
+        return json.dumps({"status": "ok" if good else "failing", **checks, **others})
 
     @app.get("/metrics")
     def metrics() -> str:

@@ -77,7 +77,8 @@ def missing_images(p: PageRequest) -> Part:
 
 def archive_words(p: PageRequest) -> str:
     """Return which archive is queried, and the outcome of the last query."""
-    t, archive, desk = p.t, archive_of(p.ctx), p.web.box.commitments
+    t, archive = p.t, archive_of(p.ctx)
+    reached = p.web.box.commitments.line.of(archive)
     if not archive and any(device.role == "archive" for device in p.ctx.devices):
         return t("There are several archives: nothing can be called safe until [commitment] archive"
                  " names one.")  # fmt: skip
@@ -85,12 +86,17 @@ def archive_words(p: PageRequest) -> str:
         return t("No archive is set: nothing can be called safe. Register it as a device with the"
                  " role archive.")  # fmt: skip
     words = t("Asked is the archive {ae}.", ae=archive.ae_title)
-    if not desk.archive_at:
+    if not reached.at:
         return words
-    at = datetime.datetime.fromtimestamp(desk.archive_at, p.ctx.config.zone)
-    when = {"at": f"{at:%d.%m. %H:%M:%S}", "problem": desk.archive_problem}
-    failed, answered = Message("At {at} it failed: {problem}."), Message("At {at} it answered.")
-    return f"{words} {t((failed if desk.archive_problem else answered).key, **when)}"
+    at, since = (
+        f"{datetime.datetime.fromtimestamp(one, p.ctx.config.zone):%Y-%m-%d %H:%M:%S}"
+        for one in (reached.at, reached.since)
+    )
+    if not reached.problem:
+        return f"{words} {t('At {at} it answered.', at=at)}"
+    failed = t("It does not answer since {since}: {problem}. Nothing new can be called safe until it"
+               " does; it was last asked at {at}.", since=since, at=at, problem=reached.problem)  # fmt: skip
+    return f"{words} {failed}"
 
 
 def commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
