@@ -12522,15 +12522,78 @@ def unscheduled_steps(limit: int = 200) -> list[Any]:
     )
 
 
-def _performed_row(performed_id: int) -> Any:
+def performed_row(performed_id: int) -> Any:
     """A performed step by its row id. Refuses 0112."""
     return known_row(first_row(PerformedProcedureStep, "id = ?", performed_id), NO_STEP)
+
+
+def exams_to_match(ctx: Context, performed_id: int) -> list[tuple[Any, list[Message]]]:
+    """The steps that a performed step may belong to, each with why, the likeliest first.
+
+    They are those of its day and of today, and those of its Patient ID or accession number.
+    Refuses 0112.
+    """
+    index = ElementIndex(performed_row(performed_id).data)
+    told = [index, *index.items(STEP_ATTRIBUTES)]
+    accessions = {one.get("AccessionNumber") for one in told} - {""}
+    day = index.get("PerformedProcedureStepStartDate")
+    marks = ", ".join("?" * len(accessions))
+    steps = fetch_rows(
+        ScheduledProcedureStep,
+        "start_date IN (?, ?) OR (? <> '' AND patient_id = ?)"
+        f" OR accession_number IN ({marks}) ORDER BY start_date DESC, start_time, id LIMIT 300",
+        day, ctx.today(), index.get("PatientID"), index.get("PatientID"), *accessions,
+    )  # fmt: skip
+    device = device_of(ctx, index.get("PerformedStationAETitle"))
+    titles = set(device.ae_titles) if device else {index.get("PerformedStationAETitle")}
+    begin = day, index.get("PerformedProcedureStepStartTime")
+    found = []
+    for step in steps:
+        of = ElementIndex(step.data)
+        stations = set(step_item(step).values(tag_of("ScheduledStationAETitle")))
+        holds = {
+            "Patient ID": index.get("PatientID") not in ("", "?")
+            and step.patient_id == index.get("PatientID"),
+            "accession number": step.accession_number in accessions,
+            "name": names_share_group(index.get("PatientName"), of.get("PatientName")),
+            "birth date": index.get("PatientBirthDate") == of.get("PatientBirthDate") != "",
+            "device": bool(titles & stations),
+            "time": are_near(begin, (step.start_date, step.start_time)),
+        }
+        likely = sum(weight for weight, why, _ in LIKELY if holds[why])
+        found.append((likely, step, [words for _, why, words in LIKELY if holds[why]]))
+    return [one[1:] for one in sorted(found, key=lambda one: -one[0])]
+
+
+# What makes a performed step likely to belong to a scheduled one; the weights add up.
+LIKELY = (
+    (16, "accession number", Message("same accession number")),
+    (8, "Patient ID", Message("same Patient ID")),
+    (6, "name", Message("same name")),
+    (4, "birth date", Message("same birth date")),
+    (2, "device", Message("same device")),
+    (1, "time", Message("within two hours")),
+)
+NEAR_MINUTES = 120
+
+
+def names_share_group(one: str, other: str) -> bool:
+    """Whether two names have a group of components in common, as they are searched."""
+    groups = [{group for group in name_key(name).split("=") if group} for name in (one, other)]
+    return bool(groups[0] & groups[1])
+
+
+def are_near(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Whether two times, date (DA) and time (TM), are of one day and within two hours."""
+    if one[0] != other[0] or not one[1] or not other[1]:
+        return False
+    return abs(minute_of_day(one[1]) - minute_of_day(other[1])) <= NEAR_MINUTES
 
 
 def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
     """Link a performed step to the scheduled step that a person chose. Refuses 0112."""
     with database.atomic():
-        performed, step = _performed_row(performed_id), step_row(step_id)
+        performed, step = performed_row(performed_id), step_row(step_id)
         patient = "accepted" if differs(ElementIndex(performed.data), step) else ""
         insert_link(performed_id, step_id, "by hand", step.status, patient)
         settle_step(ctx, step_id)
@@ -12576,7 +12639,7 @@ def accept_patient(ctx: Context, performed_id: int, step_id: int) -> None:
     with database.atomic():
         count = mark_patient(performed_id, step_id, "accepted")
         known_row(count, NO_MATCH)
-        audit(ctx, "patient accepted", _performed_row(performed_id).sop_instance_uid, str(step_id))
+        audit(ctx, "patient accepted", performed_row(performed_id).sop_instance_uid, str(step_id))
 
 
 def doubt_patient(performed_id: int, told: ElementIndex) -> None:
@@ -12604,7 +12667,7 @@ def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
 def settle_unscheduled(ctx: Context, performed_id: int, reason: str) -> None:
     """Accept a performed step without an order, with a reason. Refuses 0106 without one; 0112."""
     needs_reason(reason)
-    _performed_row(performed_id)  # there is one
+    performed_row(performed_id)  # there is one
     update_row(PerformedProcedureStep, performed_id, settled=reason.strip()[:1024])
     audit(ctx, "performed step settled", str(performed_id), reason.strip()[:1024])
 
@@ -25247,164 +25310,6 @@ def print_page(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.pages.day.leftovers
-# Unfinished exams of earlier days, and performed steps without an order.
-# ------------------------------------------------------------------------------------------------
-
-IMAGES_CARRY = Message(
-    "The images in the archive still carry the patient of the machine: if that is wrong, correct"
-    " them in the archive or at the machine."
-)
-LEFTOVERS_PAGE = """
-% problem_list(t('Nothing was saved. Please look again:'), problems)
-<p>{{t('Exams of days before that have neither ended nor been taken off the list.')}}</p>
-% if not steps:
-<p>{{t('There are none.')}}</p>
-% else:
-<form method="post" action="/leftovers"><input type="hidden" name="csrf" value="{{csrf}}">
-<div class="wide"><table>
-<thead><tr><th scope="col"><span class="hidden">{{t('Chosen')}}</span></th><th scope="col">{{t('Patient')}}</th>
-<th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th><th scope="col">{{t('Date')}}</th>
-<th scope="col">{{t('State')}}</th></tr></thead>
-<tbody>
-% for row_id, mark, name, patient_id, exam, date, state in steps:
-<tr><td><input type="hidden" name="step_state" value="{{row_id}} {{mark}}">
-<input type="checkbox" name="row" value="{{row_id}}" id="row{{row_id}}"{{' checked' if state != 'STARTED' else ''}}></td>
-<th scope="row"><label for="row{{row_id}}">{{name}}</label></th><td>{{patient_id}}</td><td>{{exam}}</td><td>{{date}}</td>
-<td><span class="state" data-state="{{state}}">{{t(state)}}</span></td></tr>
-% end
-</tbody></table></div>
-<div class="actions"><button name="event" value="no show">{{t('Did not come')}}</button>
-<button name="event" value="finish">{{t('Exam is done')}}</button>
-<button name="event" value="today">{{t('Move to today')}}</button>
-<button name="event" value="cancel">{{t('Cancel exam')}}</button></div>
-</form>
-% end
-"""
-
-
-def leftovers_page(p: PageRequest, problems: Sequence[str] = ()) -> str:
-    """GET /leftovers: exams of earlier days that are still open."""
-    steps = [
-        (step.id, mark_of(step.status, step.study_instance_uid), p.t.name(ElementIndex(bytes(step.data)).get("PatientName")), step.patient_id,
-         step_item(step).get("ScheduledProcedureStepDescription"), p.t.date(step.start_date),
-         step.status)
-        for step in p.read(leftovers, p.ctx.today())
-    ]  # fmt: skip
-    return p.show(LEFTOVERS_PAGE, "Leftovers", steps=steps, problems=problems)
-
-
-def post_leftovers(p: PageRequest) -> str:
-    """POST /leftovers: apply an event to the chosen exams, or move them to today; all or none."""
-    event = p.form("event")
-    if event not in ("no show", "finish", "cancel", "today"):
-        raise no_such_action()
-    chosen = [int(row) for row in p.request.forms.getall("row") if row.isdigit()]
-    seen = dict(pair.split(" ", 1) for pair in p.request.forms.getall("step_state") if " " in pair)
-    told = "reschedule" if event == "today" else event
-    decided = [(("step", row), seen.get(str(row), ""), told) for row in chosen]
-    try:
-        count = p.write(as_seen, decided, change_rows, event, chosen)
-    except ChangedMeanwhile as changed:
-        p.response.status = 409
-        return leftovers_page(p, [changed_words(p, changed)])
-    words = p.t("Move to today") if event == "today" else p.t(PERSON_EVENTS[event])
-    exams = p.t("1 exam") if count == 1 else p.t("{count} exams", count=count)
-    return p.tell("/leftovers", f"{words}: {exams}")
-
-
-def unscheduled_page(p: PageRequest) -> str:
-    """GET /unscheduled: performed steps without an order, to be matched by hand."""
-    t = p.t
-    choices_of = functools.cache(functools.partial(exams_to_choose, p))
-    found = []
-    for row in p.read(unscheduled_steps):
-        index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
-        day = index.get("PerformedProcedureStepStartDate")
-        cells = (t.name(index.get("PatientName")) or "?", index.get("PatientID"),
-                 row.performed_station_ae_title, begin_of(t, index),
-                 index.get("PerformedProcedureStepDescription"), t(row.status))  # fmt: skip
-        days = sorted({day, p.ctx.today()} - {""})
-        near = similar_first(t, [choice for one in days for choice in choices_of(one)], index)
-        match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
-        leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
-        found.append(Row(cells, "", (match, leave) if near else (leave,)))
-    intro = t("Devices reported these exams, and no order of ours was found for them.")
-    part = p.listed("Patient | Patient ID | Device | Begin | Exam | State", found,
-                    "There are none.")  # fmt: skip
-    return p.listing("Unscheduled", [*other_patients(p), part], intro=intro)
-
-
-def begin_of(t: Translator, performed: ElementIndex) -> str:
-    """Return when a performed step began."""
-    day, time = (performed.get(f"PerformedProcedureStepStart{part}") for part in ("Date", "Time"))
-    return f"{t.date(day)} {shown_time(time)}"
-
-
-def other_patients(p: PageRequest) -> list[Part]:
-    """Return the exams that machines reported for another patient than ordered, if there are any."""
-    t, rows = p.t, []
-    for link in p.read(doubtful_links):
-        fields = (("performed", str(link.performed_id)), ("step", str(link.step_id)),
-                  p.mark(("performed", link.performed_id)))  # fmt: skip
-        cells = (*(who_is(t, ElementIndex(one)) for one in (link.ours, link.told)), link.station,
-                 begin_of(t, ElementIndex(link.data)))  # fmt: skip
-        actions = (Action("/unscheduled/accept", t("It is the patient of the order"), fields),
-                   Action("/unmatch", t("It was another exam"), fields))  # fmt: skip
-        rows.append(Row(cells, f"/step/{link.step_id}", actions, "warning"))
-    part = p.listed("Patient of the order | Patient at the machine | Device | Begin", rows,
-                    heading=t("Reported for another patient"))  # fmt: skip
-    return [part] if rows else []
-
-
-def post_accept(p: PageRequest) -> str:
-    """POST /unscheduled/accept: settle that a performed step is of the order's patient."""
-    step, performed = p.number("step"), p.number("performed")
-    p.write_seen(("performed", performed), "", accept_patient, performed, step)
-    return p.tell(f"/step/{step}", p.t("Saved.") + " " + p.t(IMAGES_CARRY))
-
-
-def exams_to_choose(p: PageRequest, day: str) -> list[tuple[str, str]]:
-    """Return the exams of a day as choices: row ID and words."""
-    return [
-        (str(row[0]), f"{p.t.date(day)} {shown_time(row[2])}"
-         f" {p.t.name(index.get('PatientName'))} {index.get('AccessionNumber')}")
-        for row in p.read(steps_of_day, day)
-        for index in [ElementIndex(bytes(row[3]))]
-    ]  # fmt: skip
-
-
-def post_match(p: PageRequest) -> str:
-    """POST /unscheduled/match: link a performed step to an exam."""
-    p.write(link_by_hand, p.number("performed"), p.number("step"))
-    return p.tell("/unscheduled", p.t("Matched."))
-
-
-def post_settle(p: PageRequest) -> str:
-    """POST /unscheduled/settle: accept a performed step without an order; needs a reason."""
-    performed = p.number("performed")
-    p.write_seen(("performed", performed), "", settle_unscheduled, performed, p.form("reason"))
-    return p.tell("/unscheduled", p.t("Saved."))
-
-
-def post_unmatch(p: PageRequest) -> str:
-    """POST /unmatch: remove the link between a performed step and an exam."""
-    step, performed = p.number("step"), p.number("performed")
-    p.write_seen(("performed", performed), "", unlink_step, performed, step)
-    told = p.t("The report of the machine waits on the page Unscheduled for its order.")
-    return p.tell(f"/step/{step}", told + " " + p.t(IMAGES_CARRY))
-
-
-def similar_first(
-    t: Translator, choices: list[tuple[str, str]], index: ElementIndex
-) -> tuple[tuple[str, str], ...]:
-    """Sort choices: exams with the same patient name or accession number first."""
-    wanted = {t.name(index.get("PatientName")), *(
-        item.get("AccessionNumber") for item in index.items(STEP_ATTRIBUTES))} - {""}  # fmt: skip
-    return tuple(sorted(choices, key=lambda choice: not any(w in choice[1] for w in wanted)))
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.pages.after_exam.workitems
 # Workitems (Unified Procedure Steps).
 # ------------------------------------------------------------------------------------------------
@@ -27313,6 +27218,200 @@ def post_edit(p: PageRequest, row_id: int) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.day.leftovers
+# Unfinished exams of earlier days, and performed steps without an order.
+# ------------------------------------------------------------------------------------------------
+
+IMAGES_CARRY = Message(
+    "The images in the archive still carry the patient of the machine: if that is wrong, correct"
+    " them in the archive or at the machine."
+)
+LEFTOVERS_PAGE = """
+% problem_list(t('Nothing was saved. Please look again:'), problems)
+<p>{{t('Exams of days before that have neither ended nor been taken off the list.')}}</p>
+% if not steps:
+<p>{{t('There are none.')}}</p>
+% else:
+<form method="post" action="/leftovers"><input type="hidden" name="csrf" value="{{csrf}}">
+<div class="wide"><table>
+<thead><tr><th scope="col"><span class="hidden">{{t('Chosen')}}</span></th><th scope="col">{{t('Patient')}}</th>
+<th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th><th scope="col">{{t('Date')}}</th>
+<th scope="col">{{t('State')}}</th></tr></thead>
+<tbody>
+% for row_id, mark, name, patient_id, exam, date, state in steps:
+<tr><td><input type="hidden" name="step_state" value="{{row_id}} {{mark}}">
+<input type="checkbox" name="row" value="{{row_id}}" id="row{{row_id}}"{{' checked' if state != 'STARTED' else ''}}></td>
+<th scope="row"><label for="row{{row_id}}">{{name}}</label></th><td>{{patient_id}}</td><td>{{exam}}</td><td>{{date}}</td>
+<td><span class="state" data-state="{{state}}">{{t(state)}}</span></td></tr>
+% end
+</tbody></table></div>
+<div class="actions"><button name="event" value="no show">{{t('Did not come')}}</button>
+<button name="event" value="finish">{{t('Exam is done')}}</button>
+<button name="event" value="today">{{t('Move to today')}}</button>
+<button name="event" value="cancel">{{t('Cancel exam')}}</button></div>
+</form>
+% end
+"""
+
+
+def leftovers_page(p: PageRequest, problems: Sequence[str] = ()) -> str:
+    """GET /leftovers: exams of earlier days that are still open."""
+    steps = [
+        (step.id, mark_of(step.status, step.study_instance_uid), p.t.name(ElementIndex(bytes(step.data)).get("PatientName")), step.patient_id,
+         step_item(step).get("ScheduledProcedureStepDescription"), p.t.date(step.start_date),
+         step.status)
+        for step in p.read(leftovers, p.ctx.today())
+    ]  # fmt: skip
+    return p.show(LEFTOVERS_PAGE, "Leftovers", steps=steps, problems=problems)
+
+
+def post_leftovers(p: PageRequest) -> str:
+    """POST /leftovers: apply an event to the chosen exams, or move them to today; all or none."""
+    event = p.form("event")
+    if event not in ("no show", "finish", "cancel", "today"):
+        raise no_such_action()
+    chosen = [int(row) for row in p.request.forms.getall("row") if row.isdigit()]
+    seen = dict(pair.split(" ", 1) for pair in p.request.forms.getall("step_state") if " " in pair)
+    told = "reschedule" if event == "today" else event
+    decided = [(("step", row), seen.get(str(row), ""), told) for row in chosen]
+    try:
+        count = p.write(as_seen, decided, change_rows, event, chosen)
+    except ChangedMeanwhile as changed:
+        p.response.status = 409
+        return leftovers_page(p, [changed_words(p, changed)])
+    words = p.t("Move to today") if event == "today" else p.t(PERSON_EVENTS[event])
+    exams = p.t("1 exam") if count == 1 else p.t("{count} exams", count=count)
+    return p.tell("/leftovers", f"{words}: {exams}")
+
+
+def unscheduled_page(p: PageRequest) -> str:
+    """GET /unscheduled: performed steps without an order, to be matched by hand."""
+    t, found = p.t, []
+    for row in p.read(unscheduled_steps):
+        mark, fields = p.mark(("performed", row.id)), ("performed", str(row.id))
+        match = Action("/unscheduled/match", t("Choose the exam"), (fields,), get=True)
+        leave = Action("/unscheduled/settle", t("No order"), (fields, mark), "reason", t("Reason"))
+        found.append(Row((*reported_cells(t, row), t(row.status)), "", (match, leave)))
+    intro = t("Devices reported these exams, and no order of ours was found for them.")
+    part = p.listed("Patient | Patient ID | Birth date | Device | Begin | Exam | State", found,
+                    "There are none.")  # fmt: skip
+    return p.listing("Unscheduled", [*other_patients(p), part], intro=intro)
+
+
+def begin_of(t: Translator, performed: ElementIndex) -> str:
+    """Return when a performed step began."""
+    day, time = (performed.get(f"PerformedProcedureStepStart{part}") for part in ("Date", "Time"))
+    return f"{t.date(day)} {shown_time(time)}"
+
+
+def other_patients(p: PageRequest) -> list[Part]:
+    """Return the exams that machines reported for another patient than ordered, if there are any."""
+    t, rows = p.t, []
+    for link in p.read(doubtful_links):
+        fields = (("performed", str(link.performed_id)), ("step", str(link.step_id)),
+                  p.mark(("performed", link.performed_id)))  # fmt: skip
+        cells = (*(who_is(t, ElementIndex(one)) for one in (link.ours, link.told)), link.station,
+                 begin_of(t, ElementIndex(link.data)))  # fmt: skip
+        actions = (Action("/unscheduled/accept", t("It is the patient of the order"), fields),
+                   Action("/unmatch", t("It was another exam"), fields))  # fmt: skip
+        rows.append(Row(cells, f"/step/{link.step_id}", actions, "warning"))
+    part = p.listed("Patient of the order | Patient at the machine | Device | Begin", rows,
+                    heading=t("Reported for another patient"))  # fmt: skip
+    return [part] if rows else []
+
+
+def post_accept(p: PageRequest) -> str:
+    """POST /unscheduled/accept: settle that a performed step is of the order's patient."""
+    step, performed = p.number("step"), p.number("performed")
+    p.write_seen(("performed", performed), "", accept_patient, performed, step)
+    return p.tell(f"/step/{step}", p.t("Saved.") + " " + p.t(IMAGES_CARRY))
+
+
+def reported_cells(t: Translator, performed: Any) -> tuple[str, ...]:
+    """Return what a machine reported: patient, ID, birth date, device, begin and exam."""
+    index = ElementIndex(bytes(performed.data))
+    return (t.name(index.get("PatientName")) or "?", index.get("PatientID"),
+            t.date(index.get("PatientBirthDate")), performed.performed_station_ae_title,
+            begin_of(t, index), index.get("PerformedProcedureStepDescription"))  # fmt: skip
+
+
+def match_page(p: PageRequest) -> str:
+    """GET /unscheduled/match: the exams that a performed step may belong to; none is preselected."""
+    t, number = p.t, p.query("performed")
+    if not re.fullmatch("[0-9]{1,18}", number):
+        raise no_such_action()
+    mark, names, found = p.mark(("performed", int(number))), device_names(p.web), []
+    performed = p.read(performed_row, int(number))
+    for step, why in p.read(exams_to_match, p.ctx, int(number)):
+        index = ElementIndex(bytes(step.data))
+        item = step_item(step)
+        stations = item.values(tag_of("ScheduledStationAETitle"))
+        exam = item.get("ScheduledProcedureStepDescription")
+        cells = (", ".join(map(t, why)), t.name(index.get("PatientName")), step.patient_id,
+                 t.date(index.get("PatientBirthDate")),
+                 exam or index.get("RequestedProcedureDescription"),
+                 ", ".join(names.get(one, one) for one in stations),
+                 f"{t.date(step.start_date)} {shown_time(step.start_time)}",
+                 step.accession_number, t(step.status))  # fmt: skip
+        seen = "step_state", mark_of(step.status, step.study_instance_uid)
+        fields = ("performed", number), mark, ("step", str(step.id)), seen
+        found.append(Row(cells, "", (Action("/unscheduled/match", t("This exam"), fields),)))
+    reported = p.listed("Patient | Patient ID | Birth date | Device | Begin | Exam",
+                        [Row(reported_cells(t, performed))], "", t("The report of the machine"))  # fmt: skip
+    exams = p.listed("Why likely | Patient | Patient ID | Birth date | Exam | Device | Time"
+                     " | Accession number | State", found, "There are none.",
+                     t("Which exam was it?"))  # fmt: skip
+    return p.listing("Choose the exam", [reported, exams], intro=t(IMAGES_STAY),
+                     links=[("/unscheduled", t("Back"))])  # fmt: skip
+
+
+IMAGES_STAY = Message(
+    "Choosing an exam corrects the list here, not the images: they keep the patient that the"
+    " machine had chosen, in the archive too."
+)
+CORRECT_THEM = Message(
+    "The images still carry {reported}. Correct them to {patient}, {accession}: at {device}, if"
+    " they have not been sent, else in the archive."
+)
+
+
+def post_match(p: PageRequest) -> str:
+    """POST /unscheduled/match: link a performed step to an exam; say what the images still carry."""
+    number, step = p.number("performed"), p.number("step")
+    decided = [(("performed", number), p.seen("performed"), ""),
+               (("step", step), p.seen("step"), "match")]  # fmt: skip
+    p.write(as_seen, decided, link_by_hand, number, step)
+    t, performed = p.t, p.read(performed_row, number)
+    told, exam = ElementIndex(bytes(performed.data)), exam_of(p, step)
+    words = f"{exam_words(t, exam)}: {t('Matched.')}"
+    if p.read(differs, told, p.read(step_row, step)):
+        reported, patient = (
+            f"{t.name(one.get('PatientName')) or '?'} {one.get('PatientID')}"
+            for one in (told, exam)
+        )
+        title = performed.performed_station_ae_title
+        wrong = {"reported": reported, "patient": patient, "device": title,
+                 "accession": exam.get("AccessionNumber")}  # fmt: skip
+        words += f" {t(Message(CORRECT_THEM, **wrong))}"
+    return p.tell(f"/step/{step}", words)
+
+
+def post_settle(p: PageRequest) -> str:
+    """POST /unscheduled/settle: accept a performed step without an order; needs a reason."""
+    performed = p.number("performed")
+    p.write_seen(("performed", performed), "", settle_unscheduled, performed, p.form("reason"))
+    return p.tell("/unscheduled", p.t("Saved."))
+
+
+def post_unmatch(p: PageRequest) -> str:
+    """POST /unmatch: remove the link between a performed step and an exam."""
+    step, performed = p.number("step"), p.number("performed")
+    p.write_seen(("performed", performed), "", unlink_step, performed, step)
+    told = p.t("The report of the machine waits on the page Unscheduled for its order.")
+    return p.tell(f"/step/{step}", told + " " + p.t(IMAGES_CARRY))
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.day.paper
 # Appointment slip and label, with barcode and QR code.
 # ------------------------------------------------------------------------------------------------
@@ -27795,7 +27894,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/step/<row_id:int>/code128.svg",  "desk",         accession_svg,         None),
     ("/step/<row_id:int>/qr.svg",       "desk",         patient_svg,           None),
     ("/unscheduled",                    "desk",         unscheduled_page,      None,                  "Unmatched exams",       "Needs attention"),
-    ("/unscheduled/match",              "desk",         None,                  post_match),
+    ("/unscheduled/match",              "desk",         match_page,            post_match),
     ("/unscheduled/settle",             "desk",         None,                  post_settle),
     ("/unscheduled/accept",             "desk",         None,                  post_accept),
     ("/unmatch",                        "desk",         None,                  post_unmatch),

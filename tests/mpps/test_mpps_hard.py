@@ -29,7 +29,7 @@ from test_mpps import (
 
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
 from minris.mpps.performed import _kept_raw
-from minris.orders.lookup import step_known
+from minris.orders.lookup import step_key, step_known
 from minris.orders.steps import change_step
 from minris.pages.day.exam import DOSE_FACTS
 from minris.standard.dictionary import tag_of
@@ -505,11 +505,18 @@ def unscheduled(web):
     return words_of(text), text
 
 
-def choices(text):
-    """The exams that may be chosen for a report: row by words."""
-    return {
-        html.unescape(w): v for v, w in re.findall(r'<option value="(\d+)">(.*?)</option>', text)
-    }
+def choices(web):
+    """The exams that may be chosen for the one report: the fields of the button, by words."""
+    number = only_report(unscheduled(web)[1])
+    text = web.get(f"/unscheduled/match?performed={number}").text
+    found = {}
+    for line in re.findall(r"<tr>(.*?)</tr>", text, re.S):
+        fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', line))
+        if "step" in fields:
+            cells = [" ".join(re.sub("<[^>]*>", " ", cell).split())
+                     for cell in re.findall(r"<td[^>]*>(.*?)</td>", line, re.S)]  # fmt: skip
+            found[html.unescape(" | ".join(cells[:-1]))] = fields
+    return found
 
 
 def only_report(text):
@@ -522,7 +529,7 @@ def test_a_report_without_an_order_is_listed_for_a_person(appliance, web):
     """T-MPPS-17."""
     report(appliance, begun_today(appliance), ending())
     words, _ = unscheduled(web)
-    assert "Wang XiaoDong 王小东 P000042 CT1" in words
+    assert re.search("Wang XiaoDong 王小东 P000042 .*CT1", words)
     assert "CT chest COMPLETED" in words.replace("Completed", "COMPLETED")
 
 
@@ -530,9 +537,8 @@ def test_a_person_matches_a_report_to_an_order(appliance, web):
     """Issue: unscheduled (kept and matched by a person)."""
     [step] = appliance.schedule(item(ScheduledProcedureStepStartDate=day_of_clinic(appliance)))
     report(appliance, begun_today(appliance), ending())
-    _, text = unscheduled(web)
-    [row] = choices(text).values()
-    answer = web.post("/unscheduled/match", data={"performed": only_report(text), "step": row})
+    [fields] = choices(web).values()
+    answer = web.post("/unscheduled/match", data=fields)
     assert answer.status_code == 303
     assert appliance.read(state, step) == "COMPLETED"
     assert "There are none." in unscheduled(web)[0]
@@ -544,26 +550,82 @@ def test_orders_of_the_same_patient_are_offered_first(appliance, web):
         item(
             "Li^Na=李^娜", ScheduledProcedureStepStartDate=day, ScheduledProcedureStepStartTime="08"
         ),
-        item(ScheduledProcedureStepStartDate=day, ScheduledProcedureStepStartTime="1700"),
-    )
+        item(PatientID="P000042", ScheduledProcedureStepStartDate=day,
+             ScheduledProcedureStepStartTime="1700"),
+    )  # fmt: skip
     report(appliance, begun_today(appliance))
-    first, second = choices(unscheduled(web)[1])
+    first, second = choices(web)
     assert ("王小东" in first, "李娜" in second) == (True, True)
+    assert first.startswith("same Patient ID, same name, same device")
+    assert second.startswith("same device")
+
+
+def test_an_exam_to_choose_is_shown_whole_and_none_is_chosen_before_a_person_does(appliance, web):
+    day = day_of_clinic(appliance)
+    appliance.schedule(item(PatientID="P000042", PatientBirthDate="19780312", ScheduledProcedureStepStartDate=day,
+                            RequestedProcedureDescription="CT abdomen"))  # fmt: skip
+    report(appliance, begun_today(appliance, PatientID="OTHER", PatientName="Li^Na"))
+    assert not re.search("<select|<option|checked|selected", unscheduled(web)[1])
+    [words] = choices(web)
+    for part in (
+        "Wang XiaoDong 王小东",
+        "P000042",
+        "12 Mar 1978",
+        "CT abdomen",
+        "CT room",
+        "SCHEDULED",
+    ):
+        assert part in words
+    text = words_of(web.get("/unscheduled/match?performed=1").text)
+    assert "not the images" in text
+
+
+def test_after_a_match_it_is_said_what_the_images_still_carry_and_where_to_correct_it(
+    appliance, web
+):
+    day = day_of_clinic(appliance)
+    appliance.schedule(item(PatientID="P000042", ScheduledProcedureStepStartDate=day))
+    report(appliance, begun_today(appliance, PatientID="OTHER", PatientName="Li^Na"))
+    [fields] = choices(web).values()
+    where = web.post("/unscheduled/match", data=fields).headers["location"]
+    words = words_of(web.get(where).text)
+    assert re.search("The images still carry Li Na OTHER. Correct them to Wang XiaoDong 王小东 P000042,"
+                     r" \w+: at CT1, if they have not been sent, else in the archive.", words)  # fmt: skip
+
+
+def test_a_report_that_another_has_matched_is_asked_about(appliance, web):
+    day = day_of_clinic(appliance)
+    appliance.schedule(item(ScheduledProcedureStepStartDate=day),
+                       item("Li^Na", ScheduledProcedureStepStartDate=day))  # fmt: skip
+    report(appliance, begun_today(appliance))
+    first, second = choices(web).values()
+    assert web.post("/unscheduled/match", data=second).status_code == 303
+    answer = web.post("/unscheduled/match", data=first)
+    assert answer.status_code == 409
+    assert "performed step matched, by" in words_of(answer.text)
+
+
+def test_an_exam_that_was_cancelled_meanwhile_is_not_matched_in_silence(appliance, web):
+    [step] = appliance.schedule(item(ScheduledProcedureStepStartDate=day_of_clinic(appliance)))
+    report(appliance, begun_today(appliance))
+    [fields] = choices(web).values()
+    appliance.write(change_step, appliance.context(), "cancel", *appliance.read(step_key, 1))
+    assert web.post("/unscheduled/match", data=fields).status_code == 409
+    assert appliance.read(state, step) == "CANCELED"
 
 
 def test_an_order_of_the_day_the_report_is_of_is_offered(appliance, web):
     """The emergencies of the weekend are matched on Monday."""
     appliance.schedule(item(ScheduledProcedureStepStartDate="20260705"))
     report(appliance, begun_today(appliance, PerformedProcedureStepStartDate="20260705"))
-    assert any("王小东" in words for words in choices(unscheduled(web)[1]))
+    assert any("王小东" in words for words in choices(web))
 
 
 def test_a_match_can_be_undone_from_the_exam_s_page(appliance, web):
     [step] = appliance.schedule(item(ScheduledProcedureStepStartDate=day_of_clinic(appliance)))
     report(appliance, begun_today(appliance))
-    _, text = unscheduled(web)
-    [row] = choices(text).values()
-    web.post("/unscheduled/match", data={"performed": only_report(text), "step": row})
+    [fields] = choices(web).values()
+    web.post("/unscheduled/match", data=fields)
     page = step_page(appliance, web, step)
     form = re.search(r'<form method="post" action="/unmatch">(.*?)</form>', page, re.S)
     assert form, "the page offers no way to undo the match"
@@ -611,9 +673,8 @@ def test_what_is_not_there_is_neither_matched_nor_left(appliance, web, path, fie
 def test_a_report_matched_by_hand_follows_what_the_machine_says_later(appliance, web):
     [step] = appliance.schedule(item(ScheduledProcedureStepStartDate=day_of_clinic(appliance)))
     report(appliance, begun_today(appliance))
-    _, text = unscheduled(web)
-    [row] = choices(text).values()
-    web.post("/unscheduled/match", data={"performed": only_report(text), "step": row})
+    [fields] = choices(web).values()
+    web.post("/unscheduled/match", data=fields)
     with modality(appliance) as call:
         call.set(ending())
     assert appliance.read(state, step) == "COMPLETED"

@@ -6,10 +6,14 @@ from typing import Any, NamedTuple
 from minris.access.context import Context, audit, device_of, needs_reason
 from minris.dataset.elements import ElementIndex
 from minris.dataset.identity import identity_of
+from minris.dataset.names import name_key
+from minris.orders.diary import minute_of_day
 from minris.orders.identities import differs, mark_patient
+from minris.orders.items import step_item
 from minris.orders.lookup import NO_STEP, step_row
 from minris.orders.steps import enter_state
-from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY, STEP_STATUS_AFTER
+from minris.standard.dictionary import tag_of
+from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY, STEP_ATTRIBUTES, STEP_STATUS_AFTER
 from minris.standard.status import Message
 from minris.store.models import PerformedProcedureStep, ScheduledProcedureStep, database
 from minris.store.rows import fetch_rows, first_row, known_row, update_row
@@ -153,15 +157,78 @@ def unscheduled_steps(limit: int = 200) -> list[Any]:
     )
 
 
-def _performed_row(performed_id: int) -> Any:
+def performed_row(performed_id: int) -> Any:
     """A performed step by its row id. Refuses 0112."""
     return known_row(first_row(PerformedProcedureStep, "id = ?", performed_id), NO_STEP)
+
+
+def exams_to_match(ctx: Context, performed_id: int) -> list[tuple[Any, list[Message]]]:
+    """The steps that a performed step may belong to, each with why, the likeliest first.
+
+    They are those of its day and of today, and those of its Patient ID or accession number.
+    Refuses 0112.
+    """
+    index = ElementIndex(performed_row(performed_id).data)
+    told = [index, *index.items(STEP_ATTRIBUTES)]
+    accessions = {one.get("AccessionNumber") for one in told} - {""}
+    day = index.get("PerformedProcedureStepStartDate")
+    marks = ", ".join("?" * len(accessions))
+    steps = fetch_rows(
+        ScheduledProcedureStep,
+        "start_date IN (?, ?) OR (? <> '' AND patient_id = ?)"
+        f" OR accession_number IN ({marks}) ORDER BY start_date DESC, start_time, id LIMIT 300",
+        day, ctx.today(), index.get("PatientID"), index.get("PatientID"), *accessions,
+    )  # fmt: skip
+    device = device_of(ctx, index.get("PerformedStationAETitle"))
+    titles = set(device.ae_titles) if device else {index.get("PerformedStationAETitle")}
+    begin = day, index.get("PerformedProcedureStepStartTime")
+    found = []
+    for step in steps:
+        of = ElementIndex(step.data)
+        stations = set(step_item(step).values(tag_of("ScheduledStationAETitle")))
+        holds = {
+            "Patient ID": index.get("PatientID") not in ("", "?")
+            and step.patient_id == index.get("PatientID"),
+            "accession number": step.accession_number in accessions,
+            "name": names_share_group(index.get("PatientName"), of.get("PatientName")),
+            "birth date": index.get("PatientBirthDate") == of.get("PatientBirthDate") != "",
+            "device": bool(titles & stations),
+            "time": are_near(begin, (step.start_date, step.start_time)),
+        }
+        likely = sum(weight for weight, why, _ in LIKELY if holds[why])
+        found.append((likely, step, [words for _, why, words in LIKELY if holds[why]]))
+    return [one[1:] for one in sorted(found, key=lambda one: -one[0])]
+
+
+# What makes a performed step likely to belong to a scheduled one; the weights add up.
+LIKELY = (
+    (16, "accession number", Message("same accession number")),
+    (8, "Patient ID", Message("same Patient ID")),
+    (6, "name", Message("same name")),
+    (4, "birth date", Message("same birth date")),
+    (2, "device", Message("same device")),
+    (1, "time", Message("within two hours")),
+)
+NEAR_MINUTES = 120
+
+
+def names_share_group(one: str, other: str) -> bool:
+    """Whether two names have a group of components in common, as they are searched."""
+    groups = [{group for group in name_key(name).split("=") if group} for name in (one, other)]
+    return bool(groups[0] & groups[1])
+
+
+def are_near(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Whether two times, date (DA) and time (TM), are of one day and within two hours."""
+    if one[0] != other[0] or not one[1] or not other[1]:
+        return False
+    return abs(minute_of_day(one[1]) - minute_of_day(other[1])) <= NEAR_MINUTES
 
 
 def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
     """Link a performed step to the scheduled step that a person chose. Refuses 0112."""
     with database.atomic():
-        performed, step = _performed_row(performed_id), step_row(step_id)
+        performed, step = performed_row(performed_id), step_row(step_id)
         patient = "accepted" if differs(ElementIndex(performed.data), step) else ""
         insert_link(performed_id, step_id, "by hand", step.status, patient)
         settle_step(ctx, step_id)
@@ -207,7 +274,7 @@ def accept_patient(ctx: Context, performed_id: int, step_id: int) -> None:
     with database.atomic():
         count = mark_patient(performed_id, step_id, "accepted")
         known_row(count, NO_MATCH)
-        audit(ctx, "patient accepted", _performed_row(performed_id).sop_instance_uid, str(step_id))
+        audit(ctx, "patient accepted", performed_row(performed_id).sop_instance_uid, str(step_id))
 
 
 def doubt_patient(performed_id: int, told: ElementIndex) -> None:
@@ -235,7 +302,7 @@ def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
 def settle_unscheduled(ctx: Context, performed_id: int, reason: str) -> None:
     """Accept a performed step without an order, with a reason. Refuses 0106 without one; 0112."""
     needs_reason(reason)
-    _performed_row(performed_id)  # there is one
+    performed_row(performed_id)  # there is one
     update_row(PerformedProcedureStep, performed_id, settled=reason.strip()[:1024])
     audit(ctx, "performed step settled", str(performed_id), reason.strip()[:1024])
 

@@ -39,6 +39,7 @@ from minris.pages.day.exam import edit_page, post_edit, post_step, step_page
 from minris.pages.day.figures import figures_csv, figures_page, figures_svg
 from minris.pages.day.leftovers import (
     leftovers_page,
+    match_page,
     post_accept,
     post_leftovers,
     post_match,
@@ -121,7 +122,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/step/<row_id:int>/code128.svg",  "desk",         accession_svg,         None),
     ("/step/<row_id:int>/qr.svg",       "desk",         patient_svg,           None),
     ("/unscheduled",                    "desk",         unscheduled_page,      None,                  "Unmatched exams",       "Needs attention"),
-    ("/unscheduled/match",              "desk",         None,                  post_match),
+    ("/unscheduled/match",              "desk",         match_page,            post_match),
     ("/unscheduled/settle",             "desk",         None,                  post_settle),
     ("/unscheduled/accept",             "desk",         None,                  post_accept),
     ("/unmatch",                        "desk",         None,                  post_unmatch),

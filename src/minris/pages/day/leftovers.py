@@ -1,26 +1,31 @@
 """Unfinished exams of earlier days, and performed steps without an order."""
 
-import functools
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from minris.dataset.elements import ElementIndex
 from minris.mpps.linking import (
     accept_patient,
     doubtful_links,
+    exams_to_match,
     link_by_hand,
+    performed_row,
     settle_unscheduled,
     unlink_step,
     unscheduled_steps,
 )
+from minris.orders.identities import differs
 from minris.orders.items import step_item
-from minris.orders.lookup import leftovers, steps_of_day
+from minris.orders.lookup import leftovers, step_row
 from minris.orders.scheduling import change_rows
-from minris.pages.asking import PERSON_EVENTS, changed_words
+from minris.pages.asking import PERSON_EVENTS, changed_words, exam_words
 from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action
-from minris.pages.language import Translator, shown_time, who_is
+from minris.pages.language import Translator, device_names, shown_time, who_is
+from minris.pages.reception import exam_of
 from minris.pages.template import template
 from minris.seen import ChangedMeanwhile, as_seen, mark_of
-from minris.standard.mpps import STEP_ATTRIBUTES
+from minris.standard.dictionary import tag_of
 from minris.standard.status import Message
 
 IMAGES_CARRY = Message(
@@ -62,22 +67,14 @@ def post_leftovers(p: PageRequest) -> str:
 
 def unscheduled_page(p: PageRequest) -> str:
     """GET /unscheduled: performed steps without an order, to be matched by hand."""
-    t = p.t
-    choices_of = functools.cache(functools.partial(exams_to_choose, p))
-    found = []
+    t, found = p.t, []
     for row in p.read(unscheduled_steps):
-        index, fields = ElementIndex(bytes(row.data)), (("performed", str(row.id)),)
-        day = index.get("PerformedProcedureStepStartDate")
-        cells = (t.name(index.get("PatientName")) or "?", index.get("PatientID"),
-                 row.performed_station_ae_title, begin_of(t, index),
-                 index.get("PerformedProcedureStepDescription"), t(row.status))  # fmt: skip
-        days = sorted({day, p.ctx.today()} - {""})
-        near = similar_first(t, [choice for one in days for choice in choices_of(one)], index)
-        match = Action("/unscheduled/match", t("Match"), fields, "step", t("Exam"), near)
-        leave = Action("/unscheduled/settle", t("No order"), fields, "reason", t("Reason"))
-        found.append(Row(cells, "", (match, leave) if near else (leave,)))
+        mark, fields = p.mark(("performed", row.id)), ("performed", str(row.id))
+        match = Action("/unscheduled/match", t("Choose the exam"), (fields,), get=True)
+        leave = Action("/unscheduled/settle", t("No order"), (fields, mark), "reason", t("Reason"))
+        found.append(Row((*reported_cells(t, row), t(row.status)), "", (match, leave)))
     intro = t("Devices reported these exams, and no order of ours was found for them.")
-    part = p.listed("Patient | Patient ID | Device | Begin | Exam | State", found,
+    part = p.listed("Patient | Patient ID | Birth date | Device | Begin | Exam | State", found,
                     "There are none.")  # fmt: skip
     return p.listing("Unscheduled", [*other_patients(p), part], intro=intro)
 
@@ -111,20 +108,73 @@ def post_accept(p: PageRequest) -> str:
     return p.tell(f"/step/{step}", p.t("Saved.") + " " + p.t(IMAGES_CARRY))
 
 
-def exams_to_choose(p: PageRequest, day: str) -> list[tuple[str, str]]:
-    """Return the exams of a day as choices: row ID and words."""
-    return [
-        (str(row[0]), f"{p.t.date(day)} {shown_time(row[2])}"
-         f" {p.t.name(index.get('PatientName'))} {index.get('AccessionNumber')}")
-        for row in p.read(steps_of_day, day)
-        for index in [ElementIndex(bytes(row[3]))]
-    ]  # fmt: skip
+def reported_cells(t: Translator, performed: Any) -> tuple[str, ...]:
+    """Return what a machine reported: patient, ID, birth date, device, begin and exam."""
+    index = ElementIndex(bytes(performed.data))
+    return (t.name(index.get("PatientName")) or "?", index.get("PatientID"),
+            t.date(index.get("PatientBirthDate")), performed.performed_station_ae_title,
+            begin_of(t, index), index.get("PerformedProcedureStepDescription"))  # fmt: skip
+
+
+def match_page(p: PageRequest) -> str:
+    """GET /unscheduled/match: the exams that a performed step may belong to; none is preselected."""
+    t, number = p.t, p.query("performed")
+    if not re.fullmatch("[0-9]{1,18}", number):
+        raise no_such_action()
+    mark, names, found = p.mark(("performed", int(number))), device_names(p.web), []
+    performed = p.read(performed_row, int(number))
+    for step, why in p.read(exams_to_match, p.ctx, int(number)):
+        index = ElementIndex(bytes(step.data))
+        item = step_item(step)
+        stations = item.values(tag_of("ScheduledStationAETitle"))
+        exam = item.get("ScheduledProcedureStepDescription")
+        cells = (", ".join(map(t, why)), t.name(index.get("PatientName")), step.patient_id,
+                 t.date(index.get("PatientBirthDate")),
+                 exam or index.get("RequestedProcedureDescription"),
+                 ", ".join(names.get(one, one) for one in stations),
+                 f"{t.date(step.start_date)} {shown_time(step.start_time)}",
+                 step.accession_number, t(step.status))  # fmt: skip
+        seen = "step_state", mark_of(step.status, step.study_instance_uid)
+        fields = ("performed", number), mark, ("step", str(step.id)), seen
+        found.append(Row(cells, "", (Action("/unscheduled/match", t("This exam"), fields),)))
+    reported = p.listed("Patient | Patient ID | Birth date | Device | Begin | Exam",
+                        [Row(reported_cells(t, performed))], "", t("The report of the machine"))  # fmt: skip
+    exams = p.listed("Why likely | Patient | Patient ID | Birth date | Exam | Device | Time"
+                     " | Accession number | State", found, "There are none.",
+                     t("Which exam was it?"))  # fmt: skip
+    return p.listing("Choose the exam", [reported, exams], intro=t(IMAGES_STAY),
+                     links=[("/unscheduled", t("Back"))])  # fmt: skip
+
+
+IMAGES_STAY = Message(
+    "Choosing an exam corrects the list here, not the images: they keep the patient that the"
+    " machine had chosen, in the archive too."
+)
+CORRECT_THEM = Message(
+    "The images still carry {reported}. Correct them to {patient}, {accession}: at {device}, if"
+    " they have not been sent, else in the archive."
+)
 
 
 def post_match(p: PageRequest) -> str:
-    """POST /unscheduled/match: link a performed step to an exam."""
-    p.write(link_by_hand, p.number("performed"), p.number("step"))
-    return p.tell("/unscheduled", p.t("Matched."))
+    """POST /unscheduled/match: link a performed step to an exam; say what the images still carry."""
+    number, step = p.number("performed"), p.number("step")
+    decided = [(("performed", number), p.seen("performed"), ""),
+               (("step", step), p.seen("step"), "match")]  # fmt: skip
+    p.write(as_seen, decided, link_by_hand, number, step)
+    t, performed = p.t, p.read(performed_row, number)
+    told, exam = ElementIndex(bytes(performed.data)), exam_of(p, step)
+    words = f"{exam_words(t, exam)}: {t('Matched.')}"
+    if p.read(differs, told, p.read(step_row, step)):
+        reported, patient = (
+            f"{t.name(one.get('PatientName')) or '?'} {one.get('PatientID')}"
+            for one in (told, exam)
+        )
+        title = performed.performed_station_ae_title
+        wrong = {"reported": reported, "patient": patient, "device": title,
+                 "accession": exam.get("AccessionNumber")}  # fmt: skip
+        words += f" {t(Message(CORRECT_THEM, **wrong))}"
+    return p.tell(f"/step/{step}", words)
 
 
 def post_settle(p: PageRequest) -> str:
@@ -140,12 +190,3 @@ def post_unmatch(p: PageRequest) -> str:
     p.write_seen(("performed", performed), "", unlink_step, performed, step)
     told = p.t("The report of the machine waits on the page Unscheduled for its order.")
     return p.tell(f"/step/{step}", told + " " + p.t(IMAGES_CARRY))
-
-
-def similar_first(
-    t: Translator, choices: list[tuple[str, str]], index: ElementIndex
-) -> tuple[tuple[str, str], ...]:
-    """Sort choices: exams with the same patient name or accession number first."""
-    wanted = {t.name(index.get("PatientName")), *(
-        item.get("AccessionNumber") for item in index.items(STEP_ATTRIBUTES))} - {""}  # fmt: skip
-    return tuple(sorted(choices, key=lambda choice: not any(w in choice[1] for w in wanted)))
