@@ -470,7 +470,7 @@ def test_a_step_under_the_wrong_ae_title_is_mended_by_one_click(appliance, web):
     assert found_by(appliance) == []
     text = why_page(web)
     assert "It asked for Scheduled Station AE Title CT1; the exam has CT9." in part(text)
-    click(web, text)
+    click(web, text)  # no machine is registered under that title
     assert found_by(appliance) == ["Wang^Fang"]
 
 
@@ -483,19 +483,71 @@ def test_after_the_click_the_page_says_that_it_is_found(appliance, web):
     assert clicks(text) == []
 
 
-def test_a_step_of_another_machine_takes_the_modality_of_the_one_it_is_given_to(appliance, web):
+def test_a_stray_step_takes_the_modality_of_the_machine_it_is_given_to(appliance, web):
     keys = (*CT1_KEYS, f"{STEP_KEYS}Modality=CT")
-    appliance.schedule(item(name="Wang^Fang", ScheduledStationAETitle="US1", Modality="US"))
+    appliance.schedule(item(name="Wang^Fang", ScheduledStationAETitle="US9", Modality="US"))
     assert found_by(appliance, *keys) == []
     click(web, why_page(web))
     assert found_by(appliance, *keys) == ["Wang^Fang"]
+
+
+def test_only_the_exam_s_own_machine_offers_a_change(appliance, web):
+    appliance.schedule(item(ScheduledStationAETitle="US1", Modality="US"))
+    ask(appliance, *CT1_KEYS, f"{STEP_KEYS}Modality=CT")
+    ask(appliance, "PatientName", f"{STEP_KEYS}Modality=CT", calling="UNKNOWN")
+    text = why_page(web)
+    assert "It asked for Modality CT; the exam has US." in part(text)
+    assert clicks(text) == []
+
+
+@pytest.mark.parametrize(
+    ("keyword", "asked", "registered"),
+    [("Modality", "MR", "CT"), ("ScheduledStationAETitle", "US1", "CT1")],
+)
+def test_a_machine_s_wrong_filter_is_named_and_no_exam_is_changed_to_it(
+    appliance, web, keyword, asked, registered
+):
+    appliance.schedule(item())
+    ask(appliance, "PatientName", f"{STEP_KEYS}{keyword}={asked}")
+    text = why_page(web)
+    words = f"The machine's filter is set to {asked}, and it is registered with {registered}"
+    assert words in part(text)
+    assert clicks(text) == []
+
+
+def test_a_day_that_has_passed_is_not_offered(appliance, web):
+    appliance.schedule(item(ScheduledProcedureStepStartDate=appliance.context().today()))
+    ask(appliance, "PatientName", f"{STEP_KEYS}ScheduledProcedureStepStartDate=20260701")
+    assert clicks(why_page(web)) == []
+
+
+def test_today_s_exams_come_first_and_two_of_one_patient_are_told_apart(appliance, web):
+    now = appliance.context().local_now()
+    for days, exam in ((-3, "Abdomen"), (8, "Knee"), (0, "Chest"), (0, "Head")):
+        day = f"{now + datetime.timedelta(days=days):%Y%m%d}"
+        appliance.schedule(item(ScheduledProcedureStepStartDate=day,
+                                RequestedProcedureDescription=exam))  # fmt: skip
+    text = why_page(web)
+    shown = [re.search("Chest|Head|Abdomen|Knee", part(text, number))[0] for number in range(4)]
+    assert set(shown[:2]) == {"Chest", "Head"}
+    assert shown[2:] == ["Abdomen", "Knee"]
+
+
+def test_an_exam_that_was_changed_meanwhile_is_asked_about(appliance, web):
+    [step] = appliance.schedule(item(name="Wang^Fang", ScheduledStationAETitle="CT9"))
+    ask(appliance)
+    [fields] = clicks(why_page(web))
+    inner = step.item("ScheduledProcedureStepSequence")
+    keys = step.get("StudyInstanceUID"), inner.get("ScheduledProcedureStepID")
+    appliance.write(change_step, appliance.context(), "cancel", *keys)
+    assert web.post("/why/mend", data=fields).status_code == 409
 
 
 @pytest.mark.parametrize(
     ("keyword", "asked", "has"),
     [
         ("Modality", "CT", "MR"),
-        ("ScheduledProcedureStepStartDate", "20260705", "20260706"),
+        ("ScheduledProcedureStepStartDate", "20990705", "20990706"),
     ],
 )
 def test_another_key_of_the_schedule_is_mended_by_one_click(appliance, web, keyword, asked, has):
@@ -514,7 +566,7 @@ def hyphenated(run_appliance):
 
 def test_an_ae_title_with_a_hyphen_is_no_range(hyphenated):
     keys = ("PatientName", f"{STEP_KEYS}ScheduledStationAETitle=CT-BASEMENT")
-    hyphenated.schedule(item(name="Wang^Fang", ScheduledStationAETitle="CT1"))
+    hyphenated.schedule(item(name="Wang^Fang", ScheduledStationAETitle="CT9"))
     assert found_by(hyphenated, *keys, calling="CT-BASEMENT") == []
     with client_of(hyphenated) as web:
         click(web, why_page(web))
@@ -633,7 +685,8 @@ def test_a_patient_is_searched_by_name_in_any_spelling_id_or_accession_number(ap
     appliance.schedule(
         item(PatientID="P000042", AccessionNumber="2607059001"), item(name="Li^Na=李^娜")
     )
-    assert part(why_page(web, text)).startswith("Wang XiaoDong 王小东, 5 Jul 2026 2607059001")
+    assert part(why_page(web, text)).startswith("Wang XiaoDong 王小东")
+    assert "5 Jul 2026 09:30, 2607059001" in part(why_page(web, text))
 
 
 def test_nobody_of_that_name_is_said(appliance, web):
