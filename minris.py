@@ -2142,6 +2142,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "url": read_public_url,
     "origins": read_origins,
     "networks": read_networks,
+    "port": lambda text: "off" if text.lower() == "off" else read_int(text, "0", "65535"),
     "hosts": read_hosts,
     "evidence": read_evidence,
     "passed_on": read_passed_on,
@@ -2185,7 +2186,7 @@ SETTINGS = setting_table(r"""
     section | key | default | kind | meaning
     dicom | ae_title | MINRIS | ae | AE title of this system; configure it on every machine
     dicom | host | 0.0.0.0 | text | address to listen on
-    dicom | port | 11112 | int 0 65535 | port to listen on; 104 is the registered one (0: any free)
+    dicom | port | 11112 | port | port to listen on; 104 is the registered one (0: any free; off: none but tls_port)
     dicom | check_called_ae_title | yes | bool | reject calls to any other AE title
     dicom | accept_unknown_devices | no | bool | accept calls from AE titles that are not registered as devices
     dicom | character_set | | charset | character set of answers if neither device nor query specifies one; empty: ISO_IR 192 (UTF-8)
@@ -2210,6 +2211,7 @@ SETTINGS = setting_table(r"""
     dicom | tls_certificate | | text | certificate chain file (PEM)
     dicom | tls_key | | text | private key file (PEM)
     dicom | tls_client_ca | | text | authorities file (PEM); callers must present a certificate issued by one of them
+    dicom | tls_ca | | text | authorities file (PEM) of devices called over TLS; empty: tls_client_ca, else those of the system
     ups | worklist_label | MAIN | value LO 64 | Worklist Label (0074,1202) of workitems created without one
     ups | strict | no | bool | refuse a workitem without its type 2 attributes (0120)
     ups | grant_locks | yes | bool | grant deletion locks; no: subscribers get none (B301)
@@ -2286,6 +2288,7 @@ DEVICE_SETTINGS = setting_table(r"""
     device | ae_title | | aes 8 | AE titles of the machine, comma-separated
     device | host | | text | address of the machine (needed only if minris connects to it)
     device | port | 104 | int 1 65535 | port of the machine (needed only if minris connects to it)
+    device | tls | no | choice no yes any_name | whether minris calls it over TLS; any_name: even if its certificate names another host
     device | check_address | no | bool | reject its AE titles from any address other than host
     device | modality | | value CS 16 | modality (CT, MR, US, DX ...), preselected at registration
     device | station_name | | value SH 16 | Scheduled Station Name (0040,0010) of its steps
@@ -2366,6 +2369,7 @@ class Device:
     ae_titles: tuple[str, ...]
     host: str = ""
     port: int = 104
+    tls: str = "no"
     check_address: bool = False
     modality: str = ""
     station_name: str = ""
@@ -2446,12 +2450,16 @@ def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) 
     """A line for each TLS file that does not exist, or that is needed but not set."""
     for name in ("dicom", "web"):
         section = sections[name]
-        for key in ("tls_certificate", "tls_key", "tls_client_ca"):
+        for key in ("tls_certificate", "tls_key", "tls_client_ca", "tls_ca"):
             if (text := getattr(section, key, "")) and not (directory / text).is_file():
                 yield f"[{name}] {key}: there is no file {directory / text}"
         for key in ("tls_key", "tls_port"):
             if getattr(section, key, "") and not getattr(section, "tls_certificate", ""):
                 yield f"[{name}] tls_certificate: is needed with {key}"
+    if getattr(sections["dicom"], "port", 0) == "off" and not getattr(
+        sections["dicom"], "tls_port", 0
+    ):
+        yield "[dicom] tls_port: is needed where port is off"
 
 
 def check_proxies(web: types.SimpleNamespace) -> Iterator[str]:
@@ -7094,9 +7102,13 @@ class Peer:
 
     host, port, called  address and AE title of the server
     say                 takes each line of the conversation
+    calling_tls, listening_tls
+                        contexts of its calls and of its own port; None without TLS
     """
 
     CLASSES: tuple[str, ...] = ()
+    calling_tls: Any = None
+    listening_tls: Any = None
 
     def __init__(
         self, ae_title: str, host: str, port: int, called: str, say: Callable[[str], None] = print
@@ -7112,10 +7124,10 @@ class Peer:
     @contextlib.contextmanager
     def association(self) -> Iterator[Any]:
         """Open an association to the server; SimulationError if it is refused."""
-        association = self.ae.associate(*self.address, ae_title=self.called)
+        association = self.call(self.ae)
         if not (association.is_rejected or association.is_established):
             # pynetdicom 3.0.4 sometimes loses the answer if the connection closes right after it
-            association = self.ae.associate(*self.address, ae_title=self.called)
+            association = self.call(self.ae)
         if association.is_rejected:
             answer = association.acceptor.primitive
             why = answer.reason_str if answer else "no answer"
@@ -7127,6 +7139,27 @@ class Peer:
             yield association
         finally:
             association.release()
+
+    def call(self, ae: Any, called: str = "", **how: Any) -> Any:
+        """Associate an AE of pynetdicom with the server."""
+        tls = (self.calling_tls, None) if self.calling_tls else None
+        return ae.associate(*self.address, ae_title=called or self.called, tls_args=tls, **how)
+
+    @contextlib.contextmanager
+    def served(
+        self, ae: Any, port: int, *handlers: tuple[Any, Callable[..., Any]]
+    ) -> Iterator[None]:
+        """Let an AE of pynetdicom listen at a port. SimulationError if the port is taken."""
+        try:
+            server = ae.start_server(
+                ("", port), block=False, evt_handlers=list(handlers), ssl_context=self.listening_tls
+            )
+        except OSError as error:
+            raise SimulationError(f"port {port}: {error}") from None
+        try:
+            yield
+        finally:
+            server.shutdown()
 
     def answered(self, line: str, operation: str, status: Any, hint: str = "") -> None:
         """Print the status of a request. SimulationError, with a hint, unless it is success."""
@@ -7149,19 +7182,6 @@ def filled(keywords: str, source: Any = None) -> Any:
     for keyword in keywords.split():
         setattr(ds, keyword, source.get(keyword, "") if source else "")
     return ds
-
-
-@contextlib.contextmanager
-def served(ae: Any, port: int, *handlers: tuple[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Let a simulated AE listen at a port. SimulationError if the port is taken."""
-    try:
-        server = ae.start_server(("", port), block=False, evt_handlers=list(handlers))
-    except OSError as error:
-        raise SimulationError(f"port {port}: {error}") from None
-    try:
-        yield
-    finally:
-        server.shutdown()
 
 
 def dataset_of(index: ElementIndex) -> Any:
@@ -7219,7 +7239,7 @@ class SimulatedArchive(Peer):
             (evt.EVT_N_EVENT_REPORT, self._take),
             (evt.EVT_RELEASED, self._released),
         )
-        with served(ae, self.listen, *handlers):
+        with self.served(ae, self.listen, *handlers):
             yield
 
     def _store(self, event: Any) -> int:
@@ -7312,7 +7332,7 @@ class SimulatedArchive(Peer):
         ae = AE(ae_title=self.ae_title)
         ae.add_requested_context(STORAGE_COMMITMENT)
         role = build_role(STORAGE_COMMITMENT, scp_role=True)
-        association = ae.associate(*self.address, ae_title=who, ext_neg=[role])
+        association = self.call(ae, who, ext_neg=[role])
         if not association.is_established:
             raise SimulationError(f"cannot reach {who} to send the commitment result")
         kind = COMMITMENT_EVENTS[not bad]
@@ -7476,7 +7496,7 @@ class Scanner(Modality):
         archive: tuple[str, str, int] | None = None,
     ) -> None:
         super().__init__(ae_title, modality, *address)
-        self.listen, self.archive = listen, archive
+        self.listen, self.archive, self.archive_tls = listen, archive, None
         self.results: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
 
     def store(self, item: Any, series: Any) -> None:
@@ -7488,7 +7508,8 @@ class Scanner(Modality):
         title, host, port = self.archive
         ae = AE(ae_title=self.ae_title)
         ae.add_requested_context(CT_IMAGE_STORAGE, EXPLICIT_VR_LITTLE_ENDIAN)
-        association = ae.associate(host, port, ae_title=title)
+        tls = (self.archive_tls, None) if self.archive_tls else None
+        association = ae.associate(host, port, ae_title=title, tls_args=tls)
         if not association.is_established:
             raise SimulationError(f"cannot reach {title} at {host}:{port}")
         for number, image in enumerate(series.ReferencedImageSequence, 1):
@@ -7530,7 +7551,7 @@ class Scanner(Modality):
         ds = Dataset()
         ds.TransactionUID = new_uid()
         ds.ReferencedSOPSequence = series.ReferencedImageSequence
-        with served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
+        with self.served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
             with self.association() as association:
                 instance = STORAGE_COMMITMENT_INSTANCE
                 status, _ = association.send_n_action(ds, 1, STORAGE_COMMITMENT, instance)
@@ -7723,7 +7744,7 @@ class Workstation(Peer):
 
         ae = AE(ae_title=self.ae_title)
         ae.add_supported_context(UPS_EVENT, scu_role=True, scp_role=True)
-        with served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
+        with self.served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
             yield
 
     def _hear(self, event: Any) -> tuple[int, None]:
@@ -9872,6 +9893,10 @@ class DeliveryError(Exception):
     """A message could not be delivered."""
 
 
+class NotSecured(DeliveryError):
+    """A receiver and we do not agree on TLS."""
+
+
 class AssociationRejected(DeliveryError):
     """A receiver rejected our association."""
 
@@ -10003,6 +10028,9 @@ class Caller:
                 yield
         except (OSError, EOFError, UnicodeError, ProtocolError, struct.error) as error:
             self.close()
+            if isinstance(error, ssl.SSLError):
+                why = getattr(error, "verify_message", "") or error.reason or str(error)
+                raise NotSecured(f"{words}: TLS: {why.replace('_', ' ').lower()}") from None
             number = getattr(error, "errno", None)
             reason = os.strerror(number).lower() if number and number > 0 else str(error)
             late = isinstance(error, TimeoutError) and not number
@@ -10202,6 +10230,11 @@ class AssociationServer:
         self.servers.append(server)
         return server.sockets[0].getsockname()[1]
 
+    async def admit(self, connection: socket.socket) -> None:
+        """Serve a connected socket."""
+        connection.setblocking(False)
+        await self.loop.connect_accepted_socket(lambda: Association(self), connection)
+
     def stop_listening(self) -> None:
         """Accept no more connections."""
         for server in self.servers:
@@ -10313,6 +10346,68 @@ class AssociationServer:
             log.warning("%s: %d more in a minute", of or "others", more)
         if self.complaints.lets_through(address):
             log.warning(words, *values)
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.upper_layer.tls
+# TLS: what both doors and our own calls speak, and whose certificates we trust.
+# ------------------------------------------------------------------------------------------------
+
+# forward secret and authenticated; no CBC (RFC 9325 4.2, PS3.15 B.12); TLS 1.3 has no others
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+Files = tuple[Path | None, Path | None, Path | None]
+
+
+def tls_context(protocol: int, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
+    """Return a context of TLS 1.2 and later that shows a certificate. Raises OSError, ssl.SSLError."""
+    made = ssl.SSLContext(protocol)
+    made.minimum_version = ssl.TLSVersion.TLSv1_2
+    made.set_ciphers(CIPHERS)
+    if certificate:
+        made.load_cert_chain(certificate, key)
+    return made
+
+
+def tls_files(config: Config) -> Files:
+    """Return our certificate, its key, and the authorities of the devices that we call."""
+    dicom = config.dicom
+    names = dicom.tls_certificate, dicom.tls_key, dicom.tls_ca or dicom.tls_client_ca
+    certificate, key, authorities = (config.directory / name if name else None for name in names)
+    return certificate, key, authorities
+
+
+@functools.lru_cache(maxsize=8)
+def _calling_context(files: Files, read_at: tuple[int, ...], named: bool) -> ssl.SSLContext:
+    """Return the context for calls, made anew with its files.
+
+    read_at  when the files were last changed
+    named    whether the certificate must name the host that is called
+    """
+    certificate, key, authorities = files
+    made = tls_context(ssl.PROTOCOL_TLS_CLIENT, certificate, key)
+    made.check_hostname = named
+    if authorities:
+        made.load_verify_locations(authorities)
+    else:
+        made.load_default_certs()
+    return made
+
+
+def calling_context(config: Config, named: bool) -> ssl.SSLContext:
+    """Return the context for calls to devices. Raises NotSecured for files that cannot be read."""
+    files = tls_files(config)
+    try:
+        read_at = tuple(path.stat().st_mtime_ns for path in files if path)
+        return _calling_context(files, read_at, named)
+    except OSError as error:  # ssl.SSLError is one
+        raise NotSecured(f"cannot read the files of TLS: {error}") from None
+
+
+def way_to(config: Config, device: Device) -> dict[str, Any]:
+    """Return how Caller.open reaches a device: its address, and TLS if it is set. Raises NotSecured."""
+    secured = device.tls != "no"
+    tls = {"ssl": calling_context(config, device.tls == "yes")} if secured else {}
+    return {"address": (device.host, device.port), **tls}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -14226,34 +14321,39 @@ def as_seen(
 # ------------------------------------------------------------------------------------------------
 
 def echo_words(our_ae_title: str, device: Device, outcome: str) -> Message:
-    """The outcome of a C-ECHO, a key of ECHO_WORDS, as a sentence."""
+    """The outcome of a C-ECHO, as echo_outcome gives it, as a sentence."""
+    kind, _, why = outcome.partition(": ")
     where = {"name": device.name, "host": device.host, "port": device.port, "ae": our_ae_title}
-    return Message(ECHO_WORDS[outcome].key, **where)
+    return Message(ECHO_WORDS[kind].key, **where, why=why)
 
 
 ECHO_WORDS = {
     "no address": Message("{name} has no address here"),
     "unreached": Message("{name} is not reached at {host}, port {port}"),
+    "insecure": Message("{name} and this system do not agree on TLS: {why}"),
     "rejected": Message("{name} rejects us: is {ae} known to it?"),
     "no answer": Message("{name} was reached, but did not answer C-ECHO"),
     "answers": Message("{name} answers"),
 }
 
 
-def echo_outcome(our_ae_title: str, device: Device) -> str:
-    """Send C-ECHO to a device; return a key of ECHO_WORDS."""
-    return asyncio.run(_ask_echo(our_ae_title, device)) if device.host else "no address"
+def echo_outcome(config: Config, device: Device) -> str:
+    """Send C-ECHO to a device; return a key of ECHO_WORDS, of `insecure` with the reason."""
+    return asyncio.run(_ask_echo(config, device)) if device.host else "no address"
 
 
-async def _ask_echo(our_ae_title: str, device: Device) -> str:
+async def _ask_echo(config: Config, device: Device) -> str:
     caller, status = Caller(5.0), None
     command = encode_command(AffectedSOPClassUID=VERIFICATION, CommandField=0x0030, MessageID=1,
                              CommandDataSetType=NO_DATA_SET)  # fmt: skip
-    address = device.host, device.port
+    names = {"ours": config.dicom.ae_title, "theirs": device.ae_title}
+    proposed = ((VERIFICATION, None),)
     try:
-        await caller.open(address, our_ae_title, device.ae_title, ((VERIFICATION, None),))
+        await caller.open(**names, proposed=proposed, **way_to(config, device))
     except AssociationRejected:
         return "rejected"
+    except NotSecured as error:
+        return f"insecure: {error}"
     except DeliveryError:
         return "unreached"
     if context := caller.accepted.contexts.get(VERIFICATION):
@@ -14288,7 +14388,7 @@ class Called(NamedTuple):
 def examine(ctx: Context, device: Device, called: Called, outcome: str) -> list[Finding]:
     """The findings about a device, worst first.
 
-    outcome  of the C-ECHO, a key of ECHO_WORDS
+    outcome  of the C-ECHO, as echo_outcome gives it
     """
     found = [
         *_reached(ctx, device, outcome),
@@ -14314,6 +14414,8 @@ def _reached(ctx: Context, device: Device, outcome: str) -> Iterator[Finding]:
     mend = Message("Check its address, or switch it on")
     if outcome == "no address":
         mend = Message("Enter its address")
+    if outcome.startswith("insecure"):
+        mend = Message("See its certificate, and tls_ca and tls_certificate of [dicom]")
     yield Finding("warning" if device.role == "modality" else "bad", words, _edit(device), mend)
 
 
@@ -19853,11 +19955,11 @@ EXTENDED_NEGOTIATION = {
 # Send the outbox by DIMSE (PS3.4 CC.2.4, F.9, J.3).
 # ------------------------------------------------------------------------------------------------
 
-def address_of(device: Device | None, ae_title: str) -> tuple[str, int]:
-    """Return host and port of an AE. Raises DeliveryError if unknown."""
+def known_device(device: Device | None, ae_title: str) -> Device:
+    """Return the device of an AE. Raises DeliveryError if there is none with an address."""
     if not device or not device.host:
         raise DeliveryError(f"{ae_title} is not registered with an address")
-    return device.host, device.port
+    return device
 
 
 def answer_words(fields: Mapping[str, Any]) -> str:
@@ -19955,7 +20057,7 @@ class DimseSender:
     ) -> None:
         """Send events of one lane to a receiver, in order. Raises DeliveryError."""
         device = self.access().device(receiver)
-        address_of(device, receiver)
+        known_device(device, receiver)
         first = events[0]
         if await self._told_on_theirs(device, receiver, first):
             heard(first, "")
@@ -19999,7 +20101,9 @@ class DimseSender:
         if not proposed:
             raise DeliveryError("nothing is passed on to it any more")
         caller = Caller(30.0 if lane == REQUEST_LANE else 10.0)  # an archive may search first
-        await caller.open((device.host, device.port), ours, theirs, proposed)
+        await caller.open(
+            ours=ours, theirs=theirs, proposed=proposed, **way_to(self.config, device)
+        )
         return caller
 
     def _let_go(self, key: tuple[str, ...]) -> None:
@@ -20223,7 +20327,7 @@ class ArchiveSearch:
 
         Without references it is only asked for an association.
         """
-        address_of(archive, archive.ae_title)
+        known_device(archive, archive.ae_title)
         within = [one for one in references if one.study_instance_uid]
         alone = [one.sop_instance_uid for one in references if not one.study_instance_uid]
         unchecked = frozenset(() if archive.relational_queries else alone)
@@ -20266,9 +20370,10 @@ class ArchiveSearch:
     @contextlib.asynccontextmanager
     async def _asking(self, archive: Device) -> AsyncIterator[Caller]:
         """An association for queries. Raises DeliveryError."""
-        caller, address = Caller(30.0), address_of(archive, archive.ae_title)
-        ours = self.config.dicom.ae_title
-        await caller.open(address, ours, archive.ae_title, ((STUDY_ROOT_FIND, None),))
+        caller, ours = Caller(30.0), self.config.dicom.ae_title
+        way = way_to(self.config, known_device(archive, archive.ae_title))
+        proposed = ((STUDY_ROOT_FIND, None),)
+        await caller.open(ours=ours, theirs=archive.ae_title, proposed=proposed, **way)
         try:
             if STUDY_ROOT_FIND not in caller.accepted.contexts:
                 raise DeliveryError("the archive accepts no queries (Study Root FIND)")
@@ -22951,6 +23056,10 @@ document.addEventListener("keydown", (event) => {
  "hours without an update before a workitem in progress is listed as stuck": "进行中的任务这么多小时没有消息则列为滞留",
  "minimum days to keep an ended workitem; a deletion lock keeps it longer": "已结束的任务至少保留这么多天，有删除锁时一直保留",
  "address of the machine (needed only if minris connects to it)": "设备的网络地址",
+ "See its certificate, and tls_ca and tls_certificate of [dicom]": "请查看其证书，以及 [dicom] 的 tls_ca 与 tls_certificate",
+ "{name} and this system do not agree on TLS: {why}": "{name} 与本系统的 TLS 连接不成：{why}",
+ "any_name": "任何主机名",
+ "whether minris calls it over TLS; any_name: even if its certificate names another host": "呼叫它时是否用 TLS；any_name：其证书写的是其他主机名也可",
  "public URL if behind a reverse proxy, such as https://ris.clinic.example or https://clinic.example/minris": "浏览器使用的地址（端口前有代理时），如 https://ris.clinic.example 或 https://clinic.example/minris",
  "further names of this system; once these or public_url are set, requests for any other name are refused (421)": "本系统的其他主机名；设置此项或 public_url 后，以其他名称发来的请求一律拒绝（421）",
  "addresses or networks of reverse proxies, comma-separated; their X-Forwarded-For names the caller": "反向代理的地址或网段，以逗号分隔；其 X-Forwarded-For 说明真正的来访地址",
@@ -22986,6 +23095,7 @@ document.addEventListener("keydown", (event) => {
  "broken off by the device": "被设备中断",
  "broken off by us: {words}": "被本系统中断：{words}",
  "authorities file (PEM); callers must present a certificate issued by one of them": "呼叫方须出示由此文件中机构签发的证书，PEM",
+ "authorities file (PEM) of devices called over TLS; empty: tls_client_ca, else those of the system": "minris 以 TLS 呼叫的设备，其证书的签发机构文件，PEM；为空：同 tls_client_ca，否则用系统自带的",
  "allow calls from 127.0.0.1 to /api and /dicom-web without a token": "来自 127.0.0.1 的 /api 和 /dicom-web 调用不需要令牌",
  "cannot be changed here": "不能在此修改",
  "cannot be read in the character set of the file": "无法按文件的字符集读取",
@@ -23126,7 +23236,7 @@ document.addEventListener("keydown", (event) => {
  "port for associations over TLS (0: none; 2762 is the registered one)": "TLS 连接端口（0：无；注册端口为 2762）",
  "port of the machine (needed only if minris connects to it)": "设备的端口",
  "port to listen on (0: any free)": "监听端口（0：任意空闲）",
- "port to listen on; 104 is the registered one (0: any free)": "监听端口；注册端口为 104（0：任意空闲）",
+ "port to listen on; 104 is the registered one (0: any free; off: none but tls_port)": "监听端口；104 为注册端口（0：任一空闲端口；off：只用 tls_port）",
  "possibly pregnant": "可能妊娠",
  "procedure deleted": "删除检查项目",
  "procedure retired": "停用检查项目",
@@ -26013,7 +26123,7 @@ def device_named(p: PageRequest, name: str) -> Device:
 def doctor_page(p: PageRequest) -> str:
     """GET /devices/doctor: the findings about a device, and what to do next."""
     t, device, server = p.t, device_named(p, p.query("name")), p.web.box.associations
-    outcome = echo_outcome(p.web.config.dicom.ae_title, device)
+    outcome = echo_outcome(p.web.config, device)
     called = Called(server.called.copy(), server.rejected.copy())  # the event loop changes them
     found = p.read(examine, p.ctx, device, called, outcome)
     findings = [Row((LIGHTS[one.light][0], t(one.words)), "", mending(t, device, one), one.light)
@@ -26048,7 +26158,7 @@ def post_echo(p: PageRequest) -> str:
     """POST /devices/echo: send a C-ECHO to a device."""
     device = device_named(p, p.form("name"))
     ours = p.web.config.dicom.ae_title
-    return p.tell("/devices", p.t(echo_words(ours, device, echo_outcome(ours, device))))
+    return p.tell("/devices", p.t(echo_words(ours, device, echo_outcome(p.web.config, device))))
 
 
 def associations_page(p: PageRequest) -> str:
@@ -28619,11 +28729,15 @@ def statement_security(config: Config) -> str:
     unknown = "accepted" if config.dicom.accept_unknown_devices else "rejected (1, 1, 3)"
     other = "rejected (1, 1, 7)" if config.dicom.check_called_ae_title else "accepted"
     tls = f"on port {config.dicom.tls_port}" if config.dicom.tls_port else "off"
+    if config.dicom.port == "off":
+        tls += " alone"
     lines = (
         ("Item", "Value"),
         ("Calling AE titles that are not registered", unknown),
         ("Another called AE title", other),
-        ("TLS", f"{tls}; 1.2 and later, PS3.15 B.9 and B.10"),
+        ("TLS", f"{tls}; 1.2 and later, PS3.15 B.12 (BCP 195 RFC 8996, 9325): ECDHE with AES-GCM or"
+         " ChaCha20-Poly1305"),
+        ("TLS to devices", "as each device is set; with the same versions and cipher suites"),
         ("Client certificates", "required" if config.dicom.tls_client_ca else "not asked for"),
         ("User identity negotiation", "accepted, not verified, no answer"),
         ("Audit log", "kept in the store, never changed; each line has the SHA-256 digest of itself"
@@ -28913,9 +29027,7 @@ class Certificate:
         decoded = ssl._ssl._test_decode_cert(str(certificate))  # the only parser in the library
         seconds = ssl.cert_time_to_seconds(decoded["notAfter"])
         # a context of its own: what another one has loaded, it trusts for ever
-        renewed = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        renewed.minimum_version = ssl.TLSVersion.TLSv1_2
-        renewed.load_cert_chain(certificate, key)
+        renewed = tls_context(ssl.PROTOCOL_TLS_SERVER, certificate, key)
         if client_ca:
             renewed.verify_mode = ssl.CERT_REQUIRED
             renewed.load_verify_locations(client_ca)
@@ -29238,9 +29350,13 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
         yield f"store {config.store_path} (in use by a running minris)", "".join(found[:1])
     except StoreError as error:
         yield f"store {config.store_path}", str(error)
-    for name, section in (("dicom", config.dicom), ("web", config.web)):
-        problem = "" if running else port_problem(section.host, section.port)
-        yield f"[{name}] port {section.port}" + (" (running)" if running else ""), problem
+    doors = {"[dicom] port": (config.dicom.host, config.dicom.port),
+             "[dicom] tls_port": (config.dicom.host, config.dicom.tls_port or "off"),
+             "[web] port": (config.web.host, config.web.port)}  # fmt: skip
+    for name, (host, port) in doors.items():
+        if port != "off":
+            problem = "" if running else port_problem(host, port)
+            yield f"{name} {port}" + (" (running)" if running else ""), problem
     folder = config.store_path.parent
     free = shutil.disk_usage(folder).free >> 20 if folder.exists() else 0
     yield f"disk: {free} MiB free", "" if free > 256 else "less than 256 MiB"
@@ -29249,6 +29365,7 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
     for name, device in config.devices.items():
         if device.host:
             problem = port_problem(device.host, device.port, connect=True)
+            problem = problem or tls_problem(config, Device.from_settings(name, device))
             yield f"device {name} at {device.host}:{device.port}", problem
 
 
@@ -29276,6 +29393,18 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
             yield f"device {device.name} (made on the page)", words
     except UNREADABLE as error:
         yield f"store {config.store_path}", str(error)
+
+
+def tls_problem(config: Config, device: Device) -> str:
+    """Return why TLS fails with a device that is called over it, empty if it does not."""
+    try:
+        context = way_to(config, device).get("ssl")
+        if context:
+            with socket.create_connection((device.host, device.port), 3) as connection:
+                context.wrap_socket(connection, server_hostname=device.host).close()
+    except (OSError, NotSecured) as error:  # ssl.SSLError is an OSError
+        return f"TLS: {error}"
+    return ""
 
 
 def port_problem(host: str, port: int, connect: bool = False) -> str:
@@ -29325,8 +29454,7 @@ async def feed_watchdog(box: Doors, seconds: float = WATCHDOG_SECONDS) -> None:
 async def ask_dicom(box: Doors) -> None:
     """Send ourselves a C-ECHO and a worklist query. Raises DeliveryError or OSError without answers."""
     caller, title = Caller(), box.config.dicom.ae_title
-    with own_connection(box.associations) as (connection, address):
-        await asyncio.get_running_loop().sock_connect(connection, address)
+    async with own_connection(box) as connection:
         proposed = ((VERIFICATION, None), (MODALITY_WORKLIST, None))
         await caller.open((), title, title, proposed, sock=connection)
         try:
@@ -29345,20 +29473,31 @@ async def ask_dicom(box: Doors) -> None:
             await caller.release()
 
 
-@contextlib.contextmanager
-def own_connection(server: AssociationServer) -> Iterator[tuple[socket.socket, Any]]:
-    """Give a socket that the DICOM door knows for ours before it connects, and the door's address.
+@contextlib.asynccontextmanager
+async def own_connection(box: Doors) -> AsyncIterator[socket.socket]:
+    """Give a socket to the DICOM door, which knows it for ours before it is connected.
 
-    No limit and no rule about callers applies to it.
+    No limit and no rule about callers applies to it. Where only TLS is spoken, whose certificates
+    are for devices, it is a pair of sockets within this process
     """
-    family, address = reachable(server.servers[0])
-    with socket.socket(family, socket.SOCK_STREAM) as connection:
-        connection.setblocking(False)
+    server, loop, other = box.associations, asyncio.get_running_loop(), None
+    if box.config.dicom.port == "off":
+        connection, other = socket.socketpair()
+        ours = (other.getpeername() or ("", 0))[:2]
+    else:
+        family, address = reachable(server.servers[0])
+        connection = socket.socket(family, socket.SOCK_STREAM)
         connection.bind((address[0], 0))
         ours = connection.getsockname()[:2]
+    with connection:
+        connection.setblocking(False)
         server.own.add(ours)
         try:
-            yield connection, address
+            if other:
+                await server.admit(other)
+            else:
+                await loop.sock_connect(connection, address)
+            yield connection
         finally:
             server.own.discard(ours)
 
@@ -29724,7 +29863,8 @@ class Appliance:
         self.associations = AssociationServer(dicom, self.access, negotiator, self.dimse.dispatch)
         self.associations.on_rejected = functools.partial(note_rejection, self)
         listen = self.associations.listen
-        self.dicom_port = await listen(dicom.host, dicom.port)
+        if dicom.port != "off":
+            self.dicom_port = await listen(dicom.host, dicom.port)
         if self.dicom_tls and dicom.tls_port:
             self.dicom_tls_port = await listen(dicom.host, dicom.tls_port, self.dicom_tls.context)
         self._start_rounds()
@@ -29962,7 +30102,8 @@ class Appliance:
             self._release()
             raise SystemExit(f"minris: cannot listen: {error}") from None
         tls = f", TLS {self.dicom_tls_port}" if self.dicom_tls_port else ""
-        dicom = f"{config.dicom.ae_title} at {config.dicom.host}:{self.dicom_port}{tls}"
+        plain = f":{self.dicom_port}" if self.dicom_port else ""
+        dicom = f"{config.dicom.ae_title} at {config.dicom.host}{plain}{tls}"
         files = f"store {config.store_path}, configuration {config.path or 'defaults'}"
         self.say(f"minris {__version__}: DICOM {dicom}, pages at {self.web_url}, {files}")
         notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
@@ -30177,7 +30318,9 @@ def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
     for name in ("port", "listen"):
         if not 0 <= getattr(arguments, name) <= 65535:
             raise CommandError(f"--{name}: {getattr(arguments, name)} is not a port (1 to 65535)")
-    port, called = arguments.port or config.dicom.port, arguments.called or config.dicom.ae_title
+    secured = arguments.tls or (config.dicom.port == "off" and not arguments.port)
+    port = arguments.port or (config.dicom.tls_port if secured else config.dicom.port)
+    called = arguments.called or config.dicom.ae_title
     address, modality = (arguments.host, port, called, print), arguments.modality
     device = AccessRules(config).device(calling)
     listen = arguments.listen or (device.port if device and device.host else 0)
@@ -30188,6 +30331,12 @@ def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
         "commitment": Scanner(calling, modality, *address, listen=listen, archive=where),
         "archive": SimulatedArchive(calling, *address, listen=listen),
     }
+    archive = AccessRules(config).device(where[0]) if where else None
+    for player in players.values():
+        player.calling_tls = simulated_tls(config) if secured else None
+        player.archive_tls = simulated_tls(config) if archive and archive.tls != "no" else None
+        if device and device.tls != "no":
+            player.listening_tls = simulated_tls(config, listening=True)
     scenarios = MODALITY_SCENARIOS | WORKSTATION_SCENARIOS | ARCHIVE_SCENARIOS
     for name in arguments.scenarios:
         try:
@@ -30221,6 +30370,23 @@ def simulated_patient(config: Config, arguments: argparse.Namespace) -> Iterator
         yield made
     finally:
         ask_running(config, "erase simulated", {"patient_id": made})
+
+
+def simulated_tls(config: Config, listening: bool = False) -> ssl.SSLContext:
+    """Return the context of a simulated device, with our own certificate. CommandError without."""
+    certificate, key, _ = tls_files(config)
+    try:
+        if listening:
+            if not certificate:
+                raise CommandError("[dicom] tls_certificate is needed to listen with TLS")
+            return tls_context(ssl.PROTOCOL_TLS_SERVER, certificate, key)
+        context = calling_context(config, named=False)
+        if certificate:  # this system shows it
+            context.load_verify_locations(certificate)
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        return context
+    except (OSError, NotSecured) as error:
+        raise CommandError(f"TLS: {error}") from None
 
 
 def read_destination(text: str) -> tuple[str, str, int] | None:
@@ -30329,6 +30495,7 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("simulate", "scenarios", {"nargs": "+", "metavar": "SCENARIO", "choices": SCENARIOS, "help": "%(choices)s"}),
     ("simulate", "--host", {"default": "127.0.0.1"}),
     ("simulate", "--port", {"type": int, "default": 0}),
+    ("simulate", "--tls", {"action": "store_true", "help": "call over TLS, with the certificate of [dicom]"}),
     ("simulate", "--called", {"default": ""}),
     ("simulate", "--calling", {"default": "CT1"}),
     ("simulate", "--modality", {"default": "CT"}),

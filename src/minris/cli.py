@@ -66,6 +66,8 @@ from minris.store.sqlite import (
     read_store,
     store_facts,
 )
+from minris.upper_layer.caller import NotSecured
+from minris.upper_layer.tls import calling_context, tls_context, tls_files
 
 
 def _until_signal(then: Callable[[], None] = lambda: None) -> asyncio.Event:
@@ -258,7 +260,9 @@ def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
     for name in ("port", "listen"):
         if not 0 <= getattr(arguments, name) <= 65535:
             raise CommandError(f"--{name}: {getattr(arguments, name)} is not a port (1 to 65535)")
-    port, called = arguments.port or config.dicom.port, arguments.called or config.dicom.ae_title
+    secured = arguments.tls or (config.dicom.port == "off" and not arguments.port)
+    port = arguments.port or (config.dicom.tls_port if secured else config.dicom.port)
+    called = arguments.called or config.dicom.ae_title
     address, modality = (arguments.host, port, called, print), arguments.modality
     device = AccessRules(config).device(calling)
     listen = arguments.listen or (device.port if device and device.host else 0)
@@ -269,6 +273,12 @@ def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
         "commitment": Scanner(calling, modality, *address, listen=listen, archive=where),
         "archive": SimulatedArchive(calling, *address, listen=listen),
     }
+    archive = AccessRules(config).device(where[0]) if where else None
+    for player in players.values():
+        player.calling_tls = simulated_tls(config) if secured else None
+        player.archive_tls = simulated_tls(config) if archive and archive.tls != "no" else None
+        if device and device.tls != "no":
+            player.listening_tls = simulated_tls(config, listening=True)
     scenarios = MODALITY_SCENARIOS | WORKSTATION_SCENARIOS | ARCHIVE_SCENARIOS
     for name in arguments.scenarios:
         try:
@@ -302,6 +312,23 @@ def simulated_patient(config: Config, arguments: argparse.Namespace) -> Iterator
         yield made
     finally:
         ask_running(config, "erase simulated", {"patient_id": made})
+
+
+def simulated_tls(config: Config, listening: bool = False) -> ssl.SSLContext:
+    """Return the context of a simulated device, with our own certificate. CommandError without."""
+    certificate, key, _ = tls_files(config)
+    try:
+        if listening:
+            if not certificate:
+                raise CommandError("[dicom] tls_certificate is needed to listen with TLS")
+            return tls_context(ssl.PROTOCOL_TLS_SERVER, certificate, key)
+        context = calling_context(config, named=False)
+        if certificate:  # this system shows it
+            context.load_verify_locations(certificate)
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        return context
+    except (OSError, NotSecured) as error:
+        raise CommandError(f"TLS: {error}") from None
 
 
 def read_destination(text: str) -> tuple[str, str, int] | None:
@@ -410,6 +437,7 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("simulate", "scenarios", {"nargs": "+", "metavar": "SCENARIO", "choices": SCENARIOS, "help": "%(choices)s"}),
     ("simulate", "--host", {"default": "127.0.0.1"}),
     ("simulate", "--port", {"type": int, "default": 0}),
+    ("simulate", "--tls", {"action": "store_true", "help": "call over TLS, with the certificate of [dicom]"}),
     ("simulate", "--called", {"default": ""}),
     ("simulate", "--calling", {"default": "CT1"}),
     ("simulate", "--modality", {"default": "CT"}),

@@ -11,7 +11,7 @@ from pydicom.uid import UID
 
 from minris.access.context import Context
 from minris.access.devices import same_host
-from minris.config.ini import Device
+from minris.config.ini import Config, Device
 from minris.dataset.elements import ElementIndex
 from minris.dataset.times import datetime_bounds
 from minris.orders.trace import last_query
@@ -19,40 +19,46 @@ from minris.standard.status import Message, Status
 from minris.standard.uids import MODALITY_WORKLIST, VERIFICATION
 from minris.store.models import PerformedProcedureStep
 from minris.store.rows import first_row
-from minris.upper_layer.caller import AssociationRejected, Caller, DeliveryError
+from minris.upper_layer.caller import AssociationRejected, Caller, DeliveryError, NotSecured
 from minris.upper_layer.pdus import NO_DATA_SET, encode_command
 from minris.upper_layer.server import Call
+from minris.upper_layer.tls import way_to
 
 
 def echo_words(our_ae_title: str, device: Device, outcome: str) -> Message:
-    """The outcome of a C-ECHO, a key of ECHO_WORDS, as a sentence."""
+    """The outcome of a C-ECHO, as echo_outcome gives it, as a sentence."""
+    kind, _, why = outcome.partition(": ")
     where = {"name": device.name, "host": device.host, "port": device.port, "ae": our_ae_title}
-    return Message(ECHO_WORDS[outcome].key, **where)
+    return Message(ECHO_WORDS[kind].key, **where, why=why)
 
 
 ECHO_WORDS = {
     "no address": Message("{name} has no address here"),
     "unreached": Message("{name} is not reached at {host}, port {port}"),
+    "insecure": Message("{name} and this system do not agree on TLS: {why}"),
     "rejected": Message("{name} rejects us: is {ae} known to it?"),
     "no answer": Message("{name} was reached, but did not answer C-ECHO"),
     "answers": Message("{name} answers"),
 }
 
 
-def echo_outcome(our_ae_title: str, device: Device) -> str:
-    """Send C-ECHO to a device; return a key of ECHO_WORDS."""
-    return asyncio.run(_ask_echo(our_ae_title, device)) if device.host else "no address"
+def echo_outcome(config: Config, device: Device) -> str:
+    """Send C-ECHO to a device; return a key of ECHO_WORDS, of `insecure` with the reason."""
+    return asyncio.run(_ask_echo(config, device)) if device.host else "no address"
 
 
-async def _ask_echo(our_ae_title: str, device: Device) -> str:
+async def _ask_echo(config: Config, device: Device) -> str:
     caller, status = Caller(5.0), None
     command = encode_command(AffectedSOPClassUID=VERIFICATION, CommandField=0x0030, MessageID=1,
                              CommandDataSetType=NO_DATA_SET)  # fmt: skip
-    address = device.host, device.port
+    names = {"ours": config.dicom.ae_title, "theirs": device.ae_title}
+    proposed = ((VERIFICATION, None),)
     try:
-        await caller.open(address, our_ae_title, device.ae_title, ((VERIFICATION, None),))
+        await caller.open(**names, proposed=proposed, **way_to(config, device))
     except AssociationRejected:
         return "rejected"
+    except NotSecured as error:
+        return f"insecure: {error}"
     except DeliveryError:
         return "unreached"
     if context := caller.accepted.contexts.get(VERIFICATION):
@@ -87,7 +93,7 @@ class Called(NamedTuple):
 def examine(ctx: Context, device: Device, called: Called, outcome: str) -> list[Finding]:
     """The findings about a device, worst first.
 
-    outcome  of the C-ECHO, a key of ECHO_WORDS
+    outcome  of the C-ECHO, as echo_outcome gives it
     """
     found = [
         *_reached(ctx, device, outcome),
@@ -113,6 +119,8 @@ def _reached(ctx: Context, device: Device, outcome: str) -> Iterator[Finding]:
     mend = Message("Check its address, or switch it on")
     if outcome == "no address":
         mend = Message("Enter its address")
+    if outcome.startswith("insecure"):
+        mend = Message("See its certificate, and tls_ca and tls_certificate of [dicom]")
     yield Finding("warning" if device.role == "modality" else "bad", words, _edit(device), mend)
 
 

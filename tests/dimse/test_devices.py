@@ -191,7 +191,7 @@ def stored_step(appliance, keyword):
 def echoed(appliance):
     """What a C-ECHO to the device comes to, less its name."""
     [device] = [d for d in appliance.context().devices if d.name == "Mammography"]
-    words = doctor.echo_words("MINRIS", device, doctor.echo_outcome("MINRIS", device))
+    words = doctor.echo_words("MINRIS", device, doctor.echo_outcome(appliance.config, device))
     return str(words).partition(" ")[2]
 
 

@@ -188,7 +188,8 @@ class Appliance:
         self.associations = AssociationServer(dicom, self.access, negotiator, self.dimse.dispatch)
         self.associations.on_rejected = functools.partial(note_rejection, self)
         listen = self.associations.listen
-        self.dicom_port = await listen(dicom.host, dicom.port)
+        if dicom.port != "off":
+            self.dicom_port = await listen(dicom.host, dicom.port)
         if self.dicom_tls and dicom.tls_port:
             self.dicom_tls_port = await listen(dicom.host, dicom.tls_port, self.dicom_tls.context)
         self._start_rounds()
@@ -426,7 +427,8 @@ class Appliance:
             self._release()
             raise SystemExit(f"minris: cannot listen: {error}") from None
         tls = f", TLS {self.dicom_tls_port}" if self.dicom_tls_port else ""
-        dicom = f"{config.dicom.ae_title} at {config.dicom.host}:{self.dicom_port}{tls}"
+        plain = f":{self.dicom_port}" if self.dicom_port else ""
+        dicom = f"{config.dicom.ae_title} at {config.dicom.host}{plain}{tls}"
         files = f"store {config.store_path}, configuration {config.path or 'defaults'}"
         self.say(f"minris {__version__}: DICOM {dicom}, pages at {self.web_url}, {files}")
         notify_systemd(f"READY=1\nMAINPID={os.getpid()}")

@@ -16,7 +16,7 @@ import peewee
 from minris.access.context import Context, archive_of, utc_now
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.appliance.machine import Certificate, ClockWatch
-from minris.config.ini import Config
+from minris.config.ini import Config, Device
 from minris.housekeeping.restoring import gaps, notice_of_gap
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting
 from minris.standard.status import Message
@@ -26,6 +26,8 @@ from minris.store.files import is_there
 from minris.store.models import StoreError, StoreInUse, database
 from minris.store.sqlite import StoreLock, read_store, reading
 from minris.store.writer import Writer
+from minris.upper_layer.caller import NotSecured
+from minris.upper_layer.tls import way_to
 from minris.web.request import Box
 from minris.web.server import Changes
 
@@ -239,9 +241,13 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
         yield f"store {config.store_path} (in use by a running minris)", "".join(found[:1])
     except StoreError as error:
         yield f"store {config.store_path}", str(error)
-    for name, section in (("dicom", config.dicom), ("web", config.web)):
-        problem = "" if running else port_problem(section.host, section.port)
-        yield f"[{name}] port {section.port}" + (" (running)" if running else ""), problem
+    doors = {"[dicom] port": (config.dicom.host, config.dicom.port),
+             "[dicom] tls_port": (config.dicom.host, config.dicom.tls_port or "off"),
+             "[web] port": (config.web.host, config.web.port)}  # fmt: skip
+    for name, (host, port) in doors.items():
+        if port != "off":
+            problem = "" if running else port_problem(host, port)
+            yield f"{name} {port}" + (" (running)" if running else ""), problem
     folder = config.store_path.parent
     free = shutil.disk_usage(folder).free >> 20 if folder.exists() else 0
     yield f"disk: {free} MiB free", "" if free > 256 else "less than 256 MiB"
@@ -250,6 +256,7 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
     for name, device in config.devices.items():
         if device.host:
             problem = port_problem(device.host, device.port, connect=True)
+            problem = problem or tls_problem(config, Device.from_settings(name, device))
             yield f"device {name} at {device.host}:{device.port}", problem
 
 
@@ -277,6 +284,18 @@ def check_store_lines(config: Config) -> Iterator[tuple[str, str]]:
             yield f"device {device.name} (made on the page)", words
     except UNREADABLE as error:
         yield f"store {config.store_path}", str(error)
+
+
+def tls_problem(config: Config, device: Device) -> str:
+    """Return why TLS fails with a device that is called over it, empty if it does not."""
+    try:
+        context = way_to(config, device).get("ssl")
+        if context:
+            with socket.create_connection((device.host, device.port), 3) as connection:
+                context.wrap_socket(connection, server_hostname=device.host).close()
+    except (OSError, NotSecured) as error:  # ssl.SSLError is an OSError
+        return f"TLS: {error}"
+    return ""
 
 
 def port_problem(host: str, port: int, connect: bool = False) -> str:

@@ -22,6 +22,7 @@ from minris.config.ini import Config, ConfigError
 from minris.standard.status import Message
 from minris.store.condition import StoreTrouble
 from minris.store.files import open_private
+from minris.upper_layer.tls import tls_context
 
 
 def is_news(record: logging.LogRecord) -> bool:
@@ -113,9 +114,7 @@ class Certificate:
         decoded = ssl._ssl._test_decode_cert(str(certificate))  # the only parser in the library
         seconds = ssl.cert_time_to_seconds(decoded["notAfter"])
         # a context of its own: what another one has loaded, it trusts for ever
-        renewed = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        renewed.minimum_version = ssl.TLSVersion.TLSv1_2
-        renewed.load_cert_chain(certificate, key)
+        renewed = tls_context(ssl.PROTOCOL_TLS_SERVER, certificate, key)
         if client_ca:
             renewed.verify_mode = ssl.CERT_REQUIRED
             renewed.load_verify_locations(client_ca)

@@ -5,8 +5,8 @@ import contextlib
 import os
 import socket
 import ssl
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator
+from typing import Protocol
 
 from minris import log
 from minris.appliance.machine import notify_systemd
@@ -51,8 +51,7 @@ async def feed_watchdog(box: Doors, seconds: float = WATCHDOG_SECONDS) -> None:
 async def ask_dicom(box: Doors) -> None:
     """Send ourselves a C-ECHO and a worklist query. Raises DeliveryError or OSError without answers."""
     caller, title = Caller(), box.config.dicom.ae_title
-    with own_connection(box.associations) as (connection, address):
-        await asyncio.get_running_loop().sock_connect(connection, address)
+    async with own_connection(box) as connection:
         proposed = ((VERIFICATION, None), (MODALITY_WORKLIST, None))
         await caller.open((), title, title, proposed, sock=connection)
         try:
@@ -71,20 +70,31 @@ async def ask_dicom(box: Doors) -> None:
             await caller.release()
 
 
-@contextlib.contextmanager
-def own_connection(server: AssociationServer) -> Iterator[tuple[socket.socket, Any]]:
-    """Give a socket that the DICOM door knows for ours before it connects, and the door's address.
+@contextlib.asynccontextmanager
+async def own_connection(box: Doors) -> AsyncIterator[socket.socket]:
+    """Give a socket to the DICOM door, which knows it for ours before it is connected.
 
-    No limit and no rule about callers applies to it.
+    No limit and no rule about callers applies to it. Where only TLS is spoken, whose certificates
+    are for devices, it is a pair of sockets within this process
     """
-    family, address = reachable(server.servers[0])
-    with socket.socket(family, socket.SOCK_STREAM) as connection:
-        connection.setblocking(False)
+    server, loop, other = box.associations, asyncio.get_running_loop(), None
+    if box.config.dicom.port == "off":
+        connection, other = socket.socketpair()
+        ours = (other.getpeername() or ("", 0))[:2]
+    else:
+        family, address = reachable(server.servers[0])
+        connection = socket.socket(family, socket.SOCK_STREAM)
         connection.bind((address[0], 0))
         ours = connection.getsockname()[:2]
+    with connection:
+        connection.setblocking(False)
         server.own.add(ours)
         try:
-            yield connection, address
+            if other:
+                await server.admit(other)
+            else:
+                await loop.sock_connect(connection, address)
+            yield connection
         finally:
             server.own.discard(ours)
 

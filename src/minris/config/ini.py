@@ -67,6 +67,7 @@ class Device:
     ae_titles: tuple[str, ...]
     host: str = ""
     port: int = 104
+    tls: str = "no"
     check_address: bool = False
     modality: str = ""
     station_name: str = ""
@@ -147,12 +148,16 @@ def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) 
     """A line for each TLS file that does not exist, or that is needed but not set."""
     for name in ("dicom", "web"):
         section = sections[name]
-        for key in ("tls_certificate", "tls_key", "tls_client_ca"):
+        for key in ("tls_certificate", "tls_key", "tls_client_ca", "tls_ca"):
             if (text := getattr(section, key, "")) and not (directory / text).is_file():
                 yield f"[{name}] {key}: there is no file {directory / text}"
         for key in ("tls_key", "tls_port"):
             if getattr(section, key, "") and not getattr(section, "tls_certificate", ""):
                 yield f"[{name}] tls_certificate: is needed with {key}"
+    if getattr(sections["dicom"], "port", 0) == "off" and not getattr(
+        sections["dicom"], "tls_port", 0
+    ):
+        yield "[dicom] tls_port: is needed where port is off"
 
 
 def check_proxies(web: types.SimpleNamespace) -> Iterator[str]:

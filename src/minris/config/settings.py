@@ -31,7 +31,7 @@ SETTINGS = setting_table(r"""
     section | key | default | kind | meaning
     dicom | ae_title | MINRIS | ae | AE title of this system; configure it on every machine
     dicom | host | 0.0.0.0 | text | address to listen on
-    dicom | port | 11112 | int 0 65535 | port to listen on; 104 is the registered one (0: any free)
+    dicom | port | 11112 | port | port to listen on; 104 is the registered one (0: any free; off: none but tls_port)
     dicom | check_called_ae_title | yes | bool | reject calls to any other AE title
     dicom | accept_unknown_devices | no | bool | accept calls from AE titles that are not registered as devices
     dicom | character_set | | charset | character set of answers if neither device nor query specifies one; empty: ISO_IR 192 (UTF-8)
@@ -56,6 +56,7 @@ SETTINGS = setting_table(r"""
     dicom | tls_certificate | | text | certificate chain file (PEM)
     dicom | tls_key | | text | private key file (PEM)
     dicom | tls_client_ca | | text | authorities file (PEM); callers must present a certificate issued by one of them
+    dicom | tls_ca | | text | authorities file (PEM) of devices called over TLS; empty: tls_client_ca, else those of the system
     ups | worklist_label | MAIN | value LO 64 | Worklist Label (0074,1202) of workitems created without one
     ups | strict | no | bool | refuse a workitem without its type 2 attributes (0120)
     ups | grant_locks | yes | bool | grant deletion locks; no: subscribers get none (B301)
@@ -132,6 +133,7 @@ DEVICE_SETTINGS = setting_table(r"""
     device | ae_title | | aes 8 | AE titles of the machine, comma-separated
     device | host | | text | address of the machine (needed only if minris connects to it)
     device | port | 104 | int 1 65535 | port of the machine (needed only if minris connects to it)
+    device | tls | no | choice no yes any_name | whether minris calls it over TLS; any_name: even if its certificate names another host
     device | check_address | no | bool | reject its AE titles from any address other than host
     device | modality | | value CS 16 | modality (CT, MR, US, DX ...), preselected at registration
     device | station_name | | value SH 16 | Scheduled Station Name (0040,0010) of its steps

@@ -238,6 +238,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "url": read_public_url,
     "origins": read_origins,
     "networks": read_networks,
+    "port": lambda text: "off" if text.lower() == "off" else read_int(text, "0", "65535"),
     "hosts": read_hosts,
     "evidence": read_evidence,
     "passed_on": read_passed_on,

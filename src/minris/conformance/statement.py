@@ -222,11 +222,15 @@ def statement_security(config: Config) -> str:
     unknown = "accepted" if config.dicom.accept_unknown_devices else "rejected (1, 1, 3)"
     other = "rejected (1, 1, 7)" if config.dicom.check_called_ae_title else "accepted"
     tls = f"on port {config.dicom.tls_port}" if config.dicom.tls_port else "off"
+    if config.dicom.port == "off":
+        tls += " alone"
     lines = (
         ("Item", "Value"),
         ("Calling AE titles that are not registered", unknown),
         ("Another called AE title", other),
-        ("TLS", f"{tls}; 1.2 and later, PS3.15 B.9 and B.10"),
+        ("TLS", f"{tls}; 1.2 and later, PS3.15 B.12 (BCP 195 RFC 8996, 9325): ECDHE with AES-GCM or"
+         " ChaCha20-Poly1305"),
+        ("TLS to devices", "as each device is set; with the same versions and cipher suites"),
         ("Client certificates", "required" if config.dicom.tls_client_ca else "not asked for"),
         ("User identity negotiation", "accepted, not verified, no answer"),
         ("Audit log", "kept in the store, never changed; each line has the SHA-256 digest of itself"

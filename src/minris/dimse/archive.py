@@ -10,12 +10,13 @@ from minris.dataset.elements import ElementIndex, Malformed, encode_text, encode
 from minris.dataset.recode import recode
 from minris.dataset.search import to_syntax
 from minris.dataset.text import UTF_8
-from minris.dimse.senders import address_of
+from minris.dimse.senders import known_device
 from minris.images.references import Evidence, Reference
 from minris.standard.commitment import RETRIEVABLE
 from minris.standard.dictionary import tag_of
 from minris.standard.uids import STUDY_ROOT_FIND
 from minris.upper_layer.caller import Caller, DeliveryError
+from minris.upper_layer.tls import way_to
 
 
 class ArchiveSearch:
@@ -36,7 +37,7 @@ class ArchiveSearch:
 
         Without references it is only asked for an association.
         """
-        address_of(archive, archive.ae_title)
+        known_device(archive, archive.ae_title)
         within = [one for one in references if one.study_instance_uid]
         alone = [one.sop_instance_uid for one in references if not one.study_instance_uid]
         unchecked = frozenset(() if archive.relational_queries else alone)
@@ -79,9 +80,10 @@ class ArchiveSearch:
     @contextlib.asynccontextmanager
     async def _asking(self, archive: Device) -> AsyncIterator[Caller]:
         """An association for queries. Raises DeliveryError."""
-        caller, address = Caller(30.0), address_of(archive, archive.ae_title)
-        ours = self.config.dicom.ae_title
-        await caller.open(address, ours, archive.ae_title, ((STUDY_ROOT_FIND, None),))
+        caller, ours = Caller(30.0), self.config.dicom.ae_title
+        way = way_to(self.config, known_device(archive, archive.ae_title))
+        proposed = ((STUDY_ROOT_FIND, None),)
+        await caller.open(ours=ours, theirs=archive.ae_title, proposed=proposed, **way)
         try:
             if STUDY_ROOT_FIND not in caller.accepted.contexts:
                 raise DeliveryError("the archive accepts no queries (Study Root FIND)")

@@ -26,13 +26,14 @@ from minris.standard.status import Status
 from minris.standard.uids import PASSED_ON, STORAGE_COMMITMENT, UPS_EVENT, UPS_PUSH
 from minris.upper_layer.association import Association
 from minris.upper_layer.caller import Caller, DeliveryError
+from minris.upper_layer.tls import way_to
 
 
-def address_of(device: Device | None, ae_title: str) -> tuple[str, int]:
-    """Return host and port of an AE. Raises DeliveryError if unknown."""
+def known_device(device: Device | None, ae_title: str) -> Device:
+    """Return the device of an AE. Raises DeliveryError if there is none with an address."""
     if not device or not device.host:
         raise DeliveryError(f"{ae_title} is not registered with an address")
-    return device.host, device.port
+    return device
 
 
 def answer_words(fields: Mapping[str, Any]) -> str:
@@ -130,7 +131,7 @@ class DimseSender:
     ) -> None:
         """Send events of one lane to a receiver, in order. Raises DeliveryError."""
         device = self.access().device(receiver)
-        address_of(device, receiver)
+        known_device(device, receiver)
         first = events[0]
         if await self._told_on_theirs(device, receiver, first):
             heard(first, "")
@@ -174,7 +175,9 @@ class DimseSender:
         if not proposed:
             raise DeliveryError("nothing is passed on to it any more")
         caller = Caller(30.0 if lane == REQUEST_LANE else 10.0)  # an archive may search first
-        await caller.open((device.host, device.port), ours, theirs, proposed)
+        await caller.open(
+            ours=ours, theirs=theirs, proposed=proposed, **way_to(self.config, device)
+        )
         return caller
 
     def _let_go(self, key: tuple[str, ...]) -> None:

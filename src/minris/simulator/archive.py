@@ -14,7 +14,6 @@ from minris.simulator.peer import (
     code_of,
     dataset_of,
     filled,
-    served,
 )
 from minris.standard.commitment import COMMITMENT_EVENTS, NOT_THERE, OF_ANOTHER_CLASS
 from minris.standard.uids import (
@@ -70,7 +69,7 @@ class SimulatedArchive(Peer):
             (evt.EVT_N_EVENT_REPORT, self._take),
             (evt.EVT_RELEASED, self._released),
         )
-        with served(ae, self.listen, *handlers):
+        with self.served(ae, self.listen, *handlers):
             yield
 
     def _store(self, event: Any) -> int:
@@ -163,7 +162,7 @@ class SimulatedArchive(Peer):
         ae = AE(ae_title=self.ae_title)
         ae.add_requested_context(STORAGE_COMMITMENT)
         role = build_role(STORAGE_COMMITMENT, scp_role=True)
-        association = ae.associate(*self.address, ae_title=who, ext_neg=[role])
+        association = self.call(ae, who, ext_neg=[role])
         if not association.is_established:
             raise SimulationError(f"cannot reach {who} to send the commitment result")
         kind = COMMITMENT_EVENTS[not bad]

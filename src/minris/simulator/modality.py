@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from minris.dataset.names import shown_name
-from minris.simulator.peer import Peer, SimulationError, filled, served
+from minris.simulator.peer import Peer, SimulationError, filled
 from minris.standard.commitment import FAILURE_REASONS
 from minris.standard.mpps import DISCONTINUATION_REASONS
 from minris.standard.status import Status
@@ -158,7 +158,7 @@ class Scanner(Modality):
         archive: tuple[str, str, int] | None = None,
     ) -> None:
         super().__init__(ae_title, modality, *address)
-        self.listen, self.archive = listen, archive
+        self.listen, self.archive, self.archive_tls = listen, archive, None
         self.results: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
 
     def store(self, item: Any, series: Any) -> None:
@@ -170,7 +170,8 @@ class Scanner(Modality):
         title, host, port = self.archive
         ae = AE(ae_title=self.ae_title)
         ae.add_requested_context(CT_IMAGE_STORAGE, EXPLICIT_VR_LITTLE_ENDIAN)
-        association = ae.associate(host, port, ae_title=title)
+        tls = (self.archive_tls, None) if self.archive_tls else None
+        association = ae.associate(host, port, ae_title=title, tls_args=tls)
         if not association.is_established:
             raise SimulationError(f"cannot reach {title} at {host}:{port}")
         for number, image in enumerate(series.ReferencedImageSequence, 1):
@@ -212,7 +213,7 @@ class Scanner(Modality):
         ds = Dataset()
         ds.TransactionUID = new_uid()
         ds.ReferencedSOPSequence = series.ReferencedImageSequence
-        with served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
+        with self.served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
             with self.association() as association:
                 instance = STORAGE_COMMITMENT_INSTANCE
                 status, _ = association.send_n_action(ds, 1, STORAGE_COMMITMENT, instance)

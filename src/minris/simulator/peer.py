@@ -20,9 +20,13 @@ class Peer:
 
     host, port, called  address and AE title of the server
     say                 takes each line of the conversation
+    calling_tls, listening_tls
+                        contexts of its calls and of its own port; None without TLS
     """
 
     CLASSES: tuple[str, ...] = ()
+    calling_tls: Any = None
+    listening_tls: Any = None
 
     def __init__(
         self, ae_title: str, host: str, port: int, called: str, say: Callable[[str], None] = print
@@ -38,10 +42,10 @@ class Peer:
     @contextlib.contextmanager
     def association(self) -> Iterator[Any]:
         """Open an association to the server; SimulationError if it is refused."""
-        association = self.ae.associate(*self.address, ae_title=self.called)
+        association = self.call(self.ae)
         if not (association.is_rejected or association.is_established):
             # pynetdicom 3.0.4 sometimes loses the answer if the connection closes right after it
-            association = self.ae.associate(*self.address, ae_title=self.called)
+            association = self.call(self.ae)
         if association.is_rejected:
             answer = association.acceptor.primitive
             why = answer.reason_str if answer else "no answer"
@@ -53,6 +57,27 @@ class Peer:
             yield association
         finally:
             association.release()
+
+    def call(self, ae: Any, called: str = "", **how: Any) -> Any:
+        """Associate an AE of pynetdicom with the server."""
+        tls = (self.calling_tls, None) if self.calling_tls else None
+        return ae.associate(*self.address, ae_title=called or self.called, tls_args=tls, **how)
+
+    @contextlib.contextmanager
+    def served(
+        self, ae: Any, port: int, *handlers: tuple[Any, Callable[..., Any]]
+    ) -> Iterator[None]:
+        """Let an AE of pynetdicom listen at a port. SimulationError if the port is taken."""
+        try:
+            server = ae.start_server(
+                ("", port), block=False, evt_handlers=list(handlers), ssl_context=self.listening_tls
+            )
+        except OSError as error:
+            raise SimulationError(f"port {port}: {error}") from None
+        try:
+            yield
+        finally:
+            server.shutdown()
 
     def answered(self, line: str, operation: str, status: Any, hint: str = "") -> None:
         """Print the status of a request. SimulationError, with a hint, unless it is success."""
@@ -75,19 +100,6 @@ def filled(keywords: str, source: Any = None) -> Any:
     for keyword in keywords.split():
         setattr(ds, keyword, source.get(keyword, "") if source else "")
     return ds
-
-
-@contextlib.contextmanager
-def served(ae: Any, port: int, *handlers: tuple[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Let a simulated AE listen at a port. SimulationError if the port is taken."""
-    try:
-        server = ae.start_server(("", port), block=False, evt_handlers=list(handlers))
-    except OSError as error:
-        raise SimulationError(f"port {port}: {error}") from None
-    try:
-        yield
-    finally:
-        server.shutdown()
 
 
 def dataset_of(index: ElementIndex) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from minris.dataset.checks import with_empty
 from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import cancellation_reason, code_item, workitem_code
-from minris.simulator.peer import Peer, SimulationError, code_of, dataset_of, served
+from minris.simulator.peer import Peer, SimulationError, code_of, dataset_of
 from minris.standard.uids import (
     UPS_EVENT,
     UPS_FILTERED_SUBSCRIPTION,
@@ -181,7 +181,7 @@ class Workstation(Peer):
 
         ae = AE(ae_title=self.ae_title)
         ae.add_supported_context(UPS_EVENT, scu_role=True, scp_role=True)
-        with served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
+        with self.served(ae, self.listen, (evt.EVT_N_EVENT_REPORT, self._hear)):
             yield
 
     def _hear(self, event: Any) -> tuple[int, None]:

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import functools
 import os
+import ssl
 import struct
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, NamedTuple
@@ -35,6 +36,10 @@ from minris.upper_layer.pdus import (
 
 class DeliveryError(Exception):
     """A message could not be delivered."""
+
+
+class NotSecured(DeliveryError):
+    """A receiver and we do not agree on TLS."""
 
 
 class AssociationRejected(DeliveryError):
@@ -168,6 +173,9 @@ class Caller:
                 yield
         except (OSError, EOFError, UnicodeError, ProtocolError, struct.error) as error:
             self.close()
+            if isinstance(error, ssl.SSLError):
+                why = getattr(error, "verify_message", "") or error.reason or str(error)
+                raise NotSecured(f"{words}: TLS: {why.replace('_', ' ').lower()}") from None
             number = getattr(error, "errno", None)
             reason = os.strerror(number).lower() if number and number > 0 else str(error)
             late = isinstance(error, TimeoutError) and not number

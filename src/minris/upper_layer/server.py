@@ -4,6 +4,7 @@ import asyncio
 import collections
 import itertools
 import re
+import socket
 import time
 import types
 from collections.abc import Callable
@@ -130,6 +131,11 @@ class AssociationServer:
         )
         self.servers.append(server)
         return server.sockets[0].getsockname()[1]
+
+    async def admit(self, connection: socket.socket) -> None:
+        """Serve a connected socket."""
+        connection.setblocking(False)
+        await self.loop.connect_accepted_socket(lambda: Association(self), connection)
 
     def stop_listening(self) -> None:
         """Accept no more connections."""

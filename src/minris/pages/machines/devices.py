@@ -145,7 +145,7 @@ def device_named(p: PageRequest, name: str) -> Device:
 def doctor_page(p: PageRequest) -> str:
     """GET /devices/doctor: the findings about a device, and what to do next."""
     t, device, server = p.t, device_named(p, p.query("name")), p.web.box.associations
-    outcome = echo_outcome(p.web.config.dicom.ae_title, device)
+    outcome = echo_outcome(p.web.config, device)
     called = Called(server.called.copy(), server.rejected.copy())  # the event loop changes them
     found = p.read(examine, p.ctx, device, called, outcome)
     findings = [Row((LIGHTS[one.light][0], t(one.words)), "", mending(t, device, one), one.light)
@@ -180,7 +180,7 @@ def post_echo(p: PageRequest) -> str:
     """POST /devices/echo: send a C-ECHO to a device."""
     device = device_named(p, p.form("name"))
     ours = p.web.config.dicom.ae_title
-    return p.tell("/devices", p.t(echo_words(ours, device, echo_outcome(ours, device))))
+    return p.tell("/devices", p.t(echo_words(ours, device, echo_outcome(p.web.config, device))))
 
 
 def associations_page(p: PageRequest) -> str:
