@@ -442,3 +442,19 @@ def test_a_login_leads_to_an_address_with_letters_of_any_script(appliance):
         fields = {"next": "/patients?q=王"}
         answer = log_in(browser, "admin", admin_password(appliance), **fields)
         assert answer.headers["Location"] == "/patients?q=%E7%8E%8B"
+
+
+def test_a_proxy_that_is_not_trusted_is_named_in_the_log(known, caplog):
+    _, url = known(lines=FORWARDS)
+    with behind(url) as browser:
+        browser.get("/login")
+    assert "127.0.0.1 forwards requests of others: if it is your proxy, set trusted_proxies" in (
+        caplog.text
+    )
+
+
+def test_the_name_that_is_listened_at_is_ours(run_appliance):
+    text = "[web]\nhost = localhost\npublic_url = https://ris.clinic.example\n"
+    appliance = run_appliance(text)
+    with visiting(appliance) as browser:
+        assert browser.get("/healthz").status_code == 200

@@ -7,6 +7,7 @@ import urllib.parse
 from collections.abc import Iterable
 from typing import Any
 
+from minris import log
 from minris.config.values import Networks
 from minris.standard.status import HttpRefusal, Message
 from minris.web.request import header_of
@@ -45,6 +46,8 @@ class Entrance:
         public = urllib.parse.urlsplit(web.public_url)
         self.proxies, self.root = web.trusted_proxies, public.path
         self.names = {name for name in (public.hostname, *web.hosts) if name}
+        if self.names:
+            self.names.add(web.host)
 
     def take(self, scope: Any) -> None:
         """Make of an ASGI scope what the caller has asked of us. Refuses 400, 421."""
@@ -140,6 +143,9 @@ def look_through(scope: Any, proxies: Networks) -> None:
     # HTTP/1.0 is what nginx speaks to us by default, without a header that tells of it
     scope["minris.forwarded"] = bool(FORWARDING_HEADERS & names) or scope["http_version"] == "1.0"
     if not is_trusted(peer, proxies):
+        if b"x-forwarded-for" in names or b"forwarded" in names:
+            words = "web: %s forwards requests of others: if it is your proxy, set trusted_proxies"
+            log.warning(words, peer, extra={"repeats": True})
         return
     ways = parts_of(headers, b"x-forwarded-for"), forwarded(headers, "for")
     callers = {walk_back(peer, hops, proxies) for hops in ways if hops}
