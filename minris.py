@@ -2252,7 +2252,7 @@ SETTINGS = setting_table(r"""
     clinic | closes | 18:00 | clock | closing time, for the calendar and no_show_after_closing
     clinic | closed_days | | weekdays | days of the week without exams, such as sat, sun
     clinic | slot_minutes | 15 | int 5 240 | default length of an exam, minutes, if its procedure is not in the catalogue
-    clinic | import_encoding | | encoding | encoding of imported files that are not UTF-8, such as GB18030 or windows-1252; empty: minris asks where it is not certain
+    clinic | import_encoding | | encoding | encoding of imported files other than UTF-8, such as GB18030 or windows-1252; empty: asked for if uncertain
     clinic | patient_id_format | P{number:06} | id 64 | pattern of generated Patient IDs
     clinic | accession_number_format | {yy}{month}{day}{number:04} | id 16 | pattern of generated Accession Numbers
     clinic | requested_procedure_id_format | R{yy}{month}{day}{number:04} | id 16 | pattern of generated Requested Procedure IDs
@@ -23131,7 +23131,7 @@ document.addEventListener("keydown", (event) => {
  "does not work": "不工作",
  "double booking": "时间冲突",
  "dropped": "已丢弃",
- "encoding of imported files that are not UTF-8, such as GB18030 or windows-1252; empty: minris asks where it is not certain": "非 UTF-8 导入文件的编码，如 GB18030 或 windows-1252；留空：不确定时询问",
+ "encoding of imported files other than UTF-8, such as GB18030 or windows-1252; empty: asked for if uncertain": "非 UTF-8 导入文件的编码，如 GB18030 或 windows-1252；留空：不确定时询问",
  "ended in order": "正常结束",
  "events given up": "放弃事件",
  "days to keep the events of purged workitems (0: for ever)": "已清除任务的事件在这么多天后删除（0：从不）",
