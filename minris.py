@@ -2259,7 +2259,10 @@ SETTINGS = setting_table(r"""
     clinic | scheduled_procedure_step_id_format | S{yy}{month}{day}{number:04} | id 16 | pattern of generated Scheduled Procedure Step IDs
     housekeeping | backup_time | 02:30 | clock | time of the nightly backup; a missed one is made at the next start; empty: none
     housekeeping | backup_folder | backups | text | backup folder; a relative path is relative to config.ini
-    housekeeping | backups_kept | 14 | int 1 1000 | number of backups kept
+    housekeeping | second_backup_folder | | text | second folder that each backup is copied to, such as a stick or a share; empty: none
+    housekeeping | backups_kept | 7 | int 1 1000 | number of days whose last backup is kept, as far as there is room
+    housekeeping | backups_kept_weeks | 4 | int 0 1000 | number of weeks whose last backup is kept
+    housekeeping | backups_kept_months | 12 | int 0 1000 | number of months whose last backup is kept
     housekeeping | restore_damaged | no | bool | let the newest good backup replace a store that is found damaged; what came after the backup is missing then
     housekeeping | no_show_after_closing | no | bool | mark open exams as no-show at closing time (devices with MPPS only)
     housekeeping | keep_queries_days | 7 | int 1 3650 | days to keep the query log
@@ -2317,6 +2320,9 @@ DEVICE_SETTINGS = setting_table(r"""
 # Reading and checking of config.ini.
 # ------------------------------------------------------------------------------------------------
 
+TLS_FILES = ("tls_certificate", "tls_key", "tls_client_ca", "tls_ca")
+
+
 class ConfigError(Exception):
     """The errors of a configuration: one line each, with section and key."""
 
@@ -2354,6 +2360,19 @@ class Config:
     def backup_folder(self) -> Path:
         """The absolute path of the folder for nightly backups."""
         return Path(self.directory, self.housekeeping.backup_folder).absolute()
+
+    @property
+    def second_backup_folder(self) -> Path | None:
+        """The absolute path of the second folder for backups, None if there is none."""
+        text = self.housekeeping.second_backup_folder
+        return Path(self.directory, text).absolute() if text else None
+
+    def tls_files(self) -> Iterator[tuple[str, Path]]:
+        """The files of certificates and keys, as they are set, with their paths."""
+        for section in (self.dicom, self.web):
+            for key in TLS_FILES:
+                if text := getattr(section, key, ""):
+                    yield text, self.directory / text
 
     @property
     def store_path(self) -> Path:
@@ -2450,7 +2469,7 @@ def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) 
     """A line for each TLS file that does not exist, or that is needed but not set."""
     for name in ("dicom", "web"):
         section = sections[name]
-        for key in ("tls_certificate", "tls_key", "tls_client_ca", "tls_ca"):
+        for key in TLS_FILES:
             if (text := getattr(section, key, "")) and not (directory / text).is_file():
                 yield f"[{name}] {key}: there is no file {directory / text}"
         for key in ("tls_key", "tls_port"):
@@ -6434,7 +6453,7 @@ def _migrate(connection: sqlite3.Connection, path: Path, copy: bool = True) -> N
             connection.executescript(script)
 
 
-def _check_store(path: Path) -> None:
+def check_store(path: Path) -> None:
     """Refuse a file that is not a minris database, without changing it.
 
     Whatever state a sudden end left its pages in: they count only together with the WAL, which
@@ -6506,7 +6525,7 @@ def open_store(path: Path, migrate: bool = True) -> None:
             _make_or_finish(path)
         for suffix in (".restored", ".restored.part"):  # of a restore that had not begun
             _forget(beside(path, suffix))
-    _check_store(path)
+    check_store(path)
     bind_store(path)
     with in_words(path), database.connection_context():
         if migrate:
@@ -6526,7 +6545,7 @@ def read_store(path: Path) -> None:
     """
     if not is_there(path):
         raise StoreError(f"there is no store {path}")
-    _check_store(path)
+    check_store(path)
     database.initialize(Store(path, look=True))
     with in_words(path), database.connection_context():
         _check_newest(database.connection(), path)
@@ -6606,13 +6625,19 @@ def store_facts(path: Path) -> StoreFacts:
         return StoreFacts(*found.execute(COUNT_STORE).fetchone())
 
 
-def backup_store(path: Path, to: Path, replaced: Path | None = None) -> None:
+def backup_store(
+    path: Path,
+    to: Path,
+    replaced: Path | None = None,
+    add: Callable[[sqlite3.Connection], None] = lambda copy: None,
+) -> None:
     """Copy a database consistently, even while in use; the copy is checked before it gets its name.
 
     replaced  the file whose owner, group and mode the copy gets, if not the one of its name
+    add       writes into the copy what it is to hold besides
     Raises    StoreError if the copy is damaged or cannot be written
     """
-    _check_store(path)
+    check_store(path)
     part = beside(to, ".part")
     with in_words(to):
         if any(_holds_changes(beside(to, name)) for name in JOURNALS):
@@ -6629,6 +6654,7 @@ def backup_store(path: Path, to: Path, replaced: Path | None = None) -> None:
             with in_words(to):
                 source.backup(copy)  # in one step: a snapshot that no write delays
                 copy.execute("PRAGMA journal_mode=DELETE")
+                add(copy)
                 (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
         if answer != "ok":
             raise StoreError(f"the copy of {path} is damaged: {answer}")
@@ -6713,6 +6739,7 @@ def restore_store(
             _migrate(connection, backup, copy=False)
             with connection:
                 connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
+                connection.execute("DROP TABLE IF EXISTS held_file")
         carry_over(new)
         if _holds_changes(beside(new, "-wal")):
             raise StoreError(f"{new} is open elsewhere")
@@ -22169,10 +22196,16 @@ document.addEventListener("keydown", (event) => {
  "Which exam was it?": "这是哪项检查？",
  "Why likely": "可能的依据",
  "let the newest good backup replace a store that is found damaged; what came after the backup is missing then": "发现数据库损坏时，用最新的完好备份替换；备份之后的内容将会缺失",
+ "number of days whose last backup is kept, as far as there is room": "保留最后一份备份的天数，视可用空间而定",
+ "number of months whose last backup is kept": "保留最后一份备份的月数",
+ "number of weeks whose last backup is kept": "保留最后一份备份的周数",
  "Other patient?": "患者不符？",
  "Patient at the machine": "设备上的患者",
  "Patient of the order": "申请上的患者",
  "Reported for another patient": "设备上报的患者与申请不符",
+ "Second backup": "第二备份",
+ "second folder that each backup is copied to, such as a stick or a share; empty: none": "每份备份另外复制到的第二个文件夹，如 U 盘或网络共享；为空：不复制",
+ "The backup could not be copied to {folder}: {problem}. It is tried again.": "备份无法复制到 {folder}：{problem}。将会重试。",
  "The disk fails: nothing can be saved now. What can be read is shown. Make a backup, and have the disk of this box looked at.": "磁盘出现故障：现在无法保存任何内容。能读取的内容照常显示。请做备份，并检查本机磁盘。",
  "The disk is full: nothing can be saved. What was saved before is shown. Make room on the disk of this box; it goes on by itself then.": "磁盘已满：现在无法保存任何内容。之前保存的内容照常显示。请在本机磁盘上腾出空间，之后会自动恢复。",
  "The images in the archive still carry the patient of the machine: if that is wrong, correct them in the archive or at the machine.": "归档系统中的影像仍标记为设备上的患者：如有错误，请在归档系统或设备上更正。",
@@ -23088,7 +23121,6 @@ document.addEventListener("keydown", (event) => {
  "return empty sequences; no: omit them": "返回空序列；no：省略空序列",
  "archive": "归档",
  "as asked": "随查询",
- "number of backups kept": "保留这么多份备份，最旧的删除",
  "as_subscribed": "按其订阅方式",
  "maximum associations at once": "同时的连接数",
  "megabytes of audit lines in the store; older ones go to compressed files in the backup folder": "库中审计记录的最大 MB 数；更早的记录移入备份文件夹的压缩文件",
@@ -28777,6 +28809,180 @@ def conformance_statement(config: Config, form: str = "md") -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.appliance.backups
+# Backup files: what they hold besides the store, which are kept, and their second place.
+# ------------------------------------------------------------------------------------------------
+
+MOST_OF_A_DAY = 5
+SPARE = 64 << 20  # bytes that stay free beside the next backup
+
+
+# What is kept
+
+
+def backups(folder: Path) -> list[Path]:
+    """Return the backup files of a folder, oldest first."""
+    found = sorted(folder.glob("minris-????????-??????.db"))
+    return [each for each in found if _taken_at(each)]
+
+
+def _taken_at(backup: Path) -> datetime.datetime | None:
+    with contextlib.suppress(ValueError):
+        return datetime.datetime.strptime(backup.stem, "minris-%Y%m%d-%H%M%S")
+    return None
+
+
+# Of which time each newest backup is kept; how many times, by the setting.
+TIMES: tuple[tuple[str, Callable[[datetime.datetime], object]], ...] = (
+    ("backups_kept", datetime.datetime.date),
+    ("backups_kept_weeks", lambda at: at.isocalendar()[:2]),
+    ("backups_kept_months", lambda at: (at.year, at.month)),
+)
+
+
+def to_keep(config: Config, found: Iterable[Path]) -> list[Path]:
+    """Return the backups to keep, oldest first: the newest of each of the last days, weeks, months.
+
+    Days without a backup do not count; of the last one several are kept.
+    """
+    dated = [(at, each) for each in found if (at := _taken_at(each))]
+    kept = {each for at, each in dated[-MOST_OF_A_DAY:] if at.date() == dated[-1][0].date()}
+    for setting, time_of in TIMES:
+        newest = {time_of(at): each for at, each in dated}
+        most = getattr(config.housekeeping, setting)
+        kept |= set(list(newest.values())[-most:] if most else [])
+    return sorted(kept)
+
+
+def thin(config: Config, folder: Path, least: int) -> int:
+    """Delete backups that are not kept, and the oldest while there is little room; how many stay.
+
+    least  the last ones are kept also where there is no room
+    """
+    found = backups(folder)
+    kept = to_keep(config, found) or found[-1:]
+    for each in set(found) - set(kept):
+        each.unlink()
+    room = SPARE + config.store_path.stat().st_size
+    while len(kept) > least and shutil.disk_usage(folder).free < room:
+        log.warning("too little room in %s: the backup %s is deleted", folder, kept[0].name)
+        kept.pop(0).unlink()
+    return len(kept)
+
+
+# The second place
+
+
+def copy_to_second(config: Config, backup: Path, was_apart: bool) -> bool:
+    """Copy a backup to the second folder, and thin that; whether it is on another disk.
+
+    was_apart  it was the last time: else the stick is not there, and only its folder is
+    Raises     OSError, with the reason
+    """
+    folder = config.second_backup_folder
+    if not folder or not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(folder))
+    apart = folder.stat().st_dev != config.store_path.parent.stat().st_dev
+    if was_apart and not apart:
+        raise OSError(errno.ENODEV, "nothing is mounted there any more", str(folder))
+    to = folder / backup.name
+    if not (to.is_file() and to.stat().st_size == backup.stat().st_size):
+        thin(config, folder, 1)
+        part = beside(to, ".part")
+        part.unlink(missing_ok=True)
+        try:
+            with open(backup, "rb") as source, open(open_private(part), "wb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+                copy.flush()
+                os.fsync(copy.fileno())
+            os.replace(part, to)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+        with contextlib.suppress(OSError):  # a share may know no such thing
+            sync_folder(folder)
+    thin(config, folder, 2)
+    return apart
+
+
+# Configuration and certificates
+
+
+class HeldFile(NamedTuple):
+    """A file of the configuration, in a backup: its name is relative to the configuration."""
+
+    kind: str
+    name: str
+    mode: int
+    content: bytes
+
+
+def _files_of(config: Config) -> Iterator[tuple[str, str, Path]]:
+    if config.path:
+        yield "configuration", config.path.name, config.path
+    for name, path in config.tls_files():
+        yield "certificate", name, path
+
+
+def hold_files(config: Config) -> Callable[[sqlite3.Connection], None]:
+    """Return what writes the configuration and its certificates into a backup."""
+
+    def write(copy: sqlite3.Connection) -> None:
+        copy.execute("CREATE TABLE IF NOT EXISTS held_file (kind, name, mode, content)")
+        copy.execute("DELETE FROM held_file")
+        for kind, name, path in _files_of(config):
+            try:
+                mode, content = path.stat().st_mode & 0o777, path.read_bytes()
+            except OSError as error:
+                log.warning("the backup is without %s: %s", path, error)
+                continue
+            copy.execute("INSERT INTO held_file VALUES (?, ?, ?, ?)", (kind, name, mode, content))
+        copy.commit()
+
+    return write
+
+
+def held_files(backup: Path) -> list[HeldFile]:
+    """Return the files that a backup holds. Raises StoreError if it is none."""
+    with in_words(backup):
+        if not is_there(backup):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    check_store(backup)
+    with (
+        in_words(backup),
+        contextlib.closing(sqlite3.connect(source_of(backup), uri=True)) as found,
+    ):
+        there = found.execute("SELECT 1 FROM sqlite_master WHERE name = 'held_file'").fetchone()
+        rows_ = found.execute("SELECT kind, name, mode, content FROM held_file") if there else ()
+        return [HeldFile(*row) for row in rows_]
+
+
+def give_back(config: Config, held: Iterable[HeldFile]) -> list[str]:
+    """Give back the files of a backup; return what was done, in sentences.
+
+    One that is there and differs stays; that of the backup is laid beside it.
+    """
+    told = []
+    for one in held:
+        place = config.directory / one.name
+        if one.kind == "configuration" and config.path:
+            place = config.path
+        words, to = f"{place} was given back", place
+        if place.exists():
+            if place.read_bytes() == one.content:
+                continue
+            to = beside(place, ".from-backup")
+            to.unlink(missing_ok=True)
+            words = f"{place} differs from that of the backup, which lies beside it: {to}"
+        with open(open_private(to), "wb") as file:
+            file.write(one.content)
+        to.chmod(0o600 if b"PRIVATE KEY" in one.content else one.mode)
+        told.append(words)
+    return told
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.appliance.store_commands
 # Commands that change the store, run by the running appliance if there is one.
 # ------------------------------------------------------------------------------------------------
@@ -29167,6 +29373,18 @@ class Failed(NamedTuple):
     again_at: float
 
 
+@dataclasses.dataclass
+class SecondPlace:
+    """How the last copy to the second folder went.
+
+    last  the name of the newest backup there, as far as we know
+    """
+
+    problem: str = ""
+    last: str = ""
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+
 class Parts(Box, Protocol):
     """What health and jobs need from the appliance."""
 
@@ -29178,6 +29396,7 @@ class Parts(Box, Protocol):
     certificates: list[Certificate]
     stuck: set[tuple[str, str, str]]
     leftovers: int
+    second: SecondPlace
     failed_jobs: dict[str, Failed]
     start_time: float
 
@@ -29238,11 +29457,17 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
         (LIGHT_WORDS[name], "bad" if said else "good", as_message(said) if said else in_order)
         for name, said in health(box).items()
     ]
-    kept = backups(box.config)
+    kept = backups(box.config.backup_folder)
     last = Message("the last is {name}", name=kept[-1].name) if kept else Message("none yet")
     failed = failed_backup(box)
     light = "bad" if failed else "good" if kept else "warning"
     found.append((Message("Backup"), light, (failed or [last])[0]))
+    if box.config.second_backup_folder:
+        known = Message("the last is {name}", name=box.second.last)
+        known = known if box.second.last else Message("none yet")
+        light = "bad" if box.second.problem else "good" if box.second.last else "warning"
+        words = (failed_copy(box) or [known])[0]
+        found.append((Message("Second backup"), light, words))
     found += archive_light(box)
     if box.clock.doubtful and not box.clock.steady:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
@@ -29273,18 +29498,22 @@ def alarms(_: Parts) -> list[Message]:
     return [trouble.words] if trouble else []
 
 
-def backups(config: Config) -> list[Path]:
-    """Return the backup files, oldest first."""
-    return sorted(config.backup_folder.glob("minris-????????-??????.db"))
-
-
 def notices(box: Parts) -> list[Message]:
     """Return the notices at the top of every page: certificates, a failed backup, a restore."""
     now, ctx = utc_now(), box.context()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
     with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
         found += [notice_of_gap(ctx, gap) for gap in gaps()]
-    return found + failed_backup(box)
+    return found + failed_backup(box) + failed_copy(box)
+
+
+def failed_copy(box: Parts) -> list[Message]:
+    """Return the notice of a backup that could not be copied to the second folder."""
+    problem, folder = box.second.problem, box.config.second_backup_folder
+    if not problem:
+        return []
+    words = "The backup could not be copied to {folder}: {problem}. It is tried again."
+    return [Message(words, folder=folder, problem=problem)]
 
 
 def failed_backup(box: Parts) -> list[Message]:
@@ -29365,6 +29594,9 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
     folder = config.store_path.parent
     free = shutil.disk_usage(folder).free >> 20 if folder.exists() else 0
     yield f"disk: {free} MiB free", "" if free > 256 else "less than 256 MiB"
+    if second := config.second_backup_folder:
+        there = second.is_dir() and os.access(second, os.W_OK)
+        yield f"second backup folder {second}", "" if there else "not there, or not writable"
     year = datetime.datetime.now().year
     yield f"clock: {datetime.datetime.now():%Y-%m-%d %H:%M}", "" if year >= 2026 else "wrong year"
     for name, device in config.devices.items():
@@ -29686,15 +29918,42 @@ def nightly_backup(appliance: Parts) -> None:
     config = appliance.config
     folder, now = config.backup_folder, appliance.context().local_now()
     try:
-        backup_store(config.store_path, folder / f"minris-{now:%Y%m%d-%H%M%S}.db")
+        if folder.is_dir():
+            thin(config, folder, 1)
+        to = folder / f"minris-{now:%Y%m%d-%H%M%S}.db"
+        backup_store(config.store_path, to, None, hold_files(config))
     except (StoreError, OSError) as error:
         appliance.backup_problem = str(error)
         raise
     appliance.backup_problem = ""
-    kept = backups(config)
-    for old in kept[: -config.housekeeping.backups_kept]:
-        old.unlink()
-    log.info("backup written; kept: %d", min(len(kept), config.housekeeping.backups_kept))
+    log.info("backup written; kept: %d", thin(config, folder, 2))
+    if config.second_backup_folder:  # a share that hangs holds up nobody
+        threading.Thread(target=job_second_backup, args=(appliance,), daemon=True).start()
+
+
+def job_second_backup(appliance: Parts) -> None:
+    """Copy the newest backup to the second folder if it is not there; the page says what fails."""
+    config, second = appliance.config, appliance.second
+    found = backups(config.backup_folder)
+    if not config.second_backup_folder or not found or second.last == found[-1].name:
+        return
+    if not second.lock.acquire(blocking=False):
+        return
+    try:
+        with reading():
+            was_apart = get_mark("second backup folder") == str(config.second_backup_folder)
+        if copy_to_second(config, found[-1], was_apart) and not was_apart:
+            where = str(config.second_backup_folder)
+            appliance.writer.submit(set_mark, "second backup folder", where).result(60)
+        second.last, second.problem = found[-1].name, ""
+        log.info("backup copied to %s", config.second_backup_folder)
+    except OSError as error:
+        words = error.strerror or str(error)
+        if words != second.problem:
+            log.error("backup not copied to %s: %s", config.second_backup_folder, words)
+        second.problem = words
+    finally:
+        second.lock.release()
 
 
 def job_leftovers(appliance: Parts) -> None:
@@ -29748,6 +30007,7 @@ JOBS = (
     Job("clock", 3600, job_clock),
     Job("certificates", 60, job_renew),
     Job("workitems", 300, job_workitems),
+    Job("second backup", 60, job_second_backup),
 )
 BY_THE_CLOCK = Job("daily", 60, job_daily)  # what has a time of day
 
@@ -29803,6 +30063,7 @@ class Appliance:
         self.clock = ClockWatch(float(last_seen) if last_seen else None)
         self.stuck: set[tuple[str, str, str]] = set()
         self.leftovers = 0
+        self.second = SecondPlace()
         self.failed_jobs: dict[str, Failed] = {}
         self.writer: Writer | None = None
         self.scheduler: Any = None
@@ -29817,7 +30078,7 @@ class Appliance:
     def _restore_newest(self) -> None:
         """Let the newest backup that is whole replace a damaged store, which is kept aside."""
         ctx = Context(self.config, Actor("minris"))
-        for backup in reversed(backups(self.config)):
+        for backup in reversed(backups(self.config.backup_folder)):
             try:
                 kept, _ = restore(ctx, self.config.store_path, backup)
             except StoreError as error:
@@ -29908,7 +30169,7 @@ class Appliance:
         self._wake_delivery()
 
     def _may_restore(self) -> bool:
-        return bool(self.config.housekeeping.restore_damaged and backups(self.config))
+        return bool(self.config.housekeeping.restore_damaged and backups(self.config.backup_folder))
 
     def _condition_changed(self) -> None:
         """Show a trouble of the store, or its end, on open pages; in any thread."""
@@ -30268,7 +30529,7 @@ def command_backup(config: Config, arguments: argparse.Namespace) -> None:
     """Make a consistent copy of the store; the appliance may be running."""
     name = f"minris-{datetime.datetime.now():%Y%m%d-%H%M%S}.db"
     to = Path(arguments.file) if arguments.file else config.backup_folder / name
-    backup_store(config.store_path, to)
+    backup_store(config.store_path, to, None, hold_files(config))
     held, newest = store_facts(to), "none"
     if held.newest:
         newest = clinic_time(Context(config), held.newest)
@@ -30278,13 +30539,18 @@ def command_backup(config: Config, arguments: argparse.Namespace) -> None:
 
 def command_restore(config: Config, arguments: argparse.Namespace) -> None:
     """Restore a backup after checking it; refused while the appliance runs."""
+    held, given = held_files(Path(arguments.file)), []
+    named = [one.name for one in held if one.kind == "configuration"]
+    if named and not config.path:  # on a new computer: it says where the store is
+        given = give_back(config, held)
+        config = load_config(config.directory / named[0], os.environ)
     ctx = Context(config, Actor("console", role="admin"))
     with StoreLock(config.store_path):
         kept, gap = restore(ctx, config.store_path, Path(arguments.file))
     files = [str(each) for each in kept_files(kept)] if kept else []
     saved = f"; the previous database is kept as {' and '.join(files)}" if files else ""
     print(f"restored {arguments.file}{saved}")
-    for words in words_of_gap(ctx, gap):
+    for words in (*given, *give_back(config, held), *words_of_gap(ctx, gap)):
         print(words)
     print("Once it is confirmed on the page /restored, the pages say so no more.")
 

@@ -26,6 +26,7 @@ from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules
 from minris.access.users import make_token, make_user
 from minris.appliance.appliance import Appliance
+from minris.appliance.backups import give_back, held_files, hold_files
 from minris.appliance.health import check_lines, port_problem
 from minris.appliance.machine import (
     end_process,
@@ -205,7 +206,7 @@ def command_backup(config: Config, arguments: argparse.Namespace) -> None:
     """Make a consistent copy of the store; the appliance may be running."""
     name = f"minris-{datetime.datetime.now():%Y%m%d-%H%M%S}.db"
     to = Path(arguments.file) if arguments.file else config.backup_folder / name
-    backup_store(config.store_path, to)
+    backup_store(config.store_path, to, None, hold_files(config))
     held, newest = store_facts(to), "none"
     if held.newest:
         newest = clinic_time(Context(config), held.newest)
@@ -215,13 +216,18 @@ def command_backup(config: Config, arguments: argparse.Namespace) -> None:
 
 def command_restore(config: Config, arguments: argparse.Namespace) -> None:
     """Restore a backup after checking it; refused while the appliance runs."""
+    held, given = held_files(Path(arguments.file)), []
+    named = [one.name for one in held if one.kind == "configuration"]
+    if named and not config.path:  # on a new computer: it says where the store is
+        given = give_back(config, held)
+        config = load_config(config.directory / named[0], os.environ)
     ctx = Context(config, Actor("console", role="admin"))
     with StoreLock(config.store_path):
         kept, gap = restore(ctx, config.store_path, Path(arguments.file))
     files = [str(each) for each in kept_files(kept)] if kept else []
     saved = f"; the previous database is kept as {' and '.join(files)}" if files else ""
     print(f"restored {arguments.file}{saved}")
-    for words in words_of_gap(ctx, gap):
+    for words in (*given, *give_back(config, held), *words_of_gap(ctx, gap)):
         print(words)
     print("Once it is confirmed on the page /restored, the pages say so no more.")
 

@@ -21,10 +21,11 @@ from minris import __version__, log
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.access.users import FIRST_USER, first_password_file, make_user
+from minris.appliance.backups import backups
 from minris.appliance.health import (
     Failed,
+    SecondPlace,
     alarms,
-    backups,
     health,
     lights,
     metrics,
@@ -123,6 +124,7 @@ class Appliance:
         self.clock = ClockWatch(float(last_seen) if last_seen else None)
         self.stuck: set[tuple[str, str, str]] = set()
         self.leftovers = 0
+        self.second = SecondPlace()
         self.failed_jobs: dict[str, Failed] = {}
         self.writer: Writer | None = None
         self.scheduler: Any = None
@@ -137,7 +139,7 @@ class Appliance:
     def _restore_newest(self) -> None:
         """Let the newest backup that is whole replace a damaged store, which is kept aside."""
         ctx = Context(self.config, Actor("minris"))
-        for backup in reversed(backups(self.config)):
+        for backup in reversed(backups(self.config.backup_folder)):
             try:
                 kept, _ = restore(ctx, self.config.store_path, backup)
             except StoreError as error:
@@ -228,7 +230,7 @@ class Appliance:
         self._wake_delivery()
 
     def _may_restore(self) -> bool:
-        return bool(self.config.housekeeping.restore_damaged and backups(self.config))
+        return bool(self.config.housekeeping.restore_damaged and backups(self.config.backup_folder))
 
     def _condition_changed(self) -> None:
         """Show a trouble of the store, or its end, on open pages; in any thread."""

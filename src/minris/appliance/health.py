@@ -1,20 +1,23 @@
 """Health of the running appliance, and the checks before a start."""
 
 import contextlib
+import dataclasses
 import datetime
+import os
 import shutil
 import socket
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import peewee
 
 from minris.access.context import Context, archive_of, utc_now
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
+from minris.appliance.backups import backups
 from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import Config, Device
 from minris.housekeeping.restoring import gaps, notice_of_gap
@@ -53,6 +56,18 @@ class Failed(NamedTuple):
     again_at: float
 
 
+@dataclasses.dataclass
+class SecondPlace:
+    """How the last copy to the second folder went.
+
+    last  the name of the newest backup there, as far as we know
+    """
+
+    problem: str = ""
+    last: str = ""
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+
 class Parts(Box, Protocol):
     """What health and jobs need from the appliance."""
 
@@ -64,6 +79,7 @@ class Parts(Box, Protocol):
     certificates: list[Certificate]
     stuck: set[tuple[str, str, str]]
     leftovers: int
+    second: SecondPlace
     failed_jobs: dict[str, Failed]
     start_time: float
 
@@ -124,11 +140,17 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
         (LIGHT_WORDS[name], "bad" if said else "good", as_message(said) if said else in_order)
         for name, said in health(box).items()
     ]
-    kept = backups(box.config)
+    kept = backups(box.config.backup_folder)
     last = Message("the last is {name}", name=kept[-1].name) if kept else Message("none yet")
     failed = failed_backup(box)
     light = "bad" if failed else "good" if kept else "warning"
     found.append((Message("Backup"), light, (failed or [last])[0]))
+    if box.config.second_backup_folder:
+        known = Message("the last is {name}", name=box.second.last)
+        known = known if box.second.last else Message("none yet")
+        light = "bad" if box.second.problem else "good" if box.second.last else "warning"
+        words = (failed_copy(box) or [known])[0]
+        found.append((Message("Second backup"), light, words))
     found += archive_light(box)
     if box.clock.doubtful and not box.clock.steady:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
@@ -159,18 +181,22 @@ def alarms(_: Parts) -> list[Message]:
     return [trouble.words] if trouble else []
 
 
-def backups(config: Config) -> list[Path]:
-    """Return the backup files, oldest first."""
-    return sorted(config.backup_folder.glob("minris-????????-??????.db"))
-
-
 def notices(box: Parts) -> list[Message]:
     """Return the notices at the top of every page: certificates, a failed backup, a restore."""
     now, ctx = utc_now(), box.context()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
     with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
         found += [notice_of_gap(ctx, gap) for gap in gaps()]
-    return found + failed_backup(box)
+    return found + failed_backup(box) + failed_copy(box)
+
+
+def failed_copy(box: Parts) -> list[Message]:
+    """Return the notice of a backup that could not be copied to the second folder."""
+    problem, folder = box.second.problem, box.config.second_backup_folder
+    if not problem:
+        return []
+    words = "The backup could not be copied to {folder}: {problem}. It is tried again."
+    return [Message(words, folder=folder, problem=problem)]
 
 
 def failed_backup(box: Parts) -> list[Message]:
@@ -251,6 +277,9 @@ def check_lines(config: Config) -> Iterator[tuple[str, str]]:
     folder = config.store_path.parent
     free = shutil.disk_usage(folder).free >> 20 if folder.exists() else 0
     yield f"disk: {free} MiB free", "" if free > 256 else "less than 256 MiB"
+    if second := config.second_backup_folder:
+        there = second.is_dir() and os.access(second, os.W_OK)
+        yield f"second backup folder {second}", "" if there else "not there, or not writable"
     year = datetime.datetime.now().year
     yield f"clock: {datetime.datetime.now():%Y-%m-%d %H:%M}", "" if year >= 2026 else "wrong year"
     for name, device in config.devices.items():

@@ -2,13 +2,15 @@
 
 import datetime
 import ssl
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from minris import log
 from minris.access.context import Actor, Context, audit, check_audit
-from minris.appliance.health import Failed, Parts, backups
+from minris.appliance.backups import backups, copy_to_second, hold_files, thin
+from minris.appliance.health import Failed, Parts
 from minris.appliance.lines import tell_withheld
 from minris.config.ini import Config
 from minris.delivery.sockets import give_up_unfetched
@@ -177,15 +179,42 @@ def nightly_backup(appliance: Parts) -> None:
     config = appliance.config
     folder, now = config.backup_folder, appliance.context().local_now()
     try:
-        backup_store(config.store_path, folder / f"minris-{now:%Y%m%d-%H%M%S}.db")
+        if folder.is_dir():
+            thin(config, folder, 1)
+        to = folder / f"minris-{now:%Y%m%d-%H%M%S}.db"
+        backup_store(config.store_path, to, None, hold_files(config))
     except (StoreError, OSError) as error:
         appliance.backup_problem = str(error)
         raise
     appliance.backup_problem = ""
-    kept = backups(config)
-    for old in kept[: -config.housekeeping.backups_kept]:
-        old.unlink()
-    log.info("backup written; kept: %d", min(len(kept), config.housekeeping.backups_kept))
+    log.info("backup written; kept: %d", thin(config, folder, 2))
+    if config.second_backup_folder:  # a share that hangs holds up nobody
+        threading.Thread(target=job_second_backup, args=(appliance,), daemon=True).start()
+
+
+def job_second_backup(appliance: Parts) -> None:
+    """Copy the newest backup to the second folder if it is not there; the page says what fails."""
+    config, second = appliance.config, appliance.second
+    found = backups(config.backup_folder)
+    if not config.second_backup_folder or not found or second.last == found[-1].name:
+        return
+    if not second.lock.acquire(blocking=False):
+        return
+    try:
+        with reading():
+            was_apart = get_mark("second backup folder") == str(config.second_backup_folder)
+        if copy_to_second(config, found[-1], was_apart) and not was_apart:
+            where = str(config.second_backup_folder)
+            appliance.writer.submit(set_mark, "second backup folder", where).result(60)
+        second.last, second.problem = found[-1].name, ""
+        log.info("backup copied to %s", config.second_backup_folder)
+    except OSError as error:
+        words = error.strerror or str(error)
+        if words != second.problem:
+            log.error("backup not copied to %s: %s", config.second_backup_folder, words)
+        second.problem = words
+    finally:
+        second.lock.release()
 
 
 def job_leftovers(appliance: Parts) -> None:
@@ -239,5 +268,6 @@ JOBS = (
     Job("clock", 3600, job_clock),
     Job("certificates", 60, job_renew),
     Job("workitems", 300, job_workitems),
+    Job("second backup", 60, job_second_backup),
 )
 BY_THE_CLOCK = Job("daily", 60, job_daily)  # what has a time of day

@@ -14,6 +14,8 @@ from minris.config.settings import DEVICE_SETTINGS, SETTINGS, Setting
 from minris.config.values import SETTING_KINDS
 from minris.standard.status import Message
 
+TLS_FILES = ("tls_certificate", "tls_key", "tls_client_ca", "tls_ca")
+
 
 class ConfigError(Exception):
     """The errors of a configuration: one line each, with section and key."""
@@ -52,6 +54,19 @@ class Config:
     def backup_folder(self) -> Path:
         """The absolute path of the folder for nightly backups."""
         return Path(self.directory, self.housekeeping.backup_folder).absolute()
+
+    @property
+    def second_backup_folder(self) -> Path | None:
+        """The absolute path of the second folder for backups, None if there is none."""
+        text = self.housekeeping.second_backup_folder
+        return Path(self.directory, text).absolute() if text else None
+
+    def tls_files(self) -> Iterator[tuple[str, Path]]:
+        """The files of certificates and keys, as they are set, with their paths."""
+        for section in (self.dicom, self.web):
+            for key in TLS_FILES:
+                if text := getattr(section, key, ""):
+                    yield text, self.directory / text
 
     @property
     def store_path(self) -> Path:
@@ -148,7 +163,7 @@ def check_files(sections: Mapping[str, types.SimpleNamespace], directory: Path) 
     """A line for each TLS file that does not exist, or that is needed but not set."""
     for name in ("dicom", "web"):
         section = sections[name]
-        for key in ("tls_certificate", "tls_key", "tls_client_ca", "tls_ca"):
+        for key in TLS_FILES:
             if (text := getattr(section, key, "")) and not (directory / text).is_file():
                 yield f"[{name}] {key}: there is no file {directory / text}"
         for key in ("tls_key", "tls_port"):

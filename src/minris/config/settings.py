@@ -104,7 +104,10 @@ SETTINGS = setting_table(r"""
     clinic | scheduled_procedure_step_id_format | S{yy}{month}{day}{number:04} | id 16 | pattern of generated Scheduled Procedure Step IDs
     housekeeping | backup_time | 02:30 | clock | time of the nightly backup; a missed one is made at the next start; empty: none
     housekeeping | backup_folder | backups | text | backup folder; a relative path is relative to config.ini
-    housekeeping | backups_kept | 14 | int 1 1000 | number of backups kept
+    housekeeping | second_backup_folder | | text | second folder that each backup is copied to, such as a stick or a share; empty: none
+    housekeeping | backups_kept | 7 | int 1 1000 | number of days whose last backup is kept, as far as there is room
+    housekeeping | backups_kept_weeks | 4 | int 0 1000 | number of weeks whose last backup is kept
+    housekeeping | backups_kept_months | 12 | int 0 1000 | number of months whose last backup is kept
     housekeeping | restore_damaged | no | bool | let the newest good backup replace a store that is found damaged; what came after the backup is missing then
     housekeeping | no_show_after_closing | no | bool | mark open exams as no-show at closing time (devices with MPPS only)
     housekeeping | keep_queries_days | 7 | int 1 3650 | days to keep the query log

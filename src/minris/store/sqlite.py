@@ -108,7 +108,7 @@ def _migrate(connection: sqlite3.Connection, path: Path, copy: bool = True) -> N
             connection.executescript(script)
 
 
-def _check_store(path: Path) -> None:
+def check_store(path: Path) -> None:
     """Refuse a file that is not a minris database, without changing it.
 
     Whatever state a sudden end left its pages in: they count only together with the WAL, which
@@ -180,7 +180,7 @@ def open_store(path: Path, migrate: bool = True) -> None:
             _make_or_finish(path)
         for suffix in (".restored", ".restored.part"):  # of a restore that had not begun
             _forget(beside(path, suffix))
-    _check_store(path)
+    check_store(path)
     bind_store(path)
     with in_words(path), database.connection_context():
         if migrate:
@@ -200,7 +200,7 @@ def read_store(path: Path) -> None:
     """
     if not is_there(path):
         raise StoreError(f"there is no store {path}")
-    _check_store(path)
+    check_store(path)
     database.initialize(Store(path, look=True))
     with in_words(path), database.connection_context():
         _check_newest(database.connection(), path)
@@ -280,13 +280,19 @@ def store_facts(path: Path) -> StoreFacts:
         return StoreFacts(*found.execute(COUNT_STORE).fetchone())
 
 
-def backup_store(path: Path, to: Path, replaced: Path | None = None) -> None:
+def backup_store(
+    path: Path,
+    to: Path,
+    replaced: Path | None = None,
+    add: Callable[[sqlite3.Connection], None] = lambda copy: None,
+) -> None:
     """Copy a database consistently, even while in use; the copy is checked before it gets its name.
 
     replaced  the file whose owner, group and mode the copy gets, if not the one of its name
+    add       writes into the copy what it is to hold besides
     Raises    StoreError if the copy is damaged or cannot be written
     """
-    _check_store(path)
+    check_store(path)
     part = beside(to, ".part")
     with in_words(to):
         if any(_holds_changes(beside(to, name)) for name in JOURNALS):
@@ -303,6 +309,7 @@ def backup_store(path: Path, to: Path, replaced: Path | None = None) -> None:
             with in_words(to):
                 source.backup(copy)  # in one step: a snapshot that no write delays
                 copy.execute("PRAGMA journal_mode=DELETE")
+                add(copy)
                 (answer,) = copy.execute("PRAGMA integrity_check").fetchone()
         if answer != "ok":
             raise StoreError(f"the copy of {path} is damaged: {answer}")
@@ -387,6 +394,7 @@ def restore_store(
             _migrate(connection, backup, copy=False)
             with connection:
                 connection.execute("INSERT OR REPLACE INTO mark VALUES ('started', 'restored')")
+                connection.execute("DROP TABLE IF EXISTS held_file")
         carry_over(new)
         if _holds_changes(beside(new, "-wal")):
             raise StoreError(f"{new} is open elsewhere")
