@@ -1,10 +1,17 @@
-"""A process that dies by SIGKILL at its n-th write to a file: a shim in C before libc's own."""
+"""A process that dies by SIGKILL at its n-th write to a file: a shim in C before libc's own.
 
+With the power cut as well, what it had not synced by then is lost, or a part of that.
+"""
+
+import collections
 import os
+import random
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from conftest import ROOT
 from faults import compiled
@@ -12,11 +19,15 @@ from faults import compiled
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -38,13 +49,51 @@ static void count(int fd) {
     }
 }
 
+/* CUT_LOG: a file that gets each write, with what it overwrites, and each sync. */
+static pthread_mutex_t one_by_one = PTHREAD_MUTEX_INITIALIZER;
+static void note(int fd, const void *data, size_t size, int64_t at) {
+    static int log = -1;
+    const char *file = getenv("KILL_FILE"), *to = getenv("CUT_LOG");
+    char link[64], name[PATH_MAX + 1];
+    struct stat now;
+    if (!file || !to) return;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, name, PATH_MAX);
+    if (length < 0) return;
+    name[length] = 0;
+    if (strncmp(name, file, strlen(file)) || fstat(fd, &now)) return;
+    if (log < 0) log = open(to, O_CREAT | O_WRONLY | O_APPEND, 0600);
+    char *old = malloc(size + 1);
+    ssize_t had = data ? pread(fd, old, size, at) : 0;
+    int64_t head[5] = {length, at, had < 0 ? 0 : had, data ? (int64_t) size : -1, now.st_size};
+    if (write(log, head, sizeof head) < 0 || write(log, name, length) < 0) abort();
+    if (data && (write(log, old, head[2]) < 0 || write(log, data, size) < 0)) abort();
+    free(old);
+}
+
 #define WRITES(name, offset) \
     ssize_t name(int fd, const void *data, size_t size, offset at) { \
         static ssize_t (*real)(int, const void *, size_t, offset); \
         if (!real) real = dlsym(RTLD_NEXT, #name); \
+        pthread_mutex_lock(&one_by_one); \
         count(fd); \
-        return real(fd, data, size, at); \
+        note(fd, data, size, at); \
+        ssize_t done = real(fd, data, size, at); \
+        pthread_mutex_unlock(&one_by_one); \
+        return done; \
     }
+#define SYNCS(name) \
+    int name(int fd) { \
+        static int (*real)(int); \
+        if (!real) real = dlsym(RTLD_NEXT, #name); \
+        pthread_mutex_lock(&one_by_one); \
+        int done = real(fd); \
+        note(fd, 0, 0, 0); \
+        pthread_mutex_unlock(&one_by_one); \
+        return done; \
+    }
+SYNCS(fsync)
+SYNCS(fdatasync)
 WRITES(pwrite, off_t)
 WRITES(pwrite64, off64_t)
 """
@@ -56,9 +105,11 @@ from minris.store.models import database
 from minris.store.sqlite import StoreLock, backup_store, open_store
 from minris.store.writer import Writer
 
-path, mixed = pathlib.Path(sys.argv[1]), len(sys.argv) > 2
+path, mixed = pathlib.Path(sys.argv[1]), "mixed" in sys.argv
 lock = StoreLock(path)
 open_store(path)
+if "careless" in sys.argv:
+    database.obj._pragmas = [*database.obj._pragmas, ("synchronous", "off")]
 writer = Writer()
 
 def count(name):
@@ -109,6 +160,47 @@ for steps in range(200):
     if os.waitpid(child, 0)[1] == 0:
         break
 """
+
+
+class Unsynced(NamedTuple):
+    """A write that was not synced: the file's size before it, what it overwrote, what it wrote."""
+
+    at: int
+    size: int
+    old: bytes
+    new: bytes
+
+
+def cut_power(log: Path, chance: random.Random) -> int:
+    """Lose what was not synced when the process died, all or some of it; return how many writes.
+
+    A write that is kept may be torn at a sector; whatever order they were made in says nothing.
+    """
+    left: dict[Path, list[Unsynced]] = collections.defaultdict(list)
+    with log.open("rb") as file:
+        while len(head := file.read(40)) == 40:
+            length, at, had, given, size = struct.unpack("5q", head)
+            path = Path(file.read(length).decode())
+            if given < 0:
+                left.pop(path, None)
+            else:
+                left[path].append(Unsynced(at, size, file.read(had), file.read(given)))
+    kept = chance.choice((0.0, 0.5, 0.9))
+    for path, writes in left.items():
+        if not path.exists():
+            continue
+        with path.open("r+b") as file:
+            for one in reversed(writes):
+                file.seek(one.at)
+                file.write(one.old)
+                file.truncate(one.size)
+            for one in writes:
+                if chance.random() < kept:
+                    torn = chance.randrange(0, len(one.new) + 1, 512) or len(one.new)
+                    file.seek(one.at)
+                    file.write(one.new[: torn if chance.random() < 0.2 else None])
+    log.unlink()
+    return sum(map(len, left.values()))
 
 
 def cut_restores(state: Path, backup: Path, copies: Path) -> list[Path]:

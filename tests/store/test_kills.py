@@ -7,8 +7,9 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from kills import LOAD, cut_restores, killed_at
+from kills import LOAD, cut_power, cut_restores, killed_at
 
+from minris.store.models import StoreError, database
 from minris.store.sqlite import backup_store, open_store, restore_store
 
 # The first writes are the switch to the WAL; those after them a checkpoint.
@@ -109,3 +110,44 @@ def test_a_restore_cut_off_at_any_step_has_not_begun_or_is_done_at_the_next_star
         assert not list(folder.glob("*.restored*"))
     assert done[-1]
     assert done == sorted(done)
+
+
+# Power cuts
+
+
+def cut_and_look(seed: int, tmp_path: Path, older: Path, *how: str) -> set[str]:
+    """Cut the power twice, the second time after a start: what was acknowledged and is lost."""
+    folder, chance = tmp_path / "box", random.Random(seed)
+    folder.mkdir(parents=True)
+    acknowledged: set[str] = set()
+    for _ in range(2):
+        number, log = chance.randint(20, 1500), tmp_path / "writes"
+        more = {"KILL_FILE": str(folder), "CUT_LOG": str(log)}
+        acknowledged |= set(killed_at(number, LOAD, folder / "minris.db", *how, **more))
+        cut_power(log, chance)
+        open_store(folder / "minris.db")
+        database.close()
+    if not how or "mixed" in how:
+        nothing_is_lost(folder, acknowledged, older)
+    return acknowledged - counted(folder / "minris.db")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_power_cut_loses_nothing_acknowledged(seed, tmp_path, older):
+    assert cut_and_look(seed, tmp_path, older) == set()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(100))
+def test_one_hundred_power_cuts_lose_nothing_acknowledged(seed, tmp_path, older):
+    assert cut_and_look(1000 + seed, tmp_path, older, "mixed") == set()
+
+
+def test_a_store_that_does_not_sync_shows_that_the_power_was_cut(tmp_path, older):
+    lost = set()
+    for seed in range(5):
+        with contextlib.suppress(sqlite3.Error, StoreError, AssertionError):
+            lost |= cut_and_look(seed, tmp_path / str(seed), older, "careless")
+            continue
+        lost.add("the store")
+    assert lost
