@@ -8240,6 +8240,78 @@ def archive_of(ctx: Context) -> Device | None:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.access.audit_end
+# The end of the audit log, kept outside the store, so that one that was cut off shows.
+# ------------------------------------------------------------------------------------------------
+
+_CUT_OFF = "audit cut off"  # the mark with the time of the last line that is missing
+
+
+class AuditEnd:
+    """A file of one line beside the store: number, time and digest of the last audit line.
+
+    It is written after the commit and never ahead of the store: what it names was there.
+
+    store  the file of the store
+    """
+
+    WIDTH = 128  # of a line: written in place, in one piece
+
+    def __init__(self, store: Path) -> None:
+        self.store, self.path = store, beside(store, ".audit")
+        self.kept = ""
+
+    def keep(self) -> None:
+        """Note the last line if it is a new one; in the store thread, after a commit."""
+        sql = "SELECT id, at, digest FROM audit ORDER BY id DESC LIMIT 1"
+        last = database.execute_sql(sql).fetchone() or (0, "-", "-")
+        text = " ".join(map(str, last))
+        if text == self.kept:
+            return
+        with contextlib.suppress(OSError):  # a full disk: an older end is true as well
+            if not self.path.exists():
+                os.close(open_private(self.path, self.store))
+            with self.path.open("r+b", 0) as file:
+                file.write(text.ljust(self.WIDTH - 1).encode() + b"\n")
+            self.kept = text
+
+    def missing(self) -> str:
+        """The time of the line that it names if the store has lost that; else empty."""
+        try:
+            number, at, digest = self.path.read_text().split()
+        except (OSError, ValueError):
+            return ""
+        sql = "SELECT min(id), sum(id = ? AND digest = ?) FROM audit"
+        first, found = database.execute_sql(sql, (int(number), digest)).fetchone()
+        purged = number == "0" or (first is not None and first > int(number))
+        restored = get_mark("started") == "restored"  # the gap is told by the restore
+        return "" if found or purged or restored else at
+
+
+def note_cut_off(ctx: Context, at: str) -> None:
+    """Note that the audit log ends before a line of this time that was in it."""
+    set_mark(_CUT_OFF, at)
+    audit(ctx, "audit log was cut off", "audit log", at)
+
+
+def words_of_cut_off() -> list[Message]:
+    """The notice of an audit log that was cut off, until an administrator confirms it."""
+    at = get_mark(_CUT_OFF)
+    words = Message(
+        "The store has lost its last changes: the audit log had a line of {at} that is missing. An"
+        " administrator looks at /restored and confirms it.",
+        at=at[:16].replace("T", " "),
+    )
+    return [words] if at else []
+
+
+def confirm_cut_off(ctx: Context) -> None:
+    """Confirm that it is known."""
+    if erase("mark WHERE name = ?", _CUT_OFF):
+        audit(ctx, "cut off audit log confirmed", "audit log")
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.access.devices
 # Devices: which may associate, how answers to each are encoded, changes on the page.
 # ------------------------------------------------------------------------------------------------
@@ -22166,9 +22238,11 @@ document.addEventListener("keydown", (event) => {
  "AE titles of the machine, comma-separated": "设备的 AE 标题，以逗号分隔",
  "All sessions of {name} have ended.": "{name} 的所有会话已结束。",
  "Archive": "归档系统",
+ "audit log was cut off": "审计日志被截断",
  "Changed meanwhile": "其间已有更改",
  "Choose the exam": "选择检查",
  "Choosing an exam corrects the list here, not the images: they keep the patient that the machine had chosen, in the archive too.": "选择检查只更正这里的列表，不更正影像：影像（包括归档系统中的）仍带有设备上所选患者的信息。",
+ "cut off audit log confirmed": "已确认审计日志被截断",
  "Delete the device {name}? It is refused from then on. This cannot be taken back.": "删除设备 {name}？此后将拒绝该设备的连接。此操作无法撤销。",
  "Delete the token {name}? Its program is refused from then on. This cannot be taken back.": "删除令牌 {name}？此后将拒绝使用它的程序。此操作无法撤销。",
  "Delete the user {name}? All logins end. This cannot be taken back.": "删除用户 {name}？其所有登录将结束。此操作无法撤销。",
@@ -22950,6 +23024,7 @@ document.addEventListener("keydown", (event) => {
  "The question does not fit the service": "查询不符合此服务",
  "The receiver is not known": "接收方未登记",
  "The request comes from another site": "请求来自其他网站",
+ "The store has lost its last changes: the audit log had a line of {at} that is missing. An administrator looks at /restored and confirms it.": "数据库丢失了最后的更改：审计日志中曾有 {at} 的一行，现已缺失。请管理员查看 /restored 并确认。",
  "This system is not called {host}: see [web] public_url and hosts": "本系统不叫 {host}：见 [web] public_url 与 hosts",
  "The request comes from another site, {site}. If that is this system behind a proxy: set [web] public_url": "请求来自其他网站 {site}。若那是代理后的本系统：请设置 [web] public_url",
  "The same patient: correct the name": "同一患者：更正姓名",
@@ -26945,7 +27020,9 @@ def restored_page(p: PageRequest) -> str:
             rows.append(Row((t("Erase the data of {value}", value=patient_id),),
                             f"/patient/{row_id}/erase"))  # fmt: skip
         parts.append(p.listed("What is known", rows, "", gap.backup))
-    if found:
+    if cut_off := p.read(words_of_cut_off):
+        parts.append(p.listed("What is known", [Row((t(words),)) for words in cut_off]))
+    if parts:
         confirm = Action("/restored", t("Everybody knows: confirm"), (("do", "confirm"),))
         parts.append(p.listed("What", [Row((t("The gap"),), "", (confirm,))]))
     else:
@@ -26956,6 +27033,7 @@ def restored_page(p: PageRequest) -> str:
 def post_restored(p: PageRequest) -> str:
     """POST /restored: confirm that the gap is known."""
     p.write(confirm_gaps)
+    p.write(confirm_cut_off)
     return p.tell("/box", p.t("Saved."))
 
 
@@ -29503,7 +29581,7 @@ def notices(box: Parts) -> list[Message]:
     now, ctx = utc_now(), box.context()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
     with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
-        found += [notice_of_gap(ctx, gap) for gap in gaps()]
+        found += [notice_of_gap(ctx, gap) for gap in gaps()] + words_of_cut_off()
     return found + failed_backup(box) + failed_copy(box)
 
 
@@ -30052,11 +30130,13 @@ class Appliance:
         if database.condition.is_damaged and config.housekeeping.restore_damaged and self.lock:
             self._restore_newest()
         self.checker = Checker(config.store_path)
+        self.audit_end, cut_off = AuditEnd(config.store_path), ""
         self.access_rules, last_seen = AccessRules(config, version=0), ""
         try:
             with contextlib.suppress(StoreTrouble), reading():  # a damaged store may tell nothing
                 self._load_access()
                 last_seen = get_mark("clock")
+                cut_off = self.audit_end.missing()
         except BaseException:
             self._release()
             raise
@@ -30070,6 +30150,9 @@ class Appliance:
         self.control = secrets.token_urlsafe(32)
         # what a start writes, and whether the command line was told where to find it
         self.to_begin = [self.first_start, self.begin_marks, self.tell_of_restart]
+        if cut_off:
+            log.error("the audit log was cut off: a line of %s is missing", cut_off)
+            self.to_begin.insert(0, lambda: note_cut_off(self.context(), cut_off))
         self.is_told = self.is_to_start_again = False
         self.started = threading.Event()
         self.dicom_port = self.dicom_tls_port = self.web_port = 0
@@ -30086,6 +30169,11 @@ class Appliance:
             else:
                 log.error("the damaged store is kept as %s; %s was restored", kept, backup)
                 return
+
+    def _committed(self) -> None:
+        """Let open pages know of a commit, and keep the end of the audit log."""
+        self.changes.bump()
+        self.audit_end.keep()
 
     def _release(self) -> None:
         if self.lock:
@@ -30121,7 +30209,7 @@ class Appliance:
         self.changes, self.beginning = Changes(loop), asyncio.Lock()
         # one for each job, and one for what else may wait
         self.job_threads = concurrent.futures.ThreadPoolExecutor(len(JOBS) + 1, "job")
-        self.writer = Writer(self.changes.bump)
+        self.writer = Writer(self._committed)
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "reader")
         self.dimse = Dimse(self.context, self.access, self.writer, self.readers)
         dicom, most = config.dicom, config.dicom.maximum_pdu_length

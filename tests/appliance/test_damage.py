@@ -12,10 +12,12 @@ from test_appliance import Served
 from test_disk import OPEN, goes_on, post, words_of
 from test_mpps import creation, modality
 
+from minris.access.context import purge_audit
 from minris.appliance.store_commands import control_file
 from minris.cli import main
 from minris.store.condition import TROUBLES
 from minris.store.models import database
+from minris.store.rows import get_mark
 from minris.store.sqlite import backup_store
 
 WORDS = TROUBLES["damaged"]
@@ -216,3 +218,43 @@ def test_a_store_that_is_replaced_under_way_takes_nothing_more(run_appliance):
     with httpx.Client(base_url=running.url, trust_env=False) as client:
         assert post(client, "Li^Na").status_code == 507
         assert client.get("/healthz").json()["store"] == TROUBLES["gone"]
+
+
+# The end of the audit log, outside the store
+
+
+def desk(running):
+    """A client of the pages with an administrator's token."""
+    headers = {"Authorization": f"Bearer {running.token()}"}
+    return httpx.Client(base_url=running.url, trust_env=False, headers=headers)
+
+
+def test_the_end_of_the_audit_log_that_was_cut_off_shows_until_it_is_confirmed(
+    run_appliance, stopped
+):
+    """As a write-ahead log that was deleted, or a copy of the store that was put back."""
+    with contextlib.closing(sqlite3.connect(stopped.store_path)) as connection:
+        connection.execute("DROP TRIGGER audit_not_erased")
+        connection.execute("DELETE FROM audit WHERE id = (SELECT max(id) FROM audit)")
+        connection.commit()
+    running = run_appliance()
+    with desk(running) as client:
+        told = client.get("/patients").text
+        assert "The store has lost its last changes" in words_of(told)
+        assert "a line of" in words_of(client.get("/restored").text)
+        client.post("/restored", data={"do": "confirm"})
+        assert "has lost" not in client.get("/patients").text
+    running.stop()
+    with desk(run_appliance()) as client:
+        assert "has lost" not in client.get("/patients").text
+
+
+def test_an_audit_log_that_goes_on_or_is_purged_is_not_cut_off(run_appliance, stopped):
+    running = run_appliance()
+    running.schedule(item())
+    running.stop()
+    running = run_appliance()
+    assert running.appliance.audit_end.missing() == running.read(get_mark, "audit cut off") == ""
+    running.write(purge_audit, "9999")
+    running.stop()
+    assert run_appliance().read(get_mark, "audit cut off") == ""

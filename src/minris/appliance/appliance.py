@@ -18,6 +18,7 @@ from typing import Any
 import peewee
 
 from minris import __version__, log
+from minris.access.audit_end import AuditEnd, note_cut_off
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.access.users import FIRST_USER, first_password_file, make_user
@@ -113,11 +114,13 @@ class Appliance:
         if database.condition.is_damaged and config.housekeeping.restore_damaged and self.lock:
             self._restore_newest()
         self.checker = Checker(config.store_path)
+        self.audit_end, cut_off = AuditEnd(config.store_path), ""
         self.access_rules, last_seen = AccessRules(config, version=0), ""
         try:
             with contextlib.suppress(StoreTrouble), reading():  # a damaged store may tell nothing
                 self._load_access()
                 last_seen = get_mark("clock")
+                cut_off = self.audit_end.missing()
         except BaseException:
             self._release()
             raise
@@ -131,6 +134,9 @@ class Appliance:
         self.control = secrets.token_urlsafe(32)
         # what a start writes, and whether the command line was told where to find it
         self.to_begin = [self.first_start, self.begin_marks, self.tell_of_restart]
+        if cut_off:
+            log.error("the audit log was cut off: a line of %s is missing", cut_off)
+            self.to_begin.insert(0, lambda: note_cut_off(self.context(), cut_off))
         self.is_told = self.is_to_start_again = False
         self.started = threading.Event()
         self.dicom_port = self.dicom_tls_port = self.web_port = 0
@@ -147,6 +153,11 @@ class Appliance:
             else:
                 log.error("the damaged store is kept as %s; %s was restored", kept, backup)
                 return
+
+    def _committed(self) -> None:
+        """Let open pages know of a commit, and keep the end of the audit log."""
+        self.changes.bump()
+        self.audit_end.keep()
 
     def _release(self) -> None:
         if self.lock:
@@ -182,7 +193,7 @@ class Appliance:
         self.changes, self.beginning = Changes(loop), asyncio.Lock()
         # one for each job, and one for what else may wait
         self.job_threads = concurrent.futures.ThreadPoolExecutor(len(JOBS) + 1, "job")
-        self.writer = Writer(self.changes.bump)
+        self.writer = Writer(self._committed)
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "reader")
         self.dimse = Dimse(self.context, self.access, self.writer, self.readers)
         dicom, most = config.dicom, config.dicom.maximum_pdu_length

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 import peewee
 
+from minris.access.audit_end import words_of_cut_off
 from minris.access.context import Context, archive_of, utc_now
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.appliance.backups import backups
@@ -186,7 +187,7 @@ def notices(box: Parts) -> list[Message]:
     now, ctx = utc_now(), box.context()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
     with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
-        found += [notice_of_gap(ctx, gap) for gap in gaps()]
+        found += [notice_of_gap(ctx, gap) for gap in gaps()] + words_of_cut_off()
     return found + failed_backup(box) + failed_copy(box)
 
 

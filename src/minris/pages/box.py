@@ -4,6 +4,7 @@ import itertools
 import urllib.parse
 from collections.abc import Iterable
 
+from minris.access.audit_end import confirm_cut_off, words_of_cut_off
 from minris.access.context import audit_lines, check_audit
 from minris.access.users import (
     delete_token,
@@ -93,7 +94,9 @@ def restored_page(p: PageRequest) -> str:
             rows.append(Row((t("Erase the data of {value}", value=patient_id),),
                             f"/patient/{row_id}/erase"))  # fmt: skip
         parts.append(p.listed("What is known", rows, "", gap.backup))
-    if found:
+    if cut_off := p.read(words_of_cut_off):
+        parts.append(p.listed("What is known", [Row((t(words),)) for words in cut_off]))
+    if parts:
         confirm = Action("/restored", t("Everybody knows: confirm"), (("do", "confirm"),))
         parts.append(p.listed("What", [Row((t("The gap"),), "", (confirm,))]))
     else:
@@ -104,6 +107,7 @@ def restored_page(p: PageRequest) -> str:
 def post_restored(p: PageRequest) -> str:
     """POST /restored: confirm that the gap is known."""
     p.write(confirm_gaps)
+    p.write(confirm_cut_off)
     return p.tell("/box", p.t("Saved."))
 
 
