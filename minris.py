@@ -29590,8 +29590,8 @@ def failed_copy(box: Parts) -> list[Message]:
     problem, folder = box.second.problem, box.config.second_backup_folder
     if not problem:
         return []
-    words = "The backup could not be copied to {folder}: {problem}. It is tried again."
-    return [Message(words, folder=folder, problem=problem)]
+    return [Message("The backup could not be copied to {folder}: {problem}. It is tried again.",
+                    folder=folder, problem=problem)]  # fmt: skip
 
 
 def failed_backup(box: Parts) -> list[Message]:

@@ -5,7 +5,7 @@ import re
 import sqlite3
 
 import pytest
-from conftest import item
+from conftest import NOON, item
 from test_housekeeping import run_here
 from test_pages import csrf_of, employ, visiting, words_of
 
@@ -246,7 +246,7 @@ def test_where_nothing_tells_what_was_withdrawn_this_is_said(box):
 
 def test_who_was_erased_and_is_back_is_named(box):
     with box.at_work() as ctx:
-        [patient] = find_patients("P000001")
+        [patient] = find_patients("P000001", NOON.date())
         correct_patient(ctx, patient.id, from_json({"00100020": {"vr": "LO", "Value": ["K7"]}}))
         erase_patient(ctx, patient.id, "at her wish")
     gap = box.restore()
@@ -261,7 +261,7 @@ def test_who_was_erased_and_is_back_is_named(box):
 def test_restore_says_what_is_missing(box):
     box.register("Zhao^Min", AccessionNumber="A1")
     with box.at_work() as ctx:
-        erase_patient(ctx, find_patients("P000002")[0].id, "at her wish")
+        erase_patient(ctx, find_patients("P000002", NOON.date())[0].id, "at her wish")
     done = run_here(box.config, "restore", box.night)
     assert done.exit_code == 0, done.err
     for words in (
@@ -284,7 +284,7 @@ def test_restore_says_that_there_was_no_store_to_ask(box):
 def test_the_gap_is_on_every_page_and_in_the_log_until_it_is_confirmed(run_appliance, box, caplog):
     box.register("Zhao^Min", AccessionNumber="A1")
     with box.at_work() as ctx:
-        erase_patient(ctx, find_patients("P000002")[0].id, "at her wish")
+        erase_patient(ctx, find_patients("P000002", NOON.date())[0].id, "at her wish")
     box.restore()
     told = "was restored: what was entered after it is missing"
     with caplog.at_level("WARNING"):
