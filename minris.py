@@ -21747,6 +21747,7 @@ td.actions input, td.actions select { width: auto; max-width: 18rem; }
 
 /* What is told. */
 .problem { color: var(--bad); }
+.told + .actions { margin-bottom: 12px; }
 div.problem, p.problem[role], #offline, .told, .warning { padding: 10px 14px; border-radius: 8px; margin: 0 0 12px; }
 div.problem, p.problem[role], #offline { background: var(--bad-bg); }
 div.problem p { margin: 0; font-weight: 600; }
@@ -21854,10 +21855,16 @@ td:hover > .free { color: var(--accent); }
 .slip { max-width: 24rem; }
 .slip img { height: 16mm; width: 70mm; max-width: 100%; }
 .slip img + img { height: 26mm; width: 26mm; display: block; }
-.label { width: 50mm; padding: 1mm; font-size: 8pt; line-height: 1.15; border: 1px dashed var(--edge); background: #fff; color: #000; }
-.label p { margin: 0 0 .5mm; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
-.label img { height: 9mm; width: 34mm; vertical-align: middle; }
-.label img + img { height: 11mm; width: 11mm; }
+/* 50 × 30 mm: lines are high enough for descenders, the accession number stands whole under its bars. */
+.label { width: 50mm; height: 30mm; padding: 1mm; font-size: 7.5pt; line-height: 1.3; border: 1px dashed var(--edge); background: #fff; color: #000; display: flex; flex-direction: column; }
+.label p { margin: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+.label p:first-child { white-space: normal; overflow-wrap: anywhere; max-height: 24pt; }  /* two lines */
+.label strong { font-size: 9pt; }
+.label div { display: flex; align-items: flex-end; gap: 1mm; margin-top: auto; }
+.label figure { margin: 0; flex: 1; min-width: 0; text-align: center; }
+.label figure img { display: block; width: 100%; height: 7mm; }
+.label figcaption { font-size: 8pt; white-space: nowrap; }
+.label div > img { flex: none; width: 12mm; height: 12mm; }
 
 @media (max-width: 68.75rem) {
   .calendar { grid-template-columns: 1fr; }
@@ -21906,7 +21913,7 @@ td:hover > .free { color: var(--accent); }
   table, dl, fieldset { border-color: #999; }
   .calendar { page: wide; display: block; }
   .months { display: none; }
-  .label { page: label; width: auto; border: 0; padding: 0; }
+  .label { page: label; width: 48mm; height: 27.9mm; border: 0; padding: 0; }
   body:has(.label) h1 { display: none; }
 }
 """,
@@ -24470,7 +24477,9 @@ RESUME_PAGE = """
 % end
 <a href="{{back}}">{{t('Leave it as it is') if sentences else t('To the board')}}</a>
 </form>
+% if shown:
 % fact_list(shown)
+% end
 """
 SURE = "yes"  # the field `sure` of a form whose question was answered
 # The words of the button for each event of an exam that a person may choose.
@@ -27705,11 +27714,13 @@ SLIP_PAGE = """
 LABEL_PAGE = """
 <article class="label">
 <p><strong>{{name}}</strong></p>
-<p>{{patient_id}}</p>
-<p>{{about}}</p>
+<p>{{' · '.join(filter(None, (patient_id, about)))}}</p>
 <p>{{exam}} {{date}}</p>
-<p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="34">
-<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="48"> {{accession}}</p>
+<div>
+<figure><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}">
+<figcaption>{{accession}}</figcaption></figure>
+<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}">
+</div>
 </article>
 <p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
 """
@@ -27738,11 +27749,11 @@ def scaled(drawing: bytes) -> bytes:
 
 
 def qr_code(text: str) -> bytes:
-    """Return a QR code (SVG) of a text."""
+    """Return a QR code (SVG) of a text, of any size."""
     import segno
 
     stream = io.BytesIO()
-    segno.make(text or " ", micro=False).save(stream, kind="svg", scale=4)
+    segno.make(text or " ", micro=False).save(stream, kind="svg", omitsize=True)
     return stream.getvalue()
 
 

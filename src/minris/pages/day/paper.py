@@ -36,11 +36,11 @@ def scaled(drawing: bytes) -> bytes:
 
 
 def qr_code(text: str) -> bytes:
-    """Return a QR code (SVG) of a text."""
+    """Return a QR code (SVG) of a text, of any size."""
     import segno
 
     stream = io.BytesIO()
-    segno.make(text or " ", micro=False).save(stream, kind="svg", scale=4)
+    segno.make(text or " ", micro=False).save(stream, kind="svg", omitsize=True)
     return stream.getvalue()
 
 

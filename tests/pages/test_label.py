@@ -1,0 +1,71 @@
+"""The label of 50 × 30 mm, as the browser lays it out on the screen and on paper."""
+
+import re
+
+import pytest
+from conftest import item
+from test_pages import ARTEFACTS, chromium, window  # noqa: F401
+
+MM = 96 / 25.4
+NAME = "Featherstonehaugh-Gyjpq^Hubert-Blaine"
+
+BOXES = """() => {
+  const box = (one) => {
+    const r = one.getBoundingClientRect();
+    return {left: r.left, right: r.right, top: r.top, bottom: r.bottom,
+            full: one.scrollWidth <= one.clientWidth + 1 && one.scrollHeight <= one.clientHeight + 1};
+  };
+  const all = (path) => Array.from(document.querySelectorAll(path), box);
+  return {label: all(".label")[0], lines: all(".label p"), number: all(".label figcaption")[0],
+          bars: all(".label figure img")[0], qr: all(".label div > img")[0],
+          drawn: Array.from(document.querySelectorAll(".label img"), (i) => i.complete && i.naturalWidth > 0)};
+}"""
+
+
+@pytest.fixture
+def label(window):  # noqa: F811
+    desk = window()
+    desk.appliance.schedule(item(NAME, PatientBirthDate="19780312",
+                                          AccessionNumber="2612010001"))  # fmt: skip
+    desk.log_in()
+    desk.page.locator("#board").wait_for()
+    desk.page.goto("/step/1/label", wait_until="load")
+    return desk
+
+
+@pytest.mark.parametrize("medium", ["screen", "print"])
+def test_the_number_stands_whole_under_its_bars_and_the_qr_code_beside(label, medium):
+    label.page.emulate_media(media=medium)
+    boxes = label.page.evaluate(BOXES)
+    label.page.locator(".label").screenshot(path=ARTEFACTS / f"label-{medium}.png")
+    around = boxes["label"]
+    assert label.page.locator(".label figcaption").inner_text() == "2612010001"
+    assert boxes["number"]["full"]
+    assert boxes["drawn"] == [True, True]
+    for name in ("number", "bars", "qr"):
+        one = boxes[name]
+        assert around["left"] <= one["left"] < one["right"] <= around["right"] + 0.5, name
+        assert around["top"] <= one["top"] < one["bottom"] <= around["bottom"] + 0.5, name
+    assert boxes["bars"]["bottom"] <= boxes["number"]["top"] + 0.5
+    assert boxes["bars"]["right"] <= boxes["qr"]["left"]
+    assert boxes["lines"][-1]["bottom"] <= boxes["bars"]["top"] + 0.5
+    assert boxes["lines"][-1]["bottom"] <= boxes["qr"]["top"] + 0.5
+    # a module of the bars is at least one dot of a printer of 203 dpi; of the QR code, three
+    modules = 11 * (len("2612010001") + 3) + 2 + 20
+    assert (boxes["bars"]["right"] - boxes["bars"]["left"]) / MM / modules >= 25.4 / 203
+    assert (boxes["qr"]["right"] - boxes["qr"]["left"]) / MM / 29 >= 3 * 25.4 / 203
+
+
+def test_a_line_of_the_label_is_high_enough_for_descenders(label):
+    heights = label.page.evaluate(
+        "() => Array.from(document.querySelectorAll('.label p'), (p) => [p.getBoundingClientRect()"
+        ".height, parseFloat(getComputedStyle(p.querySelector('strong') || p).fontSize)])"
+    )
+    assert all(height >= 1.25 * size for height, size in heights)
+
+
+def test_the_label_is_one_page_of_its_size(label):
+    pdf = label.page.pdf(path=ARTEFACTS / "label.pdf", prefer_css_page_size=True)
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == 1
+    [box] = re.findall(rb"/MediaBox\s*\[([^\]]*)\]", pdf)
+    assert [round(float(n) / 72 * 25.4) for n in box.split()[2:]] == [50, 30]
