@@ -6030,17 +6030,18 @@ class AnswerCache:
     def of(self, key: object) -> Answers:
         """The cached answers of a search, for the caller to add to."""
         with self.lock:
-            answers = self.searches.get(key, {})
-            size = self.searches.sizes.get(key, self.NO_ANSWERS + size_of(key))
-            self.searches.keep(key, answers, size)
+            answers = self.searches.get(key)
+            if answers is None:
+                return {}
+            self.searches.keep(key, answers, self.searches.sizes[key])
             return answers
 
-    def grown(self, key: object, added: int) -> None:
-        """Count the bytes that a search has added, and drop other searches until all fit."""
+    def grown(self, key: object, answers: Answers, added: int) -> None:
+        """Keep a search with the bytes it has added, and drop other searches until all fit."""
         with self.lock:
-            if key in self.searches:
-                size = self.searches.sizes[key] + added
-                self.searches.keep(key, self.searches[key], size)
+            known = self.searches.get(key) is answers
+            size = self.searches.sizes[key] if known else self.NO_ANSWERS + size_of(key)
+            self.searches.keep(key, answers, size + added)
 
 
 def answer_slices(
@@ -6060,7 +6061,7 @@ def answer_slices(
         if missing:
             added = _answer_rows(search, model, known, missing)
             if cache:
-                cache.grown(key, added)
+                cache.grown(key, known, added)
         told = [(row, known[row[0]][1]) for row in chunk if row[0] in known]
         answers = [answer for _, answer in told if answer is not None]
         if seen:
@@ -6508,7 +6509,7 @@ class Store(peewee.SqliteDatabase):
             autoconnect=False,
             timeout=10,
             uri=look,
-            pragmas={"cache_size": -4096, **({"query_only": 1} if look else writing)},
+            pragmas={"cache_size": -2048, **({"query_only": 1} if look else writing)},
         )
 
 
@@ -20297,7 +20298,7 @@ class Finder:
     readers  threads that search
     """
 
-    RECENT, LONGEST = 4 << 20, 65536  # bytes of kept answers; of an identifier that is remembered
+    RECENT, LONGEST = 1 << 20, 65536  # bytes of kept answers; of an identifier that is remembered
 
     def __init__(
         self,
@@ -20308,6 +20309,7 @@ class Finder:
         self.access, self.writer, self.readers = access, writer, readers
         self.cache, self.queries = AnswerCache(), QueryLog()
         self.recent: Recent[object, KeptAnswers] = Recent(self.RECENT)
+        self.recent_of = 0  # the commits of these
 
     async def answer(
         self, ctx: Context, association: Association, request: Request, core: Core
@@ -20315,6 +20317,8 @@ class Finder:
         """Answer a C-FIND, from the cache or slice by slice, and add it to the query log."""
         key = core, request.data, request.context.explicit, ctx.actor, self.access().version
         commits, day = self.writer.commits, f"{ctx.local_now():%Y%m%d%z}"
+        if commits != self.recent_of:
+            self.recent, self.recent_of = Recent(self.RECENT), commits
         kept = self.recent.get(key)
         if kept and kept.commits == commits and kept.day == day:
             await self._send_slice(association, request, kept.status, kept.answers)
@@ -28758,7 +28762,8 @@ def statement_dicomweb(config: Config) -> str:
           with 400; Accept-Charset is ignored. Content-Encoding may be gzip in both directions.
         Limits: 429 after {config.web.requests_per_second or "any number of"} requests a second from
           one address, 413 after {config.web.maximum_body} bytes (unpacked, too), 16 levels of
-          sequences.
+          sequences, 503 with Retry-After while {WebServer.BODIES >> 20} MiB of bodies are being
+          worked at. More than {FORM >> 10} KiB are read of a body once its token is known.
         #### 5.4.1 Notification channel (PS3.18 8.10, 11.13)
         Content-Location (and Location) of a subscription name the WebSocket of the AE's events,
           {BASE}/subscribers/{{AE title}}; {BASE}/ws/subscribers/{{AE title}} works too. It may be
@@ -30407,6 +30412,9 @@ class Appliance:
             job.function(self)
         except Exception:
             log.exception("job %s failed", job.name)
+        finally:  # a thread that reads once in a while keeps no pages of the store in memory
+            if not database.is_closed():
+                database.close()
 
     @property
     def web_url(self) -> str:

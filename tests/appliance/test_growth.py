@@ -95,10 +95,9 @@ def test_half_a_year_of_different_questions_leaves_the_memory_flat(alone):
         with Wire(alone.port) as wire:
             for number in range(201):
                 assert wire.find(find_request(question(day, number)))[1].Status == 0x0000
-            for number in range(10):
-                uid = f"2.25.1{day:03}{number:04}"
-                assert wire.ask(create_request(uid)).Status == 0x0000
-                assert wire.ask(set_request(uid)).Status == 0x0000
+            uid = f"2.25.1{day:03}"  # and an exam that is reported
+            assert wire.ask(create_request(uid)).Status == 0x0000
+            assert wire.ask(set_request(uid)).Status == 0x0000
         sizes.append(alone.memory() / MEBIBYTE)
     early, late = sizes[DAYS // 10], sizes[-1]
     trace = sum(path.stat().st_size for path in alone.folder.glob("minris.db*")) / MEBIBYTE

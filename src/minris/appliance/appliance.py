@@ -380,6 +380,9 @@ class Appliance:
             job.function(self)
         except Exception:
             log.exception("job %s failed", job.name)
+        finally:  # a thread that reads once in a while keeps no pages of the store in memory
+            if not database.is_closed():
+                database.close()
 
     @property
     def web_url(self) -> str:

@@ -40,7 +40,9 @@ from minris.standard.uids import (
 )
 from minris.upper_layer.negotiation import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from minris.web.api import ROUTES
+from minris.web.bodies import FORM
 from minris.web.request import BASE, BEARER
+from minris.web.server import WebServer
 from minris.web.sockets import EventSocket
 
 
@@ -125,7 +127,8 @@ def statement_dicomweb(config: Config) -> str:
           with 400; Accept-Charset is ignored. Content-Encoding may be gzip in both directions.
         Limits: 429 after {config.web.requests_per_second or "any number of"} requests a second from
           one address, 413 after {config.web.maximum_body} bytes (unpacked, too), 16 levels of
-          sequences.
+          sequences, 503 with Retry-After while {WebServer.BODIES >> 20} MiB of bodies are being
+          worked at. More than {FORM >> 10} KiB are read of a body once its token is known.
         #### 5.4.1 Notification channel (PS3.18 8.10, 11.13)
         Content-Location (and Location) of a subscription name the WebSocket of the AE's events,
           {BASE}/subscribers/{{AE title}}; {BASE}/ws/subscribers/{{AE title}} works too. It may be

@@ -45,7 +45,7 @@ class Finder:
     readers  threads that search
     """
 
-    RECENT, LONGEST = 4 << 20, 65536  # bytes of kept answers; of an identifier that is remembered
+    RECENT, LONGEST = 1 << 20, 65536  # bytes of kept answers; of an identifier that is remembered
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class Finder:
         self.access, self.writer, self.readers = access, writer, readers
         self.cache, self.queries = AnswerCache(), QueryLog()
         self.recent: Recent[object, KeptAnswers] = Recent(self.RECENT)
+        self.recent_of = 0  # the commits of these
 
     async def answer(
         self, ctx: Context, association: Association, request: Request, core: Core
@@ -63,6 +64,8 @@ class Finder:
         """Answer a C-FIND, from the cache or slice by slice, and add it to the query log."""
         key = core, request.data, request.context.explicit, ctx.actor, self.access().version
         commits, day = self.writer.commits, f"{ctx.local_now():%Y%m%d%z}"
+        if commits != self.recent_of:
+            self.recent, self.recent_of = Recent(self.RECENT), commits
         kept = self.recent.get(key)
         if kept and kept.commits == commits and kept.day == day:
             await self._send_slice(association, request, kept.status, kept.answers)

@@ -131,17 +131,18 @@ class AnswerCache:
     def of(self, key: object) -> Answers:
         """The cached answers of a search, for the caller to add to."""
         with self.lock:
-            answers = self.searches.get(key, {})
-            size = self.searches.sizes.get(key, self.NO_ANSWERS + size_of(key))
-            self.searches.keep(key, answers, size)
+            answers = self.searches.get(key)
+            if answers is None:
+                return {}
+            self.searches.keep(key, answers, self.searches.sizes[key])
             return answers
 
-    def grown(self, key: object, added: int) -> None:
-        """Count the bytes that a search has added, and drop other searches until all fit."""
+    def grown(self, key: object, answers: Answers, added: int) -> None:
+        """Keep a search with the bytes it has added, and drop other searches until all fit."""
         with self.lock:
-            if key in self.searches:
-                size = self.searches.sizes[key] + added
-                self.searches.keep(key, self.searches[key], size)
+            known = self.searches.get(key) is answers
+            size = self.searches.sizes[key] if known else self.NO_ANSWERS + size_of(key)
+            self.searches.keep(key, answers, size + added)
 
 
 def answer_slices(
@@ -161,7 +162,7 @@ def answer_slices(
         if missing:
             added = _answer_rows(search, model, known, missing)
             if cache:
-                cache.grown(key, added)
+                cache.grown(key, known, added)
         told = [(row, known[row[0]][1]) for row in chunk if row[0] in known]
         answers = [answer for _, answer in told if answer is not None]
         if seen:

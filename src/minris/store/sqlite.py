@@ -163,7 +163,7 @@ class Store(peewee.SqliteDatabase):
             autoconnect=False,
             timeout=10,
             uri=look,
-            pragmas={"cache_size": -4096, **({"query_only": 1} if look else writing)},
+            pragmas={"cache_size": -2048, **({"query_only": 1} if look else writing)},
         )
 
 
