@@ -5496,6 +5496,41 @@ class UndoNote(Stored):
         autoincrement = True
 
 
+class ImportedFile(Stored):
+    """A file that is looked at or imported, or was imported.
+
+    digest   of the file and of how it is read: the mark by which it is known again
+    who      the Actor, as JSON
+    state    checking, then checked or refused; or importing, then done; or taking back, taken back
+    problem  status and words of a refusal, as JSON
+    left_out columns that were left out, as JSON
+    wanted   1 to import it, 0 to look at it
+    done     number of items that are imported, of `total`
+    content  the file; empty when its import has ended
+    """
+
+    digest, name, how, who, state = text_columns(5)
+    problem = peewee.TextField(default="")
+    left_out = peewee.TextField(default="[]")
+    created_at, ended_at = text_columns(2)
+    wanted = peewee.IntegerField()
+    total = peewee.IntegerField(default=0)
+    done = peewee.IntegerField(default=0)
+    content = peewee.BlobField()
+
+    class Meta:
+        autoincrement = True
+
+
+class ImportedStep(Stored):
+    """A scheduled step that came with a file."""
+
+    import_id = peewee.IntegerField()
+    step_id = peewee.IntegerField()
+
+    Meta = keyed_by("import_id", "step_id")
+
+
 class Mark(Stored):
     """A named value of the system, such as the time of its last start or of a job."""
 
@@ -5695,6 +5730,23 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         19,
         "the audit log is read by what it is about",
         "CREATE INDEX audit_about ON audit (about);",
+    ),
+    (
+        20,
+        "imports in slices",
+        """
+        CREATE TABLE imported_file (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL,
+            name TEXT NOT NULL, how TEXT NOT NULL, who TEXT NOT NULL, state TEXT NOT NULL,
+            problem TEXT NOT NULL DEFAULT '', left_out TEXT NOT NULL DEFAULT '[]',
+            created_at TEXT NOT NULL, ended_at TEXT NOT NULL,
+            wanted INTEGER NOT NULL, total INTEGER NOT NULL DEFAULT 0,
+            done INTEGER NOT NULL DEFAULT 0, content BLOB NOT NULL);
+        CREATE TABLE imported_step (import_id INTEGER NOT NULL, step_id INTEGER NOT NULL,
+            PRIMARY KEY (import_id, step_id)) WITHOUT ROWID;
+        CREATE INDEX imported_file_digest ON imported_file (digest);
+        CREATE INDEX imported_file_state ON imported_file (state);
+        """,
     ),
 )
 
@@ -5927,9 +5979,9 @@ def fetch_rows(model: type[Stored], where: str, *values: Any, columns: str = "*"
     return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
 
 
-def first_row(model: type[Stored], where: str, *values: Any) -> Any | None:
+def first_row(model: type[Stored], where: str, *values: Any, columns: str = "*") -> Any | None:
     """The first row of a model that meets a condition, None if there is none."""
-    return next(iter(fetch_rows(model, where, *values)), None)
+    return next(iter(fetch_rows(model, where, *values, columns=columns)), None)
 
 
 def known_row(row: Any | None, words: Message) -> Any:
@@ -6163,6 +6215,8 @@ INDEXES = body_rows("""
            | login_failure_who                            | login_failure            | who, at                                   |
            | audit_at                                     | audit                    | at                                        |
            | audit_about                                  | audit                    | about                                     |
+           | imported_file_digest                         | imported_file            | digest                                    |
+           | imported_file_state                          | imported_file            | state                                     |
     """)
 
 TRIGGERS = """
@@ -16411,20 +16465,46 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def _values_of_array(text: str) -> Iterator[Any]:
+    """The values of a JSON array one by one, so that not all are held; else the one value."""
+    decoder = json.JSONDecoder(object_pairs_hook=_keys_once, parse_constant=_no_constant)
+    at, between = _past_space(text, 0), "["
+    if text[at : at + 1] != "[":
+        yield decoder.decode(text)
+        return
+    while text[at : at + 1] == between:
+        at = _past_space(text, at + 1)
+        if between == "[" and text[at : at + 1] == "]":
+            break
+        value, at = decoder.raw_decode(text, at)
+        yield value
+        at, between = _past_space(text, at), ","
+    if text[at : at + 1] != "]":
+        raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+    if (end := _past_space(text, at + 1)) != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+
+
+def _past_space(text: str, at: int) -> int:
+    found = JSON_SPACE.match(text, at)
+    return found.end() if found else at
+
+
+JSON_SPACE = re.compile(r"[ \t\n\r]*")
+
+
 def items_from_json(content: bytes) -> list[bytes]:
     """The data sets of a DICOM JSON text, an object or an array. Refuses 0106."""
+    items: list[bytes] = []
     try:
-        value = json.loads(content, object_pairs_hook=_keys_once, parse_constant=_no_constant)
+        text = content.decode(json.detect_encoding(content))
+        for value in _values_of_array(text):
+            items.append(from_json(value))
+    except Refusal as refusal:
+        raise numbered(refusal, len(items) + 1) from None
     except (ValueError, RecursionError) as error:
         words = Message("is not JSON: {error}", error=error)
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    values = value if isinstance(value, list) else [value]
-    items = []
-    for number, one in enumerate(values, 1):
-        try:
-            items.append(from_json(one))
-        except Refusal as refusal:
-            raise numbered(refusal, number) from None
     return items
 
 
@@ -16436,78 +16516,422 @@ def numbered(refusal: Refusal, number: int, word: str = "item") -> Refusal:
     return Refusal(refusal.status, line, refusal.problems)
 
 
-def import_items(
-    ctx: Context, items: Iterable[bytes], word: str = "item", trial: bool = False
-) -> int:
-    """Put items on the worklist, all or none; return their number.
-
-    trial    it will be rolled back: do not log it
-    Refuses  as `schedule`, with a line "item N: …" per wrong item
-    """
-    imported, refusals = 0, []
-    with database.atomic():
-        for count, item in enumerate(items, 1):
-            if not item:
-                continue  # an empty row of a table: it counts, but has no item
-            try:
-                schedule(ctx, item, "separate", trial)
-                imported += 1
-            except Refusal as refusal:
-                refusals.append(numbered(refusal, count, word))
-        if refusals:
-            lines = [refusal.detail for refusal in refusals[:100]]
-            if len(refusals) > 100:
-                lines.append(Message("and {count} more", count=len(refusals) - 100))
-            problems = [problem for refusal in refusals for problem in refusal.problems]
-            raise Refusal(refusals[0].status, joined(lines, "\n"), problems)
-    if not imported:
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file has no item"))
-    return imported
+def refused_items(refusals: Sequence[Refusal]) -> Refusal:
+    """The refusal of a file, with a line for each of its items that is refused."""
+    lines = [refusal.detail for refusal in refusals[:100]]
+    if len(refusals) > 100:
+        lines.append(Message("and {count} more", count=len(refusals) - 100))
+    problems = [problem for refusal in refusals[:100] for problem in refusal.problems]
+    return Refusal(refusals[0].status, joined(lines, "\n"), problems)
 
 
-def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
-    """The problems of an import as text, tried and rolled back."""
-    try:
-        with database.atomic() as trial:
-            import_items(ctx, items(), word=word, trial=True)
-            trial.rollback()
-    except Refusal as refusal:
-        return refusal.detail
-    return ""
+def left_out(name: str, content: bytes, read_as: ReadAs, usual: str) -> list[str]:
+    """The columns of a file that fill nothing. Refuses 0106."""
+    return unknown_columns(text_of(content, read_as.encoding, usual)) if is_csv(name) else []
 
 
-def import_file(ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()) -> Message:
-    """Import an uploaded file; return what was imported. Refuses as import_items."""
-    word = "row" if is_csv(name) else "item"
-    usual = ctx.config.clinic.import_encoding
+def preview_lines(
+    name: str, content: bytes, read_as: ReadAs = ReadAs(), usual: str = ""
+) -> tuple[list[list[str]], int]:
+    """The first lines of a file with their heads, and the number of lines. Refuses 0106."""
+    if is_csv(name):
+        names, lines = read_csv(text_of(content, read_as.encoding, usual))
+        return [names, *(cells for _, cells in lines[:MOST_SHOWN])], len(lines)
     items = read_items(name, content, read_as, usual)
-    notes = [Message("{count} imported", count=import_items(ctx, items, word=word))]
-    if is_csv(name) and (left := unknown_columns(text_of(content, read_as.encoding, usual))):
+    head = ["PatientID", "PatientName", "AccessionNumber"]
+    lines = [[ElementIndex(item).get(keyword) for keyword in head] for item in items[:MOST_SHOWN]]
+    return [head, *lines], len(items)
+
+
+MOST_SHOWN = 50  # lines of a preview
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.interchange.imports
+# Imports in slices, between which others write: checked whole first, then all or nothing.
+#
+# A file is kept in the store until its import has ended, so that an interrupted one goes on at the
+# next start. Its digest is the mark by which the same file, given again, adds nothing.
+# ------------------------------------------------------------------------------------------------
+
+SLICE_S = 0.1  # seconds that an import holds the store at a time
+MOST_NUMBERS = 2000  # made identifiers that are looked up in the archive before
+LOOKED_AT = 20  # files that were looked at and not imported, kept for a day
+MARK_DAYS = 30  # as long is the same file known again
+NO_IMPORT = Message("There is no such import")
+UNDER_WAY = ("checking", "importing", "taking back")
+
+
+class How(NamedTuple):
+    """How a file is imported.
+
+    read_as  its encoding
+    same_id  if a Patient ID belongs to another name: `refuse`, `update` or `separate`
+    """
+
+    read_as: ReadAs = ReadAs()
+    same_id: str = "separate"
+
+    def text(self) -> str:
+        """It as text, for the store."""
+        return json.dumps([self.read_as._asdict(), self.same_id])
+
+
+def how_of(text: str) -> How:
+    """The How of a text."""
+    read_as, same_id = json.loads(text)
+    return How(ReadAs(**read_as), same_id)
+
+
+Numbered = tuple[int, bytes]  # an item with its number in the file
+
+
+# In the store's thread
+
+
+def enter_file(
+    ctx: Context, name: str, content: bytes, how: How, wanted: bool, again: bool = False
+) -> int:
+    """Keep a file to look at or to import; return its row id, or that of the same file before.
+
+    wanted  import it if it is right, else look at it alone
+    again   import it although it was imported before
+    """
+    kind = ("csv" if is_csv(name) else "json" if name.lower().endswith(".json") else "").encode()
+    digest = hashlib.sha256(b"\0".join((kind, how.text().encode(), content))).hexdigest()
+    states = "('importing', 'taking back')" if again else "('importing', 'taking back', 'done')"
+    known = first_row(
+        ImportedFile,
+        f"digest = ? AND (state IN {states} OR state = 'checking' AND wanted)"
+        " ORDER BY id DESC LIMIT 1",
+        digest,
+        columns="id",
+    )
+    if known and wanted:
+        return int(known.id)
+    erase(
+        "imported_file WHERE NOT wanted AND id NOT IN"
+        f" (SELECT id FROM imported_file WHERE NOT wanted ORDER BY id DESC LIMIT {LOOKED_AT - 1})"
+    )
+    return insert_row(
+        ImportedFile, digest=digest, name=name[:200], how=how.text(), wanted=wanted,
+        who=json.dumps(ctx.actor), state="checking", created_at=ctx.stamp(), ended_at="",
+        content=content,
+    )  # fmt: skip
+
+
+def want_import(ctx: Context, row_id: int) -> None:
+    """Let a file that was looked at be checked again, and imported. Refuses 0112."""
+    known_row(known_import(row_id), NO_IMPORT)
+    where = "id = ? AND state IN ('checking', 'checked', 'refused')"
+    sql = f"UPDATE imported_file SET wanted = 1, state = 'checking', done = 0 WHERE {where}"
+    database.execute_sql(sql, (row_id,))
+
+
+def known_import(row_id: int) -> Any | None:
+    """An import without its content, None if there is none."""
+    columns = (
+        "id, name, how, wanted, who, state, total, done, problem, left_out, created_at, ended_at"
+    )
+    return first_row(ImportedFile, "id = ?", row_id, columns=columns)
+
+
+def _a_slice(some: list[Any], first: int) -> Iterable[Any]:
+    """What is done in one go, one at least, until its time is over."""
+    until = time.monotonic() + SLICE_S
+    for one in itertools.islice(some, first, None):
+        yield one
+        if time.monotonic() >= until:
+            return
+
+
+def try_slice(
+    ctx: Context, groups: list[list[Numbered]], first: int, how: How, word: str
+) -> tuple[int, list[tuple[int, Refusal]]]:
+    """Schedule some items and take that back; return the next place, and what was refused.
+
+    groups  items that may contradict each other, together
+    """
+    refusals, place = [], first
+    with database.atomic() as trial:
+        for group in _a_slice(groups, first):
+            for number, item in group:
+                try:
+                    schedule(ctx, item, how.same_id, trial=True)
+                except Refusal as refusal:
+                    refusals.append((number, numbered(refusal, number, word)))
+            place += 1
+        trial.rollback()
+    return place, refusals
+
+
+def import_slice(
+    ctx: Context, row_id: int, items: list[Numbered], first: int, how: How, word: str
+) -> int:
+    """Schedule a slice of items for good; return the next place. Refuses as `schedule`."""
+    with database.atomic():
+        (before,) = database.execute_sql(
+            "SELECT coalesce(max(id), 0) FROM scheduled_procedure_step"
+        ).fetchone()
+        place = first
+        for number, item in _a_slice(items, first):
+            try:
+                schedule(ctx, item, how.same_id)
+            except Refusal as refusal:
+                raise numbered(refusal, number, word) from None
+            place += 1
+        database.execute_sql(
+            "INSERT INTO imported_step (import_id, step_id)"
+            " SELECT ?, id FROM scheduled_procedure_step WHERE id > ?",
+            (row_id, before),
+        )
+        update_row(ImportedFile, row_id, done=place)
+    return place
+
+
+def take_back_slice(ctx: Context, row_id: int) -> tuple[int, int]:
+    """Erase some exams of an import that nobody has begun; return how many, and how many stay."""
+    count, of_import = 0, "SELECT step_id FROM imported_step WHERE import_id = ? LIMIT 50"
+    with database.atomic():
+        ids = [step_id for (step_id,) in database.execute_sql(of_import, (row_id,))]
+        for step_id in ids:
+            step = first_row(ScheduledProcedureStep, "id = ?", step_id)
+            linked = "SELECT 1 FROM performed_scheduled_step WHERE scheduled_id = ?"
+            waits = step and step.status in WAITING_STEP_STATES and not step.arrived_at
+            if waits and not database.execute_sql(linked, (step_id,)).fetchone():
+                _erase_step(row_id, step)
+                count += 1
+            erase("imported_step WHERE import_id = ? AND step_id = ?", row_id, step_id)
+    return count, len(ids) - count
+
+
+def _erase_step(row_id: int, step: Any) -> None:
+    """Erase an exam, with its order and its patient if they came with this import and are alone."""
+    began = "(SELECT created_at FROM imported_file WHERE id = ?)"
+    for table in ("scheduled_station", "step_seen"):
+        erase(f"{table} WHERE step_id = ?", step.id)
+    erase("scheduled_procedure_step WHERE id = ?", step.id)
+    order = first_row(RequestedProcedure, "id = ?", step.procedure_id)
+    erase(
+        f"requested_procedure WHERE id = ? AND created_at >= {began} AND NOT EXISTS"
+        " (SELECT 1 FROM scheduled_procedure_step s WHERE s.procedure_id = requested_procedure.id)",
+        order.id, row_id,
+    )  # fmt: skip
+    erase(
+        f"patient WHERE id = ? AND created_at >= {began} AND NOT EXISTS"
+        " (SELECT 1 FROM requested_procedure r WHERE r.patient_id = patient.id)",
+        order.patient_id, row_id,
+    )  # fmt: skip
+
+
+def note_total(row_id: int, total: int) -> None:
+    """Note the number of items of a file that is checked now."""
+    update_row(ImportedFile, row_id, total=total, done=0)
+
+
+def note_state(row_id: int, state: str, refusal: Refusal | None = None) -> None:
+    """Enter a state of an import, with the reason if it was refused."""
+    columns = {"problem": json.dumps([refusal.status, str(refusal.detail)])} if refusal else {}
+    update_row(ImportedFile, row_id, state=state, **columns)
+
+
+def end_import(
+    ctx: Context, row_id: int, state: str, refusal: Refusal | None = None, left: Iterable[str] = ()
+) -> None:
+    """End an import; what a person looks at is kept for a day.
+
+    left  the columns that were left out
+    """
+    one = known_import(row_id)
+    if one and one.wanted:
+        columns = json.dumps([*left])
+        update_row(ImportedFile, row_id, ended_at=ctx.stamp(), content=b"", left_out=columns)
+        counts = f"{one.done} of {one.total}"
+        audit(ctx, "file imported" if state == "done" else "import refused", one.name, counts)
+        log.info("import %d by %s: %s", row_id, ctx.actor, state)
+    note_state(row_id, state, refusal)
+
+
+def purge_imports(ctx: Context) -> int:
+    """Forget old imports, and what was looked at alone; return their number."""
+    count = erase("imported_file WHERE NOT wanted AND created_at < ?", ctx.stamp(days=-1))
+    count += erase(
+        "imported_file WHERE ended_at <> '' AND ended_at < ?", ctx.stamp(days=-MARK_DAYS)
+    )
+    erase("imported_step WHERE import_id NOT IN (SELECT id FROM imported_file)")
+    return count
+
+
+# Reading
+
+
+def imported_before(row_id: int) -> str:
+    """When the same file was imported before, empty if never."""
+    sql = (
+        "SELECT max(b.ended_at) FROM imported_file a JOIN imported_file b ON b.digest = a.digest"
+        " WHERE a.id = ? AND b.id <> a.id AND b.state = 'done'"
+    )
+    (at,) = database.execute_sql(sql, (row_id,)).fetchone()
+    return at or ""
+
+
+def imported_content(row_id: int) -> bytes:
+    """The file of an import, empty after its end."""
+    row = first_row(ImportedFile, "id = ?", row_id, columns="content")
+    return bytes(known_row(row, NO_IMPORT).content)
+
+
+def imported_data(row_id: int) -> list[bytes]:
+    """The data sets of the exams that came with an import."""
+    sql = (
+        "SELECT s.data FROM imported_step i JOIN scheduled_procedure_step s ON s.id = i.step_id"
+        " WHERE i.import_id = ? ORDER BY s.id"
+    )
+    return [bytes(data) for (data,) in database.execute_sql(sql, (row_id,))]
+
+
+def open_imports() -> list[int]:
+    """The imports that have not ended."""
+    states = ", ".join(f"'{state}'" for state in UNDER_WAY)
+    return [one.id for one in fetch_rows(ImportedFile, f"state IN ({states})", columns="id")]
+
+
+# The work
+
+
+class Importer:
+    """Works at imports.
+
+    context  returns a Context for an Actor
+    call     runs a core function in the store's thread and returns its result
+    """
+
+    def __init__(self, context: Callable[[Actor], Context], call: Callable[..., Any]) -> None:
+        self.context, self.call = context, call
+        self.before: Callable[[int], None] = lambda count: None  # so many numbers may be made
+        self.lock = threading.Lock()
+        self.refusals: Recent[int, Refusal] = Recent(50)  # in words that can be translated
+
+    def work(self, row_id: int) -> None:
+        """Do what there is to do for an import, to its end."""
+        one = known_import(row_id)
+        if not one or one.state not in UNDER_WAY:
+            return
+        ctx = self.context(Actor(*json.loads(one.who)))
+        if one.state == "taking back":
+            self.fail(row_id, self.refusal_of(one))
+            return
+        try:
+            self._forward(ctx, one)
+        except HttpRefusal:  # of the store, not of an item
+            raise
+        except Refusal as refusal:
+            self.fail(row_id, refusal)
+
+    def fail(self, row_id: int, refusal: Refusal) -> None:
+        """End an import that is refused; what was imported is taken back."""
+        one = known_row(known_import(row_id), NO_IMPORT)
+        ctx = self.context(Actor(*json.loads(one.who)))
+        with self.lock:
+            self.refusals[row_id] = refusal
+        if one.state == "checking":
+            self.call(end_import, ctx, row_id, "refused", refusal)
+            return
+        self.call(note_state, row_id, "taking back", refusal)
+        stay = 0
+        while sum(found := self.call(take_back_slice, ctx, row_id)):
+            stay += found[1]
+        if stay:
+            log.warning("import %d is taken back; exams that had begun stay: %d", row_id, stay)
+        self.call(end_import, ctx, row_id, "taken back")
+
+    def refusal_of(self, one: Any) -> Refusal:
+        """Why an import was refused or taken back."""
+        with self.lock:
+            if known := self.refusals.get(one.id):
+                return known
+        status, detail = json.loads(one.problem or f'[{Status.PROCESSING_FAILURE}, ""]')
+        return Refusal(Status(status), Message(detail))
+
+    def words(self, name: str, one: Any) -> str:
+        """What was done by an import that has ended. Refuses as `schedule` if it was not."""
+        if one.state != "done":
+            raise self.refusal_of(one)
+        return f"{name}: {imported_words(one)}"
+
+    def _forward(self, ctx: Context, one: Any) -> None:
+        """Check a file, and import it if it is wanted. Refuses as `schedule`."""
+        how, word = how_of(one.how), "row" if is_csv(one.name) else "item"
+        usual = ctx.config.clinic.import_encoding
+        content = imported_content(one.id)
+        found = read_items(one.name, content, how.read_as, usual)
+        # an empty row of a table counts, but has no item
+        items = [(number, item) for number, item in enumerate(found, 1) if item]
+        if one.state == "checking":
+            self._check(ctx, one, items, how, word)
+            one.state = "importing" if one.wanted else "checked"
+            self.call(note_state, one.id, one.state)
+        if one.state == "importing":
+            self.before(min(len(items) - one.done, MOST_NUMBERS))
+            place = one.done
+            while place < len(items):
+                place = self.call(import_slice, ctx, one.id, items, place, how, word)
+            left = left_out(one.name, content, how.read_as, usual)
+            self.call(end_import, ctx, one.id, "done", None, left)
+
+    def _check(self, ctx: Context, one: Any, items: list[Numbered], how: How, word: str) -> None:
+        """Try the items of a file. Refuses as `schedule`, with a line for each wrong one."""
+        if not items:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file has no item"))
+        self.call(note_total, one.id, len(items))
+        groups: dict[str, list[Numbered]] = {}
+        for number, item in items:
+            subject = subject_of(item, how.same_id) or str(number)
+            groups.setdefault(subject, []).append((number, item))
+        tried, place = list(groups.values()), 0
+        refusals: list[tuple[int, Refusal]] = []
+        while place < len(tried):
+            place, more = self.call(try_slice, ctx, tried, place, how, word)
+            refusals += more
+        if refusals:
+            refusals.sort(key=lambda one: one[0])
+            raise refused_items([refusal for _, refusal in refusals])
+
+
+def subject_of(item: bytes, same_id: str) -> str:
+    """What items have in common that may contradict each other: study, or patient; "" for none."""
+    index = ElementIndex(item)
+    study = index.get("StudyInstanceUID")
+    if study or same_id == "separate":
+        return study
+    return f"patient {index.get('PatientID')}" if index.get("PatientID") else ""
+
+
+def import_now(
+    ctx: Context, name: str, content: bytes, how: How = How(), again: bool = False
+) -> str:
+    """Import a file in the present transaction; return what was done. Refuses as `schedule`."""
+    row_id = enter_file(ctx, name, content, how, True, again)
+    if words := words_of_repeat(name, known_import(row_id)):
+        return words
+    importer = Importer(lambda actor: ctx, lambda core, *arguments: core(*arguments))
+    importer.work(row_id)
+    return importer.words(name, known_import(row_id))
+
+
+def imported_words(one: Any) -> Message:
+    """What was imported, and what was left out."""
+    notes = [Message("{count} imported", count=one.done)]
+    if left := json.loads(one.left_out):
         notes.append(Message("columns left out: {names}", names=", ".join(left)))
     return joined(notes, "; ")
 
 
-class Preview(NamedTuple):
-    """What an import would do: its lines, the problems, and whether it has unknown columns."""
-
-    lines: list[list[str]]
-    problems: str
-    unknown: bool
-
-
-def preview_file(ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()) -> Preview:
-    """Preview an import; nothing is stored."""
-    usual = ctx.config.clinic.import_encoding
-    if is_csv(name):
-        text = text_of(content, read_as.encoding, usual)
-        names, rows_ = read_csv(text)
-        tried = _tried(ctx, "row", lambda: items_from_csv(text, read_as.leave_out))
-        unknown = bool(unknown_columns(text))
-        return Preview([names, *(cells for _, cells in rows_)], tried, unknown)
-    items = read_items(name, content, read_as, usual)
-    lines = [["PatientID", "PatientName", "AccessionNumber"]]
-    lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
-    return Preview(lines, _tried(ctx, "item", lambda: items), False)
+def words_of_repeat(name: str, one: Any) -> str:
+    """What is said of a file that was imported before, empty if it was not."""
+    if one.state != "done":
+        return ""
+    return f"{name}: imported already at {one.ended_at}, nothing was added (--again adds it again)"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -17356,6 +17780,7 @@ def purge(ctx: Context) -> dict[str, int]:
             erased["audit lines"] = purge_audit(ctx.stamp(days=-keep.keep_audit_days))
             erased["audit files"] = purge_archives(ctx)
         erased["commitments"] = purge_commitments(ctx)
+        erased["imports"] = purge_imports(ctx)
         erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
         erased["deliveries"] = erase(
             "outbox WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')"
@@ -17441,6 +17866,7 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
             erase("scheduled_procedure_step WHERE id = ?", step.id)
         erased["exams"] = len(steps)
         erase("requested_procedure WHERE patient_id = ?", row_id)
+        erase("imported_file WHERE NOT wanted")  # files that were looked at may tell of anybody
         erased["queries"] = _erase_queries(patient)
         erase("patient WHERE id = ?", row_id)
         counts = _counts(erased)
@@ -18401,8 +18827,9 @@ class Box(Protocol):
     backup_problem: str
     control: str
     web_port: int
-    commitments: Any  # these three are of this floor or above
+    commitments: Any  # these four are of this floor or above
     dimse: Any
+    imports: Any
     socket_delivery: Any
 
     def alarms(self) -> list[Message]: ...
@@ -18768,6 +19195,12 @@ def log_refused(method: str, path: str, address: str, code: int, reason: str = "
     log.info("web: %s %s from %s: %d %s", *values, extra={"repeats": True})
 
 
+def data_reply(found: Iterable[bytes], http: int) -> Reply:
+    """Return data sets as DICOM JSON."""
+    body = json.dumps([to_json(ElementIndex(data)) for data in found], ensure_ascii=False)
+    return Reply(http, "application/dicom+json; charset=UTF-8", body.encode())
+
+
 class RouteView:
     """Answers the requests of one route through bottle, in DICOM JSON unless a subclass differs."""
 
@@ -18789,9 +19222,7 @@ class RouteView:
         """Return the data sets of the route's function; `arguments` are the parts of the path."""
         _, ctx = enter(self.web, self.request, self.route.role)
         found = self.route.function(self.web, self.request, ctx, **arguments)
-        body = json.dumps([to_json(ElementIndex(data)) for data in found], ensure_ascii=False)
-        kind = "application/dicom+json; charset=UTF-8"
-        return Reply(self.route.success[0], kind, body.encode())
+        return found if isinstance(found, Reply) else data_reply(found, self.route.success[0])
 
     def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
         """Return the refusal with the text of OUTCOMES as a Warning header."""
@@ -19014,13 +19445,41 @@ def look_through(scope: Any, proxies: Networks) -> None:
 # The product's own JSON API: worklist, health, metrics, commands of the command line.
 # ------------------------------------------------------------------------------------------------
 
-def api_schedule(web: Web, request: Any, ctx: Context) -> list[bytes]:
-    """POST /api/worklist: schedule one item or an array, all or none."""
+AT_ONCE = 100  # items that are scheduled in one transaction
+WAIT_S = 5.0  # seconds to wait for the end of an import
+
+
+def api_import(
+    web: Web, request: Any, ctx: Context, number: int, success: int = 200
+) -> list[bytes] | Reply:
+    """GET /api/imports/…: the data sets of a large import; 202 while it goes on."""
+    one = web.box.imports.wait(number, WAIT_S)
+    if Actor(*json.loads(one.who)).name != ctx.actor.name and ctx.actor.role != "admin":
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, NO_IMPORT)
+    if one.state in UNDER_WAY:
+        told = {"state": one.state, "done": one.done, "total": one.total}
+        headers = (("Location", f"/api/imports/{number}"), ("Retry-After", "2"))
+        return Reply(202, "application/json", json.dumps(told).encode(), headers)
+    if one.state != "done":
+        raise web.box.imports.refusal_of(one)
+    return data_reply(web.read(imported_data, number), success)
+
+
+def api_schedule(web: Web, request: Any, ctx: Context) -> list[bytes] | Reply:
+    """POST /api/worklist: schedule one item or an array, all or none; many of them in slices.
+
+    What takes longer is answered 202, with the address of its result
+    """
     check_json_type(request)
     same_id = request.query.get("patient", "refuse")
     if same_id not in ("refuse", "update", "separate"):
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, "patient must be refuse, update or separate")
-    items = items_from_json(body_of(request))
+    content = body_of(request)
+    items = items_from_json(content)
+    if len(items) > AT_ONCE:
+        number = web.write(enter_file, ctx, "items.json", content, How(same_id=same_id), True)
+        web.box.imports.start(number)
+        return api_import(web, request, ctx, number, 201)
 
     def schedule_all(ctx: Context) -> list[bytes]:
         stored: list[bytes] = []
@@ -19063,14 +19522,10 @@ def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> l
     return [web.write(change_step, ctx, "cancel", study, step, reason)]
 
 
-def numbers_in(content: bytes) -> int:
-    """Return how many identifiers of a kind a file may need."""
-    return min(1 + content.count(b"\n"), 2000)
-
-
 STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step:path>"
 ROUTES = (
-    Route("POST", "/api/worklist", api_schedule, "schedule items", "desk", success=(201,)),
+    Route("POST", "/api/worklist", api_schedule, "schedule items", "desk", success=(201, 202)),
+    Route("GET", "/api/imports/<number:int>", api_import, "one import", "desk", success=(200, 202)),
     Route("GET", "/api/worklist", api_list, "the steps of a day", "desk"),
     Route("GET", STEP_PATH, api_get, "one step", "desk"),
     Route("PUT", STEP_PATH, api_put, "change a step", "desk"),
@@ -19101,8 +19556,13 @@ def add_api(app: Any, web: Web) -> None:
         return "".join(f"{name} {value!r}\n" for name, value in web.box.metrics().items())
 
 
-def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
-    """Add the route by which the command line hands store commands to the running appliance."""
+def add_control(
+    app: Any, web: Web, commands: Mapping[str, Core], in_slices: Mapping[str, Core]
+) -> None:
+    """Add the route by which the command line hands store commands to the running appliance.
+
+    in_slices  commands that write in several calls, and may have more to do when they answer
+    """
     import bottle
 
     @app.post("/control/<command>")
@@ -19112,16 +19572,15 @@ def add_control(app: Any, web: Web, commands: Mapping[str, Core]) -> None:
             bottle.response.status = 403
             return json.dumps({"error": "forbidden"})
         arguments = json.loads(body_of(bottle.request))
-        if "content" in arguments:
-            arguments["content"] = base64.b64decode(arguments["content"])
-            web.box.clear_numbers(numbers_in(arguments["content"]))
         ctx = web.context(Actor("console", role="admin"))
 
         def run(ctx: Context) -> str:
-            return commands[command](ctx, **arguments)
+            return (in_slices.get(command) or commands[command])(ctx, **arguments)
 
         try:
-            done = web.writer.call(run, ctx)
+            done = run(ctx) if command in in_slices else web.writer.call(run, ctx)
+            if isinstance(done, int):
+                return json.dumps({"number": done})
             web.box.reload_access()  # an import may bring devices
             return json.dumps({"done": done})
         except Refusal as refusal:
@@ -22262,6 +22721,8 @@ document.addEventListener("keydown", (event) => {
  "Do it all the same?": "仍然执行吗？",
  "It can no longer be done.": "现在已无法执行。",
  "It does not answer since {since}: {problem}. Nothing new can be called safe until it does; it was last asked at {at}.": "自 {since} 起无应答：{problem}。恢复应答前，无法确认新的影像是否安全；上次询问时间 {at}。",
+ "Importing {file}: {done} of {count} rows": "正在导入 {file}：已完成 {done}/{count} 行",
+ "Internal error, see the log": "内部错误，请查看日志",
  "It is the patient of the order": "确认是申请上的患者",
  "It is this patient after all": "确认是该患者",
  "It was another exam": "这是另一项检查",
@@ -22293,15 +22754,18 @@ document.addEventListener("keydown", (event) => {
  "The backup could not be copied to {folder}: {problem}. It is tried again.": "备份无法复制到 {folder}：{problem}。将会重试。",
  "The disk fails: nothing can be saved now. What can be read is shown. Make a backup, and have the disk of this box looked at.": "磁盘出现故障：现在无法保存任何内容。能读取的内容照常显示。请做备份，并检查本机磁盘。",
  "The disk is full: nothing can be saved. What was saved before is shown. Make room on the disk of this box; it goes on by itself then.": "磁盘已满：现在无法保存任何内容。之前保存的内容照常显示。请在本机磁盘上腾出空间，之后会自动恢复。",
+ "Taking back what was imported of {file}": "正在撤回 {file} 中已导入的内容",
  "The images in the archive still carry the patient of the machine: if that is wrong, correct them in the archive or at the machine.": "归档系统中的影像仍标记为设备上的患者：如有错误，请在归档系统或设备上更正。",
  "The machine reported this exam for {told}; the order is for {ours}. Decide below. The images in the archive carry {told}: if that is wrong, correct them there too.": "设备上报此检查的患者是 {told}，申请上的患者是 {ours}。请在下方确认。归档系统中的影像标记的是 {told}：如有错误，也请在归档系统中更正。",
  "The report of the machine waits on the page Unscheduled for its order.": "设备的报告已移至“无申请的检查”页面，等待匹配申请。",
  "After a restore": "恢复之后",
  "backup restored": "恢复备份",
+ "Checking {file}": "正在检查 {file}",
  "Could not be read in the replaced store: {what}.": "被替换的数据库中无法读取：{what}。",
  "Erase the data of {value}": "删除 {value} 的数据",
  "Erased since, and back: {ids}. Erase them again.": "此后已删除、现又出现：{ids}。请再次删除。",
  "Everybody knows: confirm": "各处均已知悉：确认",
+ "file imported": "文件已导入",
  "further AE titles notified after a restart, comma-separated": "除所有订阅者外，重启时还要通知的 AE 标题，用逗号分隔",
  "ARRIVED": "已到达",
  "About": "关于",
@@ -23063,6 +23527,7 @@ document.addEventListener("keydown", (event) => {
  "There is no role {role}": "没有角色 {role}",
  "There is no room for it now": "目前没有空间",
  "There is no such action": "没有这个操作",
+ "There is no such import": "没有这次导入",
  "There is no such match": "没有这个匹配",
  "There is no such page.": "没有这个页面。",
  "There is no such patient": "没有这位患者",
@@ -23079,6 +23544,8 @@ document.addEventListener("keydown", (event) => {
  "This action is not known": "未知操作",
  "This cannot be done here.": "此处不能这样操作。",
  "This cannot be done with it": "不能这样操作",
+ "This file was imported already at {time}. Import it again only if its rows shall be there twice.": "此文件已于 {time} 导入。仅当需要重复这些行时才再次导入。",
+ "This is an export of a whole store: stop minris, import it, and start minris again": "这是整个数据库的导出文件：请停止 minris，导入后再启动",
  "This is no valid identity number: a digit may be wrong.": "身份证号无效：可能有数字输错。",
  "This is not the ID of the patient": "这不是该患者的患者号",
  "This is the last administrator": "这是最后一位管理员",
@@ -23169,6 +23636,7 @@ document.addEventListener("keydown", (event) => {
  "Worklist Label (0074,1202) of workitems created without one": "未指定时任务的工作列表标签 (0074,1202)",
  "Write a CD": "刻录光盘",
  "Writing to the store": "写入数据库",
+ "You may leave this page: it goes on.": "可以离开此页：操作会继续进行。",
  "Your role may not do this": "您的角色无权执行此操作",
  "Your session has ended, and nothing was saved yet. Log in: what you typed is kept.": "会话已结束，尚未保存。请登录：您输入的内容已保留。",
  "[{section}] {key}: {value} {words}": "[{section}] {key}：{value} {words}",
@@ -23275,6 +23743,7 @@ document.addEventListener("keydown", (event) => {
  "ideographic": "仅汉字",
  "idle for {seconds} s": "空闲 {seconds} 秒",
  "images settled": "处理无申请影像",
+ "import refused": "导入被拒绝",
  "in order": "正常",
  "is before its begin": "早于开始时间",
  "is changed by N-ACTION": "须用 N-ACTION 更改",
@@ -25063,6 +25532,157 @@ def post_orphans(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.patients.files
+# Import of worklist files.
+# ------------------------------------------------------------------------------------------------
+
+IMPORT_PAGE = """
+% if doing:
+<p role="status">{{doing}}</p>
+<p>{{t('You may leave this page: it goes on.')}}</p>
+% end
+% problem_list(t('Nothing was imported:'), problems)
+% if lines:
+<h2>{{t('Preview of {file}', file=file)}}</h2>
+% table(lines[0].cells, lines[1:])
+<p>{{t('{count} rows', count=count)}}</p>
+% end
+% if before:
+<p class="warning">{{t('This file was imported already at {time}. Import it again only if its rows shall be there twice.', time=before)}}</p>
+% end
+% if number:
+<form method="post" action="/import" class="login"><input type="hidden" name="csrf" value="{{csrf}}">
+<input type="hidden" name="number" value="{{number}}">
+% if encodings:
+<label>{{t('The file reads, in the encoding')}} <select id="encoding" name="encoding">
+% options(encodings, encoding)
+</select></label>
+<button class="main">{{t('Look at it first')}}</button>
+% elif encoding:
+<input type="hidden" name="encoding" value="{{encoding}}">
+<p>{{t('Read as {encoding}', encoding=encoding)}} <button name="again" value="yes">{{t('Another encoding')}}</button></p>
+% end
+% if leave_out:
+<input type="hidden" name="leave_out" value="yes">
+% elif unknown:
+<button name="leave_out" value="yes">{{t('Leave out the columns that are not known')}}</button>
+% end
+% if not problems:
+<button class="main" name="confirmed" value="yes">{{t('Import them all')}}</button>
+% end
+</form>
+% end
+<form method="post" action="/import" enctype="multipart/form-data" class="login">
+<input type="hidden" name="csrf" value="{{csrf}}">
+<label>{{t('File: CSV, DICOM JSON or a DICOM worklist file')}} <input type="file" name="upload" required></label>
+<button>{{t('Look at it first')}}</button>
+</form>
+"""
+PATIENCE_S = 5.0  # seconds that a page waits for the end; then it shows how far it is
+DOING = {
+    "checking": Message("Checking {file}"),
+    "importing": Message("Importing {file}: {done} of {count} rows"),
+    "taking back": Message("Taking back what was imported of {file}"),
+}
+
+
+def import_page(p: PageRequest) -> str:
+    """GET /import: the form to choose a file; with `number`, what has become of one."""
+    number = p.query("number")
+    return show_file(p, read_id(number)) if number else show_import(p)
+
+
+def show_import(p: PageRequest, **values: Any) -> str:
+    """Return the page with what is known of a file."""
+    settings: dict[str, Any] = {"problems": [], "lines": [], "count": 0, "number": 0, "file": "",
+                                "encoding": "", "encodings": (), "before": "", "doing": "",
+                                "leave_out": False, "unknown": False}  # fmt: skip
+    return p.show(IMPORT_PAGE, "Import", **settings | values)
+
+
+def post_import(p: PageRequest) -> str:
+    """POST /import: look at a file; with `confirmed`, import all rows or none."""
+    encoding = p.form("encoding") if p.form("encoding") in ENCODINGS else ""
+    how = How(ReadAs("" if p.form("again") else encoding, bool(p.form("leave_out"))))
+    imports = p.web.box.imports
+    if upload := p.request.files.get("upload"):
+        content, name = upload.file.read(), upload.raw_filename or "file"
+        number = p.write(enter_file, name, content, how, False)
+    else:
+        number = read_id(p.form("number"))
+        name = file_of(p, number, 0).name
+        if p.form("confirmed"):
+            p.write(want_import, number)
+        else:
+            number = p.write(enter_file, name, p.read(imported_content, number), how, False)
+    imports.start(number)
+    return show_file(p, number)
+
+
+def read_id(text: str) -> int:
+    """Return the number of a file that was sent. Refuses 0112."""
+    if not re.fullmatch("[0-9]{1,15}", text):
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, NO_IMPORT)
+    return int(text)
+
+
+def file_of(p: PageRequest, number: int, seconds: float) -> Any:
+    """Return a file of this user, after its import or some seconds. Refuses 0112."""
+    one = p.web.box.imports.wait(number, seconds)
+    if Actor(*json.loads(one.who)).name != p.ctx.actor.name:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, NO_IMPORT)
+    return one
+
+
+def show_file(p: PageRequest, number: int) -> str:
+    """Show what has become of a file: it is checked, right, wrong, or imported."""
+    t, one = p.t, file_of(p, number, PATIENCE_S)
+    if one.state in UNDER_WAY:
+        p.response.set_header("Refresh", f"1; url=/import?number={number}")
+        doing = t(DOING[one.state].key, file=one.name, done=one.done, count=one.total)
+        return show_import(p, doing=doing)
+    if one.state == "done":
+        return p.tell("/import", t(imported_words(one)))
+    found: dict[str, Any] = {"file": one.name}
+    if one.state != "checked":
+        found["problems"] = t(p.web.box.imports.refusal_of(one).detail).split("\n")
+        p.response.status = 422
+    return show_import(p, **found) if one.wanted else show_import(p, **found | looked_at(p, one))
+
+
+def looked_at(p: PageRequest, one: Any) -> dict[str, Any]:
+    """Return what a person sees of a file that was checked: its lines, or how it may be read."""
+    content, read_as = p.read(imported_content, one.id), how_of(one.how).read_as
+    found: dict[str, Any] = {"encoding": read_as.encoding, "leave_out": read_as.leave_out}
+    try:
+        usual = p.ctx.config.clinic.import_encoding
+        lines, found["count"] = preview_lines(one.name, content, read_as, usual)
+        found["lines"] = [Row(line) for line in lines]
+        found["unknown"] = not read_as.leave_out and bool(
+            left_out(one.name, content, read_as, usual)
+        )
+        p.response.status = 200
+    except Refusal:
+        choices = encodings_to_choose(one.name, content)
+        found["encodings"] = tuple(
+            (each.encoding, f"{each.sample} ({encoding_words(p, each.encoding)})")
+            for each in choices
+        )
+    if one.state == "checked" or any(
+        found.get(key) for key in ("encoding", "encodings", "unknown")
+    ):
+        found["number"] = one.id
+    if before := p.read(imported_before, one.id):
+        found["before"] = p.at(before)
+    return found
+
+
+def encoding_words(p: PageRequest, name: str) -> str:
+    """Return the name of an encoding with its use."""
+    return f"{name}, {p.t(ENCODINGS[name].use)}"
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.patients.search
 # The search box of every page: patients with their exam, and pages.
 # ------------------------------------------------------------------------------------------------
@@ -26466,99 +27086,6 @@ def post_catalogue_import(p: PageRequest) -> str:
     except Refusal as refusal:
         return catalogue_import_page(p, [p.t(problem.words) for problem in p.again(refusal)])
     return p.tell("/catalogue", p.t("{count} imported", count=count))
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.pages.patients.files
-# Import of worklist files.
-# ------------------------------------------------------------------------------------------------
-
-IMPORT_PAGE = """
-% problem_list(t('Nothing was imported:'), problems)
-% if lines:
-<h2>{{t('Preview of {file}', file=file)}}</h2>
-% table(lines[0].cells, lines[1:51])
-<p>{{t('{count} rows', count=len(lines) - 1)}}</p>
-% end
-% if content:
-<form method="post" action="/import" enctype="multipart/form-data" class="login"><input type="hidden" name="csrf" value="{{csrf}}">
-<input type="hidden" name="content" value="{{content}}"><input type="hidden" name="file" value="{{file}}">
-% if encodings:
-<label>{{t('The file reads, in the encoding')}} <select id="encoding" name="encoding">
-% options(encodings, encoding)
-</select></label>
-<button class="main">{{t('Look at it first')}}</button>
-% elif encoding:
-<input type="hidden" name="encoding" value="{{encoding}}">
-<p>{{t('Read as {encoding}', encoding=encoding)}} <button name="again" value="yes">{{t('Another encoding')}}</button></p>
-% end
-% if leave_out:
-<input type="hidden" name="leave_out" value="yes">
-% elif unknown:
-<button name="leave_out" value="yes">{{t('Leave out the columns that are not known')}}</button>
-% end
-% if not problems:
-<button class="main" name="confirmed" value="yes">{{t('Import them all')}}</button>
-% end
-</form>
-% end
-<form method="post" action="/import" enctype="multipart/form-data" class="login">
-<input type="hidden" name="csrf" value="{{csrf}}">
-<label>{{t('File: CSV, DICOM JSON or a DICOM worklist file')}} <input type="file" name="upload" required></label>
-<button>{{t('Look at it first')}}</button>
-</form>
-"""
-
-
-def import_page(p: PageRequest, **values: Any) -> str:
-    """GET /import: the form to choose a file, with a preview of one already sent."""
-    settings: dict[str, Any] = {"problems": [], "lines": [], "content": "", "file": "",
-                                "encoding": "", "encodings": (), "leave_out": False, "unknown": False}  # fmt: skip
-    return p.show(IMPORT_PAGE, "Import", **settings | values)
-
-
-def sent_file(p: PageRequest) -> tuple[str, bytes]:
-    """Return name and content of the file that was sent, or shown before; "" without one."""
-    if p.form("content"):
-        return p.form("file"), decoded(p.form("content"))
-    upload = p.request.files.get("upload")
-    return (upload.raw_filename or "file", upload.file.read()) if upload else ("", b"")
-
-
-def post_import(p: PageRequest) -> str:
-    """POST /import: preview a file; with `confirmed`, import all rows or none."""
-    t, (name, content) = p.t, sent_file(p)
-    if not name:
-        return import_page(p, problems=[t("Nothing was chosen")])
-    encoding = p.form("encoding") if p.form("encoding") in ENCODINGS else ""
-    leave_out = bool(p.form("leave_out"))
-    read_as = ReadAs("" if p.form("again") else encoding, leave_out)
-    try:
-        if p.form("confirmed"):
-            p.web.box.clear_numbers(numbers_in(content))
-            done = p.write(import_file, name, content, read_as)
-            return p.tell("/import", t(done))
-        lines, problems, unknown = p.write(preview_file, name, content, read_as)
-    except Refusal as refusal:
-        p.response.status = 422
-        found = encodings_to_choose(name, content)
-        choices = tuple((one.encoding, f"{one.sample} ({encoding_words(p, one.encoding)})")
-                        for one in found)  # fmt: skip
-        kept = base64.b64encode(content).decode() if found else ""
-        return import_page(p, problems=t(refusal.detail).split("\n"), file=name, content=kept,
-                           encodings=choices, encoding=encoding, leave_out=leave_out)  # fmt: skip
-    unknown = unknown and not leave_out
-    kept = "" if problems and not (encoding or unknown) else base64.b64encode(content).decode()
-    return import_page(
-        p, lines=[Row(line) for line in lines], content=kept, file=name, encoding=encoding,
-        problems=t(problems).split("\n") if problems else [], leave_out=leave_out,
-        unknown=unknown,
-    )  # fmt: skip
-
-
-def encoding_words(p: PageRequest, name: str) -> str:
-    """Return the name of an encoding with its use."""
-    return f"{name}, {p.t(ENCODINGS[name].use)}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -29077,64 +29604,74 @@ def give_back(config: Config, held: Iterable[HeldFile]) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.appliance.store_commands
-# Commands that change the store, run by the running appliance if there is one.
+# minris.appliance.imports
+# The threads that work at imports.
 # ------------------------------------------------------------------------------------------------
 
-# The errors of a value that does not fit its column.
-NOT_STORABLE = (
-    peewee.IntegrityError, peewee.InterfaceError, peewee.ProgrammingError,
-    sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
-    OverflowError, RecursionError,
-)  # fmt: skip
+class ImportDesk(Importer):
+    """Works at imports in threads of its own; others write between their slices.
 
+    after  called when one has ended
+    """
 
-def run_import(
-    ctx: Context, name: str, content: bytes, encoding: str = "", leave_out: bool = False
-) -> str:
-    """Import one file, all or nothing; return a summary."""
-    if name.lower().endswith(".json") and b'"minris"' in content[:100]:
+    AGAIN_S = 5.0  # seconds until it goes on after the store could not be written
+
+    def __init__(
+        self, context: Callable[[Actor], Context], writer: Writer, after: Callable[[], None]
+    ) -> None:
+        super().__init__(context, writer.call)
+        self.after, self.closed = after, threading.Event()
+        self.running: dict[int, concurrent.futures.Future[None]] = {}
+        self.threads = concurrent.futures.ThreadPoolExecutor(2, "import")
+
+    def go_on(self) -> None:
+        """Go on with what was interrupted by the last stop."""
         try:
-            return f"{name}: {import_export(ctx, json.loads(content))}"
-        except Refusal as refusal:
-            if refusal.status is Status.DUPLICATE_SOP_INSTANCE:
-                raise
-            status = Status.INVALID_ATTRIBUTE_VALUE
-            raise Refusal(status, refusal.detail, refusal.problems) from None
-        except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
-            words = Message("The export is damaged: {problem}", problem=repr(error))
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    return f"{name}: {import_file(ctx, name, content, ReadAs(encoding, leave_out))}"
+            with reading():
+                found = open_imports()
+        except (HttpRefusal, peewee.DatabaseError, sqlite3.DatabaseError):
+            return  # a damaged store
+        for row_id in found:
+            log.warning("import %d was interrupted and goes on", row_id)
+            self.start(row_id)
 
+    def start(self, row_id: int) -> None:
+        """Work at an import, if nobody does."""
+        with self.lock:
+            if row_id in self.running:
+                return
+            future = self.running[row_id] = self.threads.submit(self._run, row_id)
+        future.add_done_callback(lambda _: self.running.pop(row_id, None))
 
-def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:
-    """Create, change or delete a user; return a summary."""
-    if delete:
-        delete_user(ctx, name)
-        return f"user {name} deleted"
-    make_user(ctx, name, role, password)
-    return f"user {name} saved (role {role})"
+    def wait(self, row_id: int, seconds: float) -> Any:
+        """Wait for the end of an import, so long at most; return its row. Refuses 0112."""
+        if future := self.running.get(row_id):
+            concurrent.futures.wait([future], seconds)
+        with reading():
+            return known_row(known_import(row_id), NO_IMPORT)
 
+    def close(self) -> None:
+        """Stop between two slices; it goes on at the next start."""
+        self.closed.set()
+        self.threads.shutdown(wait=False, cancel_futures=True)
 
-def run_token(
-    ctx: Context, name: str, role: str, delete: bool, ae_titles: Iterable[str] = ()
-) -> str:
-    """Create or delete a token; return the token, which is shown only once, or a summary."""
-    if delete:
-        delete_token(ctx, name)
-        return f"token {name} deleted"
-    return make_token(ctx, name, role, ae_titles)
-
-
-def control_file(config: Config) -> Path:
-    """Return the file with the address and secret of the running appliance."""
-    return config.store_path.with_name(config.store_path.name + ".control")
-
-
-STORE_COMMANDS = {
-    "import": run_import, "user": run_user, "token": run_token,
-    "make simulated": make_simulated, "erase simulated": erase_simulated,
-}  # fmt: skip
+    def _run(self, row_id: int) -> None:
+        while not self.closed.is_set():
+            try:
+                with reading():
+                    self.work(row_id)
+                self.after()
+                return
+            except NotSaved:
+                pass
+            except (HttpRefusal, peewee.DatabaseError, sqlite3.DatabaseError) as error:
+                log.warning("import %d is interrupted and goes on: %s", row_id, error)
+            except Exception:
+                log.exception("import %d failed", row_id)
+                words = Message("Internal error, see the log")
+                self.fail(row_id, Refusal(Status.PROCESSING_FAILURE, words))
+                return
+            self.closed.wait(self.AGAIN_S)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -29236,6 +29773,125 @@ def tell_withheld(at_once: bool = False) -> None:
         for one in handler.filters:
             if isinstance(one, OneOfAKind):
                 one.tell(at_once)
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.appliance.store_commands
+# Commands that change the store, run by the running appliance if there is one.
+# ------------------------------------------------------------------------------------------------
+
+# The errors of a value that does not fit its column.
+NOT_STORABLE = (
+    peewee.IntegrityError, peewee.InterfaceError, peewee.ProgrammingError,
+    sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError,
+    OverflowError, RecursionError,
+)  # fmt: skip
+
+
+TO_IMPORT = ".to-import-"  # in the name of a file that a command lays beside the store
+LARGEST_EXPORT = 1 << 20  # bytes of an export that is imported beside a running appliance
+
+
+def is_export(name: str, content: bytes) -> bool:
+    """Whether a file is an export of the whole store."""
+    return name.lower().endswith(".json") and b'"minris"' in content[:100]
+
+
+def run_import(
+    ctx: Context,
+    name: str,
+    content: bytes,
+    encoding: str = "",
+    leave_out: bool = False,
+    again: bool = False,
+) -> str:
+    """Import one file, all or nothing; return a summary."""
+    if is_export(name, content):
+        try:
+            return f"{name}: {import_export(ctx, json.loads(content))}"
+        except Refusal as refusal:
+            if refusal.status is Status.DUPLICATE_SOP_INSTANCE:
+                raise
+            status = Status.INVALID_ATTRIBUTE_VALUE
+            raise Refusal(status, refusal.detail, refusal.problems) from None
+        except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
+            words = Message("The export is damaged: {problem}", problem=repr(error))
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
+    return import_now(ctx, name, content, How(ReadAs(encoding, leave_out)), again)
+
+
+class ImportCommand:
+    """The import command beside a running appliance, in slices between which others write.
+
+    It answers after WAIT_S seconds at most: what was done, or the number to ask again with.
+    """
+
+    WAIT_S = 10.0
+
+    def __init__(self, imports: ImportDesk, write: Callable[..., Any]) -> None:
+        self.imports, self.write = imports, write
+
+    def __call__(
+        self, ctx: Context, name: str, path: str = "", number: int = 0, encoding: str = "",
+        leave_out: bool = False, again: bool = False,
+    ) -> str | int:  # fmt: skip
+        """Return a summary, or the number of an import that goes on. Refuses as `schedule`."""
+        if number:
+            return self._outcome(name, number)
+        file = Path(path)
+        try:
+            content = file.read_bytes()
+        finally:
+            file.unlink(missing_ok=True)
+        if is_export(name, content):
+            if len(content) > LARGEST_EXPORT:
+                raise Refusal(Status.RESOURCE_LIMITATION, TOO_LARGE_BESIDE)
+            return str(self.write(run_import, ctx, name, content))
+        how = How(ReadAs(encoding, leave_out))
+        number = self.write(enter_file, ctx, name, content, how, True, again)
+        if words := words_of_repeat(name, self.imports.wait(number, 0)):
+            return words
+        self.imports.start(number)
+        return self._outcome(name, number)
+
+    def _outcome(self, name: str, number: int) -> str | int:
+        one = self.imports.wait(number, self.WAIT_S)
+        return number if one.state in UNDER_WAY else self.imports.words(name, one)
+
+
+TOO_LARGE_BESIDE = Message(
+    "This is an export of a whole store: stop minris, import it, and start minris again"
+)
+
+
+def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:
+    """Create, change or delete a user; return a summary."""
+    if delete:
+        delete_user(ctx, name)
+        return f"user {name} deleted"
+    make_user(ctx, name, role, password)
+    return f"user {name} saved (role {role})"
+
+
+def run_token(
+    ctx: Context, name: str, role: str, delete: bool, ae_titles: Iterable[str] = ()
+) -> str:
+    """Create or delete a token; return the token, which is shown only once, or a summary."""
+    if delete:
+        delete_token(ctx, name)
+        return f"token {name} deleted"
+    return make_token(ctx, name, role, ae_titles)
+
+
+def control_file(config: Config) -> Path:
+    """Return the file with the address and secret of the running appliance."""
+    return config.store_path.with_name(config.store_path.name + ".control")
+
+
+STORE_COMMANDS = {
+    "import": run_import, "user": run_user, "token": run_token,
+    "make simulated": make_simulated, "erase simulated": erase_simulated,
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------
@@ -30241,14 +30897,18 @@ class Appliance:
         self.dimse.on_events = self._wake_delivery
         self.dimse.on_caller = self.delivery.heard_from
         self.clock_task = loop.create_task(self._watch_clock())
+        self.imports = ImportDesk(self.context, self.writer, self.wake_delivery)
+        self.imports.before = self.clear_numbers
         web = Web(config, self.context, self.access, self.writer, self)
         app = build_app(web)
-        add_control(app, web, STORE_COMMANDS)
+        in_slices = {"import": ImportCommand(self.imports, web.write)}
+        add_control(app, web, STORE_COMMANDS, in_slices)
         self.web_server = WebServer(web, app, self.changes)
         tls = self.web_tls.context if self.web_tls else None
         self.web_port = await self.web_server.listen(config.web.host, config.web.port, tls)
         database.condition.on_change = self._condition_changed
         await self._begin()
+        self.imports.go_on()
         for notice in self.notices():
             log.warning("%s", notice)
         self.start_jobs()
@@ -30450,6 +31110,7 @@ class Appliance:
         if self.scheduler:  # in a thread: it waits for APScheduler's lock
             ending.submit(self.scheduler.shutdown, False)
         await _together(2, self._tell_of_going_down(), *(door.finish(2) for door in doors))
+        self.imports.close()
         for task in (self.clock_task, *self.tasks):
             task.cancel()
         await _together(1, self.sender.close(), *(rounds.close() for rounds in self.rounds))
@@ -30544,8 +31205,27 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
         raise CommandError(
             f"{config.store_path} is in use. Stop the running minris first"
         ) from None
-    if "content" in arguments:
-        arguments["content"] = base64.b64encode(arguments["content"]).decode()
+    if "content" in arguments:  # by a file that it can read, beside the store
+        arguments["path"] = lay_beside(config.store_path, arguments.pop("content"))
+    answer = post_control(where, command, arguments)
+    while "number" in answer:  # it goes on, in slices
+        told = {"name": arguments["name"], "number": answer["number"]}
+        answer = post_control(where, command, told)
+    if "refused" in answer:
+        raise CommandError(answer["refused"])
+    return str(answer["done"])
+
+
+def lay_beside(store: Path, content: bytes) -> str:
+    """Lay a file beside the store, for its owner alone; return its path."""
+    path = beside(store, f"{TO_IMPORT}{secrets.token_hex(8)}").absolute()
+    with os.fdopen(open_private(path, store), "wb") as file:
+        file.write(content)
+    return str(path)
+
+
+def post_control(where: dict[str, str], command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Let the running appliance do something; return its answer."""
     request = urllib.request.Request(
         f"{where['url']}/control/{urllib.parse.quote(command)}",
         json.dumps(arguments).encode(),
@@ -30557,13 +31237,10 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=here)
     )
     try:
-        with opener.open(request, timeout=3600) as response:
-            answer = json.load(response)
+        with opener.open(request, timeout=600) as response:
+            return dict(json.load(response))
     except (OSError, ValueError) as error:
         raise CommandError(f"the running minris does not answer: {error}") from None
-    if "refused" in answer:
-        raise CommandError(answer["refused"])
-    return answer["done"]
 
 
 def command_serve(config: Config, arguments: argparse.Namespace) -> None:
@@ -30595,7 +31272,7 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
         try:
             content = Path(name).read_bytes()
             named = {"name": Path(name).name, "content": content, "encoding": encoding,
-                     "leave_out": arguments.leave_out}  # fmt: skip
+                     "leave_out": arguments.leave_out, "again": arguments.again}  # fmt: skip
             print(run_store_command(config, "import", **named))
         except (OSError, CommandError) as error:
             failed += 1
@@ -30860,6 +31537,8 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
                               "help": "encoding of texts that are not UTF-8, such as windows-1252"}),
     ("import", "--leave-out", {"action": "store_true",
                                "help": "leave out columns that are not known"}),
+    ("import", "--again", {"action": "store_true",
+                           "help": "import a file although it was imported before"}),
     ("export", "--format", {"choices": ("json", "csv"), "default": "json"}),
     ("conformance", "--format", {"choices": ("md", "html", "json"), "default": "md"}),
     ("export backup", "file", {"nargs": "?", "metavar": "FILE"}),

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import base64
 import contextlib
 import datetime
 import getpass
@@ -11,6 +10,7 @@ import json
 import logging
 import os
 import re
+import secrets
 import signal
 import ssl
 import sys
@@ -36,7 +36,7 @@ from minris.appliance.machine import (
     set_up_logging,
     write_private,
 )
-from minris.appliance.store_commands import STORE_COMMANDS, control_file
+from minris.appliance.store_commands import STORE_COMMANDS, TO_IMPORT, control_file
 from minris.config.ini import Config, ConfigError, find_config, load_config, settings_reference
 from minris.config.values import ROLES
 from minris.conformance.statement import conformance_statement
@@ -57,7 +57,7 @@ from minris.simulator.workstation import Workstation
 from minris.standard.dictionary import is_ae_title, value_problem
 from minris.standard.encodings import read_encoding
 from minris.standard.status import Refusal
-from minris.store.files import is_there
+from minris.store.files import beside, is_there, open_private
 from minris.store.models import StoreError, StoreInUse, database
 from minris.store.sqlite import (
     StoreLock,
@@ -114,8 +114,27 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
         raise CommandError(
             f"{config.store_path} is in use. Stop the running minris first"
         ) from None
-    if "content" in arguments:
-        arguments["content"] = base64.b64encode(arguments["content"]).decode()
+    if "content" in arguments:  # by a file that it can read, beside the store
+        arguments["path"] = lay_beside(config.store_path, arguments.pop("content"))
+    answer = post_control(where, command, arguments)
+    while "number" in answer:  # it goes on, in slices
+        told = {"name": arguments["name"], "number": answer["number"]}
+        answer = post_control(where, command, told)
+    if "refused" in answer:
+        raise CommandError(answer["refused"])
+    return str(answer["done"])
+
+
+def lay_beside(store: Path, content: bytes) -> str:
+    """Lay a file beside the store, for its owner alone; return its path."""
+    path = beside(store, f"{TO_IMPORT}{secrets.token_hex(8)}").absolute()
+    with os.fdopen(open_private(path, store), "wb") as file:
+        file.write(content)
+    return str(path)
+
+
+def post_control(where: dict[str, str], command: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Let the running appliance do something; return its answer."""
     request = urllib.request.Request(
         f"{where['url']}/control/{urllib.parse.quote(command)}",
         json.dumps(arguments).encode(),
@@ -127,13 +146,10 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=here)
     )
     try:
-        with opener.open(request, timeout=3600) as response:
-            answer = json.load(response)
+        with opener.open(request, timeout=600) as response:
+            return dict(json.load(response))
     except (OSError, ValueError) as error:
         raise CommandError(f"the running minris does not answer: {error}") from None
-    if "refused" in answer:
-        raise CommandError(answer["refused"])
-    return answer["done"]
 
 
 def command_serve(config: Config, arguments: argparse.Namespace) -> None:
@@ -165,7 +181,7 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
         try:
             content = Path(name).read_bytes()
             named = {"name": Path(name).name, "content": content, "encoding": encoding,
-                     "leave_out": arguments.leave_out}  # fmt: skip
+                     "leave_out": arguments.leave_out, "again": arguments.again}  # fmt: skip
             print(run_store_command(config, "import", **named))
         except (OSError, CommandError) as error:
             failed += 1
@@ -430,6 +446,8 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
                               "help": "encoding of texts that are not UTF-8, such as windows-1252"}),
     ("import", "--leave-out", {"action": "store_true",
                                "help": "leave out columns that are not known"}),
+    ("import", "--again", {"action": "store_true",
+                           "help": "import a file although it was imported before"}),
     ("export", "--format", {"choices": ("json", "csv"), "default": "json"}),
     ("conformance", "--format", {"choices": ("md", "html", "json"), "default": "md"}),
     ("export backup", "file", {"nargs": "?", "metavar": "FILE"}),

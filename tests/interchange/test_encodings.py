@@ -217,7 +217,7 @@ def shown(answer):
 def kept_form(text):
     """The fields of the form that keeps the file."""
     forms = re.findall(r'<form method="post" action="/import".*?</form>', text, re.S)
-    [part] = [form for form in forms if 'name="content"' in form]
+    [part] = [form for form in forms if 'name="number"' in form]
     fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', part))
     return fields, re.findall(r'<option value="([^"]*)"[^>]*>([^<]*)<', part)
 

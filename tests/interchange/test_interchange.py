@@ -9,7 +9,8 @@ from conftest import item
 
 from minris.dataset.dicom_json import from_json, to_json
 from minris.dataset.elements import ElementIndex
-from minris.interchange.files import import_items, read_items
+from minris.interchange.files import read_items
+from minris.interchange.imports import import_now
 from minris.orders.scheduling import schedule
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Refusal, Status
@@ -61,7 +62,7 @@ def stored_steps():
 
 def imported(ctx, content, name="entry.wl"):
     """Import a file: how many items."""
-    return import_items(ctx, read_items(name, content))
+    return int(import_now(ctx, name, content).split()[1])
 
 
 SYNTAXES = pytest.mark.parametrize("syntax", ["+te", "+ti"], ids=["explicit", "implicit"])
@@ -161,7 +162,7 @@ def test_an_imported_file_is_answered_as_wlmscpfs_answers_it(appliance, tmp_path
     (folder / "lockfile").touch()
     content = worklist_file(tmp_path)
     (folder / "entry.wl").write_bytes(content)
-    appliance.write(import_items, appliance.context(), read_items("a.wl", content))
+    appliance.write(import_now, appliance.context(), "a.wl", content)
     keys = peers.WORKLIST_KEYS
     [ours] = peers.run_findscu(appliance.port, "MINRIS", "CT1", keys).datasets
     with peers.serving_worklist(folder.parent) as port:
@@ -271,8 +272,9 @@ def test_all_that_is_wrong_with_an_item_is_said(ctx):
 def test_a_file_imported_twice_is_there_once(ctx, tmp_path):
     content = worklist_file(tmp_path)
     imported(ctx, content)
+    assert "imported already" in import_now(ctx, "entry.wl", content)
     with pytest.raises(Refusal) as refusal:
-        imported(ctx, content)
+        import_now(ctx, "entry.wl", content, again=True)
     assert refusal.value.status is Status.DUPLICATE_SOP_INSTANCE
     assert "S1 is on the worklist already" in refusal.value.detail
     assert stored_steps() == 1

@@ -16,7 +16,8 @@ from minris.dataset.dicom_json import from_json
 from minris.dataset.elements import ElementIndex, encode_items, encode_text
 from minris.dataset.names import name_key
 from minris.interchange.csv_tables import CSV_COLUMNS, STEP_KEYWORDS, export_csv
-from minris.interchange.files import preview_file
+from minris.interchange.files import preview_lines
+from minris.interchange.imports import How, Importer, enter_file, known_import
 from minris.mpps.linking import link_by_hand, unlink_step
 from minris.orders import scheduling as orders_scheduling
 from minris.orders.catalogue import (
@@ -732,16 +733,24 @@ def test_rows_are_numbered_alike_whether_or_not_empty_lines_are_among_them(ctx):
     assert numbers[0] == numbers[1]
 
 
+def problems_of(ctx, content):
+    """What is said of a list that is looked at."""
+    number = enter_file(ctx, "list.csv", content, How(), False)
+    importer = Importer(lambda actor: ctx, lambda core, *arguments: core(*arguments))
+    importer.work(number)
+    one = known_import(number)
+    return "" if one.state == "checked" else importer.refusal_of(one).detail
+
+
 def test_a_preview_keeps_nothing_and_uses_up_no_number(ctx):
-    lines, problems, _ = preview_file(
-        ctx, "list.csv", table("name,device", "Wang Fang,CT1").encode()
-    )
-    assert (lines, problems) == ([["name", "device"], ["Wang Fang", "CT1"]], "")
+    content = table("name,device", "Wang Fang,CT1").encode()
+    assert preview_lines("list.csv", content) == ([["name", "device"], ["Wang Fang", "CT1"]], 1)
+    assert problems_of(ctx, content) == ""
     assert (count(), count(Patient), count(Counter)) == (0, 0, 0)
 
 
 def test_a_preview_says_what_an_import_would_say(ctx):
-    _, problems, _ = preview_file(ctx, "list.csv", five_hundred())
+    problems = problems_of(ctx, five_hundred())
     with refused(Status.INVALID_ATTRIBUTE_VALUE) as refusal:
         imported(ctx, five_hundred())
     assert str(problems) == refusal.value.detail
@@ -749,7 +758,7 @@ def test_a_preview_says_what_an_import_would_say(ctx):
 
 def test_a_preview_is_not_logged_as_if_it_were_done(ctx, caplog):
     caplog.set_level("INFO", "minris")
-    preview_file(ctx, "list.csv", table("name,device", "Wang Fang,CT1").encode())
+    problems_of(ctx, table("name,device", "Wang Fang,CT1").encode())
     assert "scheduled" not in caplog.text
 
 
@@ -1079,7 +1088,11 @@ def test_a_catalogue_is_imported(appliance):
 
 
 def upload(web, content, name="day.csv"):
-    return web.post("/import", files={"upload": (name, content, "text/csv")})
+    """What a file looks like, when it has been checked."""
+    answer = web.post("/import", files={"upload": (name, content, "text/csv")})
+    while "Refresh" in answer.headers:
+        answer = web.get(answer.headers["Refresh"].partition("url=")[2])
+    return answer
 
 
 @ENCODINGS
@@ -1112,8 +1125,9 @@ def test_a_list_that_was_right_when_shown_is_imported_whole_or_not_at_all(applia
     assert len(steps_in(appliance)) == 1
 
 
-def test_a_confirmation_that_was_cut_short_is_no_mistake_of_ours(appliance, web):
-    form = {"file": "day.csv", "content": "abc", "confirmed": "yes"}
+@pytest.mark.parametrize("number", ["", "abc", "99", "²", "9" * 30])
+def test_a_confirmation_of_no_file_is_no_mistake_of_ours(appliance, web, number):
+    form = {"number": number, "confirmed": "yes"}
     assert 400 <= web.post("/import", data=form).status_code < 500
 
 

@@ -30,7 +30,7 @@ from minris.dataset.elements import ElementIndex, encode_element, encode_text, t
 from minris.dataset.recode import recode
 from minris.dataset.search import Search
 from minris.dimse.services import SEARCHED
-from minris.interchange.files import import_items, read_items
+from minris.interchange.imports import import_now
 from minris.orders.lookup import find_step, step_data
 from minris.orders.scheduling import reschedule, schedule
 from minris.orders.steps import change_step, update_patient
@@ -1293,8 +1293,7 @@ def test_names_are_stored_asked_for_and_returned_in_their_set(appliance, charset
     for name in NAMES_BY_SET[charset]:
         entry = query(SpecificCharacterSet=charset, PatientName=name)
         entry.ScheduledProcedureStepSequence = [step]
-        stored = read_items("entry.wl", encoded(entry))
-        appliance.write(import_items, appliance.context(), stored)
+        appliance.write(import_now, appliance.context(), "entry.wl", encoded(entry))
     for name in NAMES_BY_SET[charset]:
         keys = [f"PatientName={name}"]
         found = peers.run_findscu(appliance.port, "MINRIS", "CT1", keys, character_set=charset)
@@ -1393,7 +1392,7 @@ def test_what_came_in_implicit_vr_is_returned_with_the_right_vrs(appliance, prea
     content = encoded(entry, explicit=False)
     if preamble:
         content = file_of(entry)
-    appliance.write(import_items, appliance.context(), read_items("a.wl", content))
+    appliance.write(import_now, appliance.context(), "a.wl", content)
     ds = query(**{keyword: [] for keyword in SUPPLEMENT_233})
     [answer] = ask(appliance, ds).datasets
     answer.pop("SpecificCharacterSet", None)

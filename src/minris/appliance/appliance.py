@@ -33,6 +33,7 @@ from minris.appliance.health import (
     neighbours,
     notices,
 )
+from minris.appliance.imports import ImportDesk
 from minris.appliance.jobs import (
     BY_THE_CLOCK,
     DAILY,
@@ -50,7 +51,7 @@ from minris.appliance.machine import (
     raise_file_limit,
     write_private,
 )
-from minris.appliance.store_commands import STORE_COMMANDS, control_file
+from minris.appliance.store_commands import STORE_COMMANDS, ImportCommand, control_file
 from minris.appliance.watchdog import feed_watchdog
 from minris.config.ini import Config
 from minris.delivery.archive import ArchiveWatch, CommitmentDesk
@@ -209,14 +210,18 @@ class Appliance:
         self.dimse.on_events = self._wake_delivery
         self.dimse.on_caller = self.delivery.heard_from
         self.clock_task = loop.create_task(self._watch_clock())
+        self.imports = ImportDesk(self.context, self.writer, self.wake_delivery)
+        self.imports.before = self.clear_numbers
         web = Web(config, self.context, self.access, self.writer, self)
         app = build_app(web)
-        add_control(app, web, STORE_COMMANDS)
+        in_slices = {"import": ImportCommand(self.imports, web.write)}
+        add_control(app, web, STORE_COMMANDS, in_slices)
         self.web_server = WebServer(web, app, self.changes)
         tls = self.web_tls.context if self.web_tls else None
         self.web_port = await self.web_server.listen(config.web.host, config.web.port, tls)
         database.condition.on_change = self._condition_changed
         await self._begin()
+        self.imports.go_on()
         for notice in self.notices():
             log.warning("%s", notice)
         self.start_jobs()
@@ -418,6 +423,7 @@ class Appliance:
         if self.scheduler:  # in a thread: it waits for APScheduler's lock
             ending.submit(self.scheduler.shutdown, False)
         await _together(2, self._tell_of_going_down(), *(door.finish(2) for door in doors))
+        self.imports.close()
         for task in (self.clock_task, *self.tasks):
             task.cancel()
         await _together(1, self.sender.close(), *(rounds.close() for rounds in self.rounds))

@@ -2,17 +2,25 @@
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import peewee
 
 from minris.access.context import Context
 from minris.access.users import delete_token, delete_user, make_token, make_user
+from minris.appliance.imports import ImportDesk
 from minris.config.ini import Config
 from minris.housekeeping.simulated import erase_simulated, make_simulated
 from minris.interchange.decoding import ReadAs
-from minris.interchange.files import import_file
+from minris.interchange.imports import (
+    UNDER_WAY,
+    How,
+    enter_file,
+    import_now,
+    words_of_repeat,
+)
 from minris.interchange.whole_store import import_export
 from minris.standard.status import Message, Refusal, Status
 
@@ -24,11 +32,25 @@ NOT_STORABLE = (
 )  # fmt: skip
 
 
+TO_IMPORT = ".to-import-"  # in the name of a file that a command lays beside the store
+LARGEST_EXPORT = 1 << 20  # bytes of an export that is imported beside a running appliance
+
+
+def is_export(name: str, content: bytes) -> bool:
+    """Whether a file is an export of the whole store."""
+    return name.lower().endswith(".json") and b'"minris"' in content[:100]
+
+
 def run_import(
-    ctx: Context, name: str, content: bytes, encoding: str = "", leave_out: bool = False
+    ctx: Context,
+    name: str,
+    content: bytes,
+    encoding: str = "",
+    leave_out: bool = False,
+    again: bool = False,
 ) -> str:
     """Import one file, all or nothing; return a summary."""
-    if name.lower().endswith(".json") and b'"minris"' in content[:100]:
+    if is_export(name, content):
         try:
             return f"{name}: {import_export(ctx, json.loads(content))}"
         except Refusal as refusal:
@@ -39,7 +61,51 @@ def run_import(
         except (ValueError, LookupError, TypeError, AttributeError, *NOT_STORABLE) as error:
             words = Message("The export is damaged: {problem}", problem=repr(error))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    return f"{name}: {import_file(ctx, name, content, ReadAs(encoding, leave_out))}"
+    return import_now(ctx, name, content, How(ReadAs(encoding, leave_out)), again)
+
+
+class ImportCommand:
+    """The import command beside a running appliance, in slices between which others write.
+
+    It answers after WAIT_S seconds at most: what was done, or the number to ask again with.
+    """
+
+    WAIT_S = 10.0
+
+    def __init__(self, imports: ImportDesk, write: Callable[..., Any]) -> None:
+        self.imports, self.write = imports, write
+
+    def __call__(
+        self, ctx: Context, name: str, path: str = "", number: int = 0, encoding: str = "",
+        leave_out: bool = False, again: bool = False,
+    ) -> str | int:  # fmt: skip
+        """Return a summary, or the number of an import that goes on. Refuses as `schedule`."""
+        if number:
+            return self._outcome(name, number)
+        file = Path(path)
+        try:
+            content = file.read_bytes()
+        finally:
+            file.unlink(missing_ok=True)
+        if is_export(name, content):
+            if len(content) > LARGEST_EXPORT:
+                raise Refusal(Status.RESOURCE_LIMITATION, TOO_LARGE_BESIDE)
+            return str(self.write(run_import, ctx, name, content))
+        how = How(ReadAs(encoding, leave_out))
+        number = self.write(enter_file, ctx, name, content, how, True, again)
+        if words := words_of_repeat(name, self.imports.wait(number, 0)):
+            return words
+        self.imports.start(number)
+        return self._outcome(name, number)
+
+    def _outcome(self, name: str, number: int) -> str | int:
+        one = self.imports.wait(number, self.WAIT_S)
+        return number if one.state in UNDER_WAY else self.imports.words(name, one)
+
+
+TOO_LARGE_BESIDE = Message(
+    "This is an export of a whole store: stop minris, import it, and start minris again"
+)
 
 
 def run_user(ctx: Context, name: str, role: str, password: str, delete: bool) -> str:

@@ -11,6 +11,7 @@ from minris.dataset.elements import ElementIndex
 from minris.dataset.names import name_key
 from minris.housekeeping.auditing import purge_archives
 from minris.images.commitment import purge_commitments
+from minris.interchange.imports import purge_imports
 from minris.mpps.performed import notify_of_mpps
 from minris.orders.lookup import NO_PATIENT
 from minris.orders.notes import UNDO_HOURS
@@ -49,6 +50,7 @@ def purge(ctx: Context) -> dict[str, int]:
             erased["audit lines"] = purge_audit(ctx.stamp(days=-keep.keep_audit_days))
             erased["audit files"] = purge_archives(ctx)
         erased["commitments"] = purge_commitments(ctx)
+        erased["imports"] = purge_imports(ctx)
         erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
         erased["deliveries"] = erase(
             "outbox WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')"
@@ -134,6 +136,7 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
             erase("scheduled_procedure_step WHERE id = ?", step.id)
         erased["exams"] = len(steps)
         erase("requested_procedure WHERE patient_id = ?", row_id)
+        erase("imported_file WHERE NOT wanted")  # files that were looked at may tell of anybody
         erased["queries"] = _erase_queries(patient)
         erase("patient WHERE id = ?", row_id)
         counts = _counts(erased)

@@ -1,24 +1,22 @@
 """Import of worklist items from files: DICOM, DICOM JSON, CSV."""
 
 import json
+import re
 import struct
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from minris import log
-from minris.access.context import Context
 from minris.dataset.dicom_json import from_json
 from minris.dataset.elements import ELEMENT_HEADER, ElementIndex, Malformed
 from minris.dataset.recode import Recoded, recode_noting
 from minris.dataset.text import set_of_codec
 from minris.interchange.csv_tables import items_from_csv, read_csv, unknown_columns
 from minris.interchange.decoding import ReadAs, Reading, readings_of, text_of
-from minris.orders.scheduling import schedule
 from minris.standard.dictionary import KNOWN_VRS, LONG_VRS, attribute_name
 from minris.standard.encodings import ENCODINGS
 from minris.standard.status import Message, Problem, Refusal, Status, joined
 from minris.standard.uids import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
-from minris.store.models import database
 
 
 def read_dicom_file(content: bytes, encoding: str = "", usual: str = "") -> bytes:
@@ -132,20 +130,46 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def _values_of_array(text: str) -> Iterator[Any]:
+    """The values of a JSON array one by one, so that not all are held; else the one value."""
+    decoder = json.JSONDecoder(object_pairs_hook=_keys_once, parse_constant=_no_constant)
+    at, between = _past_space(text, 0), "["
+    if text[at : at + 1] != "[":
+        yield decoder.decode(text)
+        return
+    while text[at : at + 1] == between:
+        at = _past_space(text, at + 1)
+        if between == "[" and text[at : at + 1] == "]":
+            break
+        value, at = decoder.raw_decode(text, at)
+        yield value
+        at, between = _past_space(text, at), ","
+    if text[at : at + 1] != "]":
+        raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+    if (end := _past_space(text, at + 1)) != len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+
+
+def _past_space(text: str, at: int) -> int:
+    found = JSON_SPACE.match(text, at)
+    return found.end() if found else at
+
+
+JSON_SPACE = re.compile(r"[ \t\n\r]*")
+
+
 def items_from_json(content: bytes) -> list[bytes]:
     """The data sets of a DICOM JSON text, an object or an array. Refuses 0106."""
+    items: list[bytes] = []
     try:
-        value = json.loads(content, object_pairs_hook=_keys_once, parse_constant=_no_constant)
+        text = content.decode(json.detect_encoding(content))
+        for value in _values_of_array(text):
+            items.append(from_json(value))
+    except Refusal as refusal:
+        raise numbered(refusal, len(items) + 1) from None
     except (ValueError, RecursionError) as error:
         words = Message("is not JSON: {error}", error=error)
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words) from None
-    values = value if isinstance(value, list) else [value]
-    items = []
-    for number, one in enumerate(values, 1):
-        try:
-            items.append(from_json(one))
-        except Refusal as refusal:
-            raise numbered(refusal, number) from None
     return items
 
 
@@ -157,75 +181,31 @@ def numbered(refusal: Refusal, number: int, word: str = "item") -> Refusal:
     return Refusal(refusal.status, line, refusal.problems)
 
 
-def import_items(
-    ctx: Context, items: Iterable[bytes], word: str = "item", trial: bool = False
-) -> int:
-    """Put items on the worklist, all or none; return their number.
-
-    trial    it will be rolled back: do not log it
-    Refuses  as `schedule`, with a line "item N: …" per wrong item
-    """
-    imported, refusals = 0, []
-    with database.atomic():
-        for count, item in enumerate(items, 1):
-            if not item:
-                continue  # an empty row of a table: it counts, but has no item
-            try:
-                schedule(ctx, item, "separate", trial)
-                imported += 1
-            except Refusal as refusal:
-                refusals.append(numbered(refusal, count, word))
-        if refusals:
-            lines = [refusal.detail for refusal in refusals[:100]]
-            if len(refusals) > 100:
-                lines.append(Message("and {count} more", count=len(refusals) - 100))
-            problems = [problem for refusal in refusals for problem in refusal.problems]
-            raise Refusal(refusals[0].status, joined(lines, "\n"), problems)
-    if not imported:
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("The file has no item"))
-    return imported
+def refused_items(refusals: Sequence[Refusal]) -> Refusal:
+    """The refusal of a file, with a line for each of its items that is refused."""
+    lines = [refusal.detail for refusal in refusals[:100]]
+    if len(refusals) > 100:
+        lines.append(Message("and {count} more", count=len(refusals) - 100))
+    problems = [problem for refusal in refusals[:100] for problem in refusal.problems]
+    return Refusal(refusals[0].status, joined(lines, "\n"), problems)
 
 
-def _tried(ctx: Context, word: str, items: Callable[[], list[bytes]]) -> str:
-    """The problems of an import as text, tried and rolled back."""
-    try:
-        with database.atomic() as trial:
-            import_items(ctx, items(), word=word, trial=True)
-            trial.rollback()
-    except Refusal as refusal:
-        return refusal.detail
-    return ""
+def left_out(name: str, content: bytes, read_as: ReadAs, usual: str) -> list[str]:
+    """The columns of a file that fill nothing. Refuses 0106."""
+    return unknown_columns(text_of(content, read_as.encoding, usual)) if is_csv(name) else []
 
 
-def import_file(ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()) -> Message:
-    """Import an uploaded file; return what was imported. Refuses as import_items."""
-    word = "row" if is_csv(name) else "item"
-    usual = ctx.config.clinic.import_encoding
-    items = read_items(name, content, read_as, usual)
-    notes = [Message("{count} imported", count=import_items(ctx, items, word=word))]
-    if is_csv(name) and (left := unknown_columns(text_of(content, read_as.encoding, usual))):
-        notes.append(Message("columns left out: {names}", names=", ".join(left)))
-    return joined(notes, "; ")
-
-
-class Preview(NamedTuple):
-    """What an import would do: its lines, the problems, and whether it has unknown columns."""
-
-    lines: list[list[str]]
-    problems: str
-    unknown: bool
-
-
-def preview_file(ctx: Context, name: str, content: bytes, read_as: ReadAs = ReadAs()) -> Preview:
-    """Preview an import; nothing is stored."""
-    usual = ctx.config.clinic.import_encoding
+def preview_lines(
+    name: str, content: bytes, read_as: ReadAs = ReadAs(), usual: str = ""
+) -> tuple[list[list[str]], int]:
+    """The first lines of a file with their heads, and the number of lines. Refuses 0106."""
     if is_csv(name):
-        text = text_of(content, read_as.encoding, usual)
-        names, rows_ = read_csv(text)
-        tried = _tried(ctx, "row", lambda: items_from_csv(text, read_as.leave_out))
-        unknown = bool(unknown_columns(text))
-        return Preview([names, *(cells for _, cells in rows_)], tried, unknown)
+        names, lines = read_csv(text_of(content, read_as.encoding, usual))
+        return [names, *(cells for _, cells in lines[:MOST_SHOWN])], len(lines)
     items = read_items(name, content, read_as, usual)
-    lines = [["PatientID", "PatientName", "AccessionNumber"]]
-    lines += [[ElementIndex(item).get(keyword) for keyword in lines[0]] for item in items]
-    return Preview(lines, _tried(ctx, "item", lambda: items), False)
+    head = ["PatientID", "PatientName", "AccessionNumber"]
+    lines = [[ElementIndex(item).get(keyword) for keyword in head] for item in items[:MOST_SHOWN]]
+    return [head, *lines], len(items)
+
+
+MOST_SHOWN = 50  # lines of a preview

@@ -124,6 +124,23 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         "the audit log is read by what it is about",
         "CREATE INDEX audit_about ON audit (about);",
     ),
+    (
+        20,
+        "imports in slices",
+        """
+        CREATE TABLE imported_file (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, digest TEXT NOT NULL,
+            name TEXT NOT NULL, how TEXT NOT NULL, who TEXT NOT NULL, state TEXT NOT NULL,
+            problem TEXT NOT NULL DEFAULT '', left_out TEXT NOT NULL DEFAULT '[]',
+            created_at TEXT NOT NULL, ended_at TEXT NOT NULL,
+            wanted INTEGER NOT NULL, total INTEGER NOT NULL DEFAULT 0,
+            done INTEGER NOT NULL DEFAULT 0, content BLOB NOT NULL);
+        CREATE TABLE imported_step (import_id INTEGER NOT NULL, step_id INTEGER NOT NULL,
+            PRIMARY KEY (import_id, step_id)) WITHOUT ROWID;
+        CREATE INDEX imported_file_digest ON imported_file (digest);
+        CREATE INDEX imported_file_state ON imported_file (state);
+        """,
+    ),
 )
 
 

@@ -342,6 +342,41 @@ class UndoNote(Stored):
         autoincrement = True
 
 
+class ImportedFile(Stored):
+    """A file that is looked at or imported, or was imported.
+
+    digest   of the file and of how it is read: the mark by which it is known again
+    who      the Actor, as JSON
+    state    checking, then checked or refused; or importing, then done; or taking back, taken back
+    problem  status and words of a refusal, as JSON
+    left_out columns that were left out, as JSON
+    wanted   1 to import it, 0 to look at it
+    done     number of items that are imported, of `total`
+    content  the file; empty when its import has ended
+    """
+
+    digest, name, how, who, state = text_columns(5)
+    problem = peewee.TextField(default="")
+    left_out = peewee.TextField(default="[]")
+    created_at, ended_at = text_columns(2)
+    wanted = peewee.IntegerField()
+    total = peewee.IntegerField(default=0)
+    done = peewee.IntegerField(default=0)
+    content = peewee.BlobField()
+
+    class Meta:
+        autoincrement = True
+
+
+class ImportedStep(Stored):
+    """A scheduled step that came with a file."""
+
+    import_id = peewee.IntegerField()
+    step_id = peewee.IntegerField()
+
+    Meta = keyed_by("import_id", "step_id")
+
+
 class Mark(Stored):
     """A named value of the system, such as the time of its last start or of a job."""
 

@@ -28,9 +28,9 @@ def fetch_rows(model: type[Stored], where: str, *values: Any, columns: str = "*"
     return [types.SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor]
 
 
-def first_row(model: type[Stored], where: str, *values: Any) -> Any | None:
+def first_row(model: type[Stored], where: str, *values: Any, columns: str = "*") -> Any | None:
     """The first row of a model that meets a condition, None if there is none."""
-    return next(iter(fetch_rows(model, where, *values)), None)
+    return next(iter(fetch_rows(model, where, *values, columns=columns)), None)
 
 
 def known_row(row: Any | None, words: Message) -> Any:

@@ -62,6 +62,8 @@ INDEXES = body_rows("""
            | login_failure_who                            | login_failure            | who, at                                   |
            | audit_at                                     | audit                    | at                                        |
            | audit_about                                  | audit                    | about                                     |
+           | imported_file_digest                         | imported_file            | digest                                    |
+           | imported_file_state                          | imported_file            | state                                     |
     """)
 
 TRIGGERS = """

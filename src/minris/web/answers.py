@@ -3,7 +3,7 @@
 import http.client
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from minris import log
@@ -79,6 +79,12 @@ def log_refused(method: str, path: str, address: str, code: int, reason: str = "
     log.info("web: %s %s from %s: %d %s", *values, extra={"repeats": True})
 
 
+def data_reply(found: Iterable[bytes], http: int) -> Reply:
+    """Return data sets as DICOM JSON."""
+    body = json.dumps([to_json(ElementIndex(data)) for data in found], ensure_ascii=False)
+    return Reply(http, "application/dicom+json; charset=UTF-8", body.encode())
+
+
 class RouteView:
     """Answers the requests of one route through bottle, in DICOM JSON unless a subclass differs."""
 
@@ -100,9 +106,7 @@ class RouteView:
         """Return the data sets of the route's function; `arguments` are the parts of the path."""
         _, ctx = enter(self.web, self.request, self.route.role)
         found = self.route.function(self.web, self.request, ctx, **arguments)
-        body = json.dumps([to_json(ElementIndex(data)) for data in found], ensure_ascii=False)
-        kind = "application/dicom+json; charset=UTF-8"
-        return Reply(self.route.success[0], kind, body.encode())
+        return found if isinstance(found, Reply) else data_reply(found, self.route.success[0])
 
     def refused(self, refusal: Refusal, arguments: dict[str, str]) -> Reply:
         """Return the refusal with the text of OUTCOMES as a Warning header."""

@@ -31,8 +31,9 @@ class Box(Protocol):
     backup_problem: str
     control: str
     web_port: int
-    commitments: Any  # these three are of this floor or above
+    commitments: Any  # these four are of this floor or above
     dimse: Any
+    imports: Any
     socket_delivery: Any
 
     def alarms(self) -> list[Message]: ...
