@@ -512,6 +512,7 @@ OUTCOMES = outcome_table(
     *            | A700                          | 413  | More matches than the limit.
     *            | A900                          | 400  | The query is not valid.
     *            | C000                          | 500  | The query could not be carried out.
+    page         | 0105 0106 0115 0120 0121      | 422  | What was sent has an invalid value.
     update       | 0105 0106 0115 0120 0121 C300 | 400  | The submitted request is inconsistent with the current state of the Workitem.
     update       | C303 C310                     | 409  | The submitted request is inconsistent with the current state of the Workitem.
     update       | C307                          | 404  | The submitted request is inconsistent with the current state of the Workitem.
@@ -871,11 +872,13 @@ VALUE_PATTERNS = {
 
 def is_date(text: str) -> bool:
     """Whether a text is eight digits that name a day of the calendar."""
+    if not re.fullmatch("[0-9]{8}", text):
+        return False
     try:
         datetime.date(int(text[:4]), int(text[4:6]), int(text[6:]))
     except ValueError:
         return False
-    return len(text) == 8 and text.isascii() and text.isdigit()
+    return True
 
 
 def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
@@ -885,7 +888,7 @@ def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
     if vr == "DA":
         return is_date(text)
     if vr == "IS":
-        return -(2**31) <= int(text) < 2**31
+        return len(text) <= 12 and -(2**31) <= int(text) < 2**31
     if vr == "DT":
         digits = re.split(r"\D", text, maxsplit=1)[0]
         day = digits[:8] + "0101"[len(digits[:8]) - 4 :] if len(digits) < 8 else digits[:8]
@@ -1935,7 +1938,7 @@ def read_bool(text: str) -> bool:
 
 def read_int(text: str, low: str, high: str) -> int:
     """A whole number from low to high."""
-    if not re.fullmatch(r"-?\d+", text) or not int(low) <= int(text) <= int(high):
+    if not re.fullmatch("-?[0-9]{1,18}", text) or not int(low) <= int(text) <= int(high):
         raise ValueError(Message("is not a whole number from {low} to {high}", low=low, high=high))
     return int(text)
 
@@ -9483,10 +9486,11 @@ class Negotiator:
     ) -> None:
         """Reject a caller without access; never cached (PS3.8 Table 9-21)."""
         if not calling:
-            raise Rejection(1, 1, 3, "the calling AE title is empty")
+            raise Rejection(1, 1, 3, Message("the calling AE title is empty"))
         for reason, title in ((3, calling), (7, called)):
             if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
-                raise Rejection(1, 1, reason, f"{title!a} is not an AE title")
+                words = Message("{title} is not an AE title", title=ascii(title))
+                raise Rejection(1, 1, reason, words)
         if refusal := access.refusal(called, calling, address, addresses):
             raise Rejection(1, 1, *refusal)
 
@@ -9504,7 +9508,7 @@ class Negotiator:
 
         pdu, renumbered = check_associate_rq(pdu, self.classes)
         if not int.from_bytes(pdu[6:8], "big") & 1:
-            raise Rejection(1, 2, 2, "protocol version 1 is not proposed")
+            raise Rejection(1, 2, 2, Message("protocol version 1 is not proposed"))
         request = pdus.A_ASSOCIATE_RQ()
         try:
             request.decode(pdu)
@@ -9512,7 +9516,7 @@ class Negotiator:
         except Exception as error:  # any exception of pynetdicom for invalid bytes
             raise ProtocolError(f"cannot decode A-ASSOCIATE-RQ: {error}") from None
         if str(primitive.application_context_name) != APPLICATION_CONTEXT:
-            raise Rejection(1, 1, 2, "the application context is not DICOM's")
+            raise Rejection(1, 1, 2, Message("the application context is not DICOM's"))
         return self._accept(primitive, called, calling, renumbered)
 
     def _accept(
@@ -9531,7 +9535,8 @@ class Negotiator:
             elif isinstance(item, items.SOPClassExtendedNegotiation):
                 extended += self._extended(item)
         if 0 < maximum < 1024:
-            raise Rejection(1, 2, 1, f"a maximum PDU length of {maximum} bytes is too small")
+            words = Message("a maximum PDU length of {maximum} bytes is too small", maximum=maximum)
+            raise Rejection(1, 2, 1, words)
         results, role_items = negotiate_as_acceptor(
             primitive.presentation_context_definition_list, self.supported, roles
         )
@@ -9714,7 +9719,7 @@ class Association(asyncio.Protocol):
                 pos = end
         except ProtocolError as error:
             self.server.complain(self.address, "%s: %s", self, error)
-            self.ending = ("refused", str(error))
+            self.ending = ("refused", error.args[0])
             self.happens("invalid", error.reason)
             pos = have
         if pos:
@@ -10836,7 +10841,7 @@ def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
     """
     columns = {key: (row.get(key) or default).strip() for key, default in PROCEDURE_COLUMNS.items()}
     problems = []
-    if not re.fullmatch(r"\d{1,4}", columns["minutes"]):
+    if not re.fullmatch("[0-9]{1,4}", columns["minutes"]):
         problems.append(Message("{value} is not a number of minutes", value=columns["minutes"]))
     for key, vr in PROCEDURE_VRS.items():
         words = value_problem(vr, columns[key]) if columns[key] else None
@@ -13080,7 +13085,7 @@ def mpps_outcome(performed: Any, status: str) -> str:
     if performed.status in FINAL_MPPS_STATES:
         raise Refusal(
             Status.PROCESSING_FAILURE,
-            "Performed Procedure Step Object may no longer be updated",
+            Message("Performed Procedure Step Object may no longer be updated"),
             error_id=MAY_NO_LONGER_BE_UPDATED,
         )
     if outcome is None:
@@ -13246,7 +13251,10 @@ def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
     """
     state = index.text(UPS_STATE)
     if state and state != "SCHEDULED":
-        raise Refusal(Status.NOT_CREATED_SCHEDULED, f"A workitem cannot be created {state}")
+        raise Refusal(
+            Status.NOT_CREATED_SCHEDULED,
+            Message("A workitem cannot be created {state}", state=state),
+        )
     forgiven = check_attributes(index, UPS_ATTRIBUTES, "create", not ctx.config.ups.strict)
     empty = (TRANSACTION_UID, PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
     given = [Problem(tag, Message("must be empty")) for tag in empty if index.has_value(tag)]
@@ -13259,7 +13267,9 @@ def check_ups_settable(index: ElementIndex, stored: ElementIndex) -> None:
     """Check an N-SET. Refuses C303, 0105 for a state, 0105 for a fixed value, 0121 if emptied."""
     if state := index.text(UPS_STATE):
         if state == "SCHEDULED":
-            raise Refusal(Status.SCHEDULED_ONLY_BY_CREATE, "The state is changed by N-ACTION")
+            raise Refusal(
+                Status.SCHEDULED_ONLY_BY_CREATE, Message("The state is changed by N-ACTION")
+            )
         words = Message("is changed by N-ACTION")
         raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=[Problem(UPS_STATE, words)])
     check_unchanged(index, stored, UPS_NOT_SETTABLE | UPS_IDENTITY)
@@ -13287,8 +13297,9 @@ def check_final(index: ElementIndex, state: str) -> None:
     needed = {"R", "P", "P2"} if state == "COMPLETED" else {"R", "X"}
     problems = list(_final_problems(index, needed, ()))
     if problems:
-        words = " ".join(f"({p.tag >> 16:04X},{p.tag & 0xFFFF:04X})" for p in problems)
-        raise Refusal(Status.FINAL_STATE_REQUIREMENTS_NOT_MET, f"Missing: {words}", problems)
+        tags = " ".join(f"({p.tag >> 16:04X},{p.tag & 0xFFFF:04X})" for p in problems)
+        words = Message("Missing: {attributes}", attributes=tags)
+        raise Refusal(Status.FINAL_STATE_REQUIREMENTS_NOT_MET, words, problems)
 
 
 def _final_problems(
@@ -13641,7 +13652,7 @@ def _subscribe_globally(
         asked = ElementIndex(keys)
         keys = bytes(asked.only(tag for tag in asked if (tag,) in UPS_ATTRIBUTES))
         if not keys:
-            raise Refusal(Status.MISSING_ATTRIBUTE, "A filtered subscription needs keys")
+            raise Refusal(Status.MISSING_ATTRIBUTE, Message("A filtered subscription needs keys"))
         try:
             only = matching_workitems(filter_search(keys, ctx.config.zone))
         except Refusal as refusal:  # A900 is not a status of N-ACTION
@@ -13714,7 +13725,8 @@ def suspend_global_subscription(ctx: Context, uid: str, ae_title: str) -> None:
     check_receiver(ae_title)
     if uid not in WELL_KNOWN_UPS:
         find_workitem(uid)
-        raise Refusal(Status.ACTION_NOT_APPROPRIATE, "Only a global subscription can be suspended")
+        words = Message("Only a global subscription can be suspended")
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
     with database.atomic():
         erase("global_subscription WHERE ae_title = ? AND uid = ?", ae_title, uid)
         change_subscriptions(ctx, "suspend globally", ae_title)
@@ -13824,7 +13836,7 @@ def ups_outcome(event: str, workitem: Any | None) -> str | Status:
     """Return the new state or the warning in UPS_TRANSITIONS. Refuses a failure."""
     outcome = UPS_TRANSITIONS[event, workitem.state if workitem else "none"]
     if isinstance(outcome, Status) and outcome >> 12 != 0xB:
-        raise Refusal(outcome, OUTCOMES["*", outcome].text)
+        raise Refusal(outcome, STATUS_WORDS[outcome][0])
     return outcome
 
 
@@ -13900,9 +13912,8 @@ def report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementI
 def check_is_workitem(uid: str) -> None:
     """Refuse (C314) the UIDs of global subscriptions (PS3.4 Table CC.2.3-3)."""
     if uid in WELL_KNOWN_UPS:
-        raise Refusal(
-            Status.ACTION_NOT_APPROPRIATE, "This UID is for subscriptions, not a workitem"
-        )
+        words = Message("This UID is for subscriptions, not a workitem")
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
 
 
 def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str) -> Status:
@@ -13940,7 +13951,9 @@ def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str
 def _refuse_state(state: str | None, key: str) -> None:
     """Refuse a state that is absent (0120), empty (0121) or invalid (0115); first a wrong lock."""
     if key == "wrong UID":
-        raise Refusal(Status.TRANSACTION_UID_INCORRECT, "The Transaction UID is incorrect.")
+        raise Refusal(
+            Status.TRANSACTION_UID_INCORRECT, Message("The Transaction UID is incorrect.")
+        )
     if state is None:
         status, words = Status.MISSING_ATTRIBUTE, Message("is missing")
     elif not state:
@@ -22687,6 +22700,7 @@ document.addEventListener("keydown", (event) => {
  "3D views": "三维视图",
  "A backup of {since} was restored: what was entered after it is missing. An administrator looks at /restored and confirms it.": "已恢复 {since} 的备份：此后录入的内容缺失。请管理员在 /restored 查看并确认。",
  "A UID is wrong": "UID 错误",
+ "A filtered subscription needs keys": "带筛选的订阅需要匹配条件",
  "A machine was not told about its images": "设备未收到影像归档结果",
  "A message is malformed": "消息格式错误",
  "A name has 1 to 64 characters": "名称须为 1 至 64 个字符",
@@ -22701,6 +22715,7 @@ document.addEventListener("keydown", (event) => {
  "A value is missing": "缺少值",
  "A value is wrong": "值错误",
  "A workitem begins as scheduled": "工作项必须以“已安排”状态开始",
+ "A workitem cannot be created {state}": "任务不能以 {state} 状态创建",
  "AE title": "AE 标题",
  "AE title of the archive to query; empty: the device whose role is archive": "所询问的归档系统的 AE 标题；空：角色为 archive 的设备",
  "AE titles": "AE 标题",
@@ -22729,18 +22744,26 @@ document.addEventListener("keydown", (event) => {
  "It was changed meanwhile": "其间已被更改",
  "Keep the reason": "保存原因",
  "Leave it as it is": "保持不变",
+ "Missing: {attributes}": "缺少：{attributes}",
  "Nothing was saved. Please look again:": "未保存任何内容。请重新查看：",
+ "Only a global subscription can be suspended": "只能暂停全局订阅",
+ "Performed Procedure Step Object may no longer be updated": "执行步骤不能再更改",
  "Put it back on the list?": "放回列表吗？",
  "Save, and put it back on the list": "保存并放回列表",
+ "The Transaction UID is incorrect.": "事务 UID 不正确。",
  "The exam is {state}: saving puts it back on the list.": "该检查{state}：保存后将放回列表。",
  "The images still carry {reported}. Correct them to {patient}, {accession}: at {device}, if they have not been sent, else in the archive.": "影像仍带有 {reported} 的信息。请更正为 {patient}、检查号 {accession}：尚未发送的在设备 {device} 上更正，已发送的在归档系统中更正。",
  "The machine's filter is set to {asked}, and it is registered with {right}: change it at the machine.": "设备的查询过滤条件设为 {asked}，而登记的是 {right}：请在设备上更改。",
  "The report of the machine": "设备的报告",
+ "The report of the machine waits for its order among the unmatched exams.": "设备的报告已移至待匹配检查，等待匹配申请。",
+ "The state is changed by N-ACTION": "状态由 N-ACTION 更改",
  "There is a token {name}: save again to replace it by a new one": "已有令牌 {name}：再次保存将以新令牌替换",
  "There is a user {name}: save again to change role and password": "已有用户 {name}：再次保存将更改其角色和密码",
+ "This UID is for subscriptions, not a workitem": "此 UID 用于订阅，不是任务",
  "This exam": "就是这项检查",
  "Which exam was it?": "这是哪项检查？",
  "Why likely": "可能的依据",
+ "a maximum PDU length of {maximum} bytes is too small": "最大 PDU 长度 {maximum} 字节太小",
  "let the newest good backup replace a store that is found damaged; what came after the backup is missing then": "发现数据库损坏时，用最新的完好备份替换；备份之后的内容将会缺失",
  "number of days whose last backup is kept, as far as there is room": "保留最后一份备份的天数，视可用空间而定",
  "number of months whose last backup is kept": "保留最后一份备份的月数",
@@ -22750,6 +22773,7 @@ document.addEventListener("keydown", (event) => {
  "Patient of the order": "申请上的患者",
  "Reported for another patient": "设备上报的患者与申请不符",
  "Second backup": "第二备份",
+ "protocol version 1 is not proposed": "未提议协议版本 1",
  "second folder that each backup is copied to, such as a stick or a share; empty: none": "每份备份另外复制到的第二个文件夹，如 U 盘或网络共享；为空：不复制",
  "The backup could not be copied to {folder}: {problem}. It is tried again.": "备份无法复制到 {folder}：{problem}。将会重试。",
  "The disk fails: nothing can be saved now. What can be read is shown. Make a backup, and have the disk of this box looked at.": "磁盘出现故障：现在无法保存任何内容。能读取的内容照常显示。请做备份，并检查本机磁盘。",
@@ -22757,7 +22781,6 @@ document.addEventListener("keydown", (event) => {
  "Taking back what was imported of {file}": "正在撤回 {file} 中已导入的内容",
  "The images in the archive still carry the patient of the machine: if that is wrong, correct them in the archive or at the machine.": "归档系统中的影像仍标记为设备上的患者：如有错误，请在归档系统或设备上更正。",
  "The machine reported this exam for {told}; the order is for {ours}. Decide below. The images in the archive carry {told}: if that is wrong, correct them there too.": "设备上报此检查的患者是 {told}，申请上的患者是 {ours}。请在下方确认。归档系统中的影像标记的是 {told}：如有错误，也请在归档系统中更正。",
- "The report of the machine waits on the page Unscheduled for its order.": "设备的报告已移至“无申请的检查”页面，等待匹配申请。",
  "After a restore": "恢复之后",
  "backup restored": "恢复备份",
  "Checking {file}": "正在检查 {file}",
@@ -23649,6 +23672,8 @@ document.addEventListener("keydown", (event) => {
  "minimum days to keep an ended workitem; a deletion lock keeps it longer": "已结束的任务至少保留这么多天，有删除锁时一直保留",
  "address of the machine (needed only if minris connects to it)": "设备的网络地址",
  "See its certificate, and tls_ca and tls_certificate of [dicom]": "请查看其证书，以及 [dicom] 的 tls_ca 与 tls_certificate",
+ "the application context is not DICOM's": "应用上下文不是 DICOM",
+ "the calling AE title is empty": "主叫 AE 标题为空",
  "{name} and this system do not agree on TLS: {why}": "{name} 与本系统的 TLS 连接不成：{why}",
  "any_name": "任何主机名",
  "whether minris calls it over TLS; any_name: even if its certificate names another host": "呼叫它时是否用 TLS；any_name：其证书写的是其他主机名也可",
@@ -23976,6 +24001,7 @@ document.addEventListener("keydown", (event) => {
  "{term!r} is not a character set known here": "{term!r} 不是已知的字符集",
  "{term} stands alone": "{term} 必须单独使用",
  "{title!r} is not an AE title (1 to 16 ASCII characters)": "{title!r} 不是 AE 标题（1 至 16 个 ASCII 字符）",
+ "{title} is not an AE title": "{title} 不是有效的 AE 标题",
  "{uid} exists already": "{uid} 已存在",
  "{uid} is in use": "{uid} 已被使用",
  "{uid} is not known": "{uid} 未知",
@@ -24091,6 +24117,7 @@ def static_answer(name: str, request: Any) -> Any:
 # What all pages share: the request and its answer, layout, menu, lists.
 # ------------------------------------------------------------------------------------------------
 
+ROW_NUMBER = "[0-9]{1,18}"
 LAYOUT = """<!DOCTYPE html>
 <html lang="{{t.language}}">
 <head>
@@ -24505,9 +24532,13 @@ class PageRequest:
         return self.request.query.getunicode(name) or ""
 
     def day(self, name: str) -> str:
-        """Return a date of the query as DA; "" if it is not a date."""
-        date = self.query(name).replace("-", "")
-        return date if is_date(date) else ""
+        """Return a date of the query as DA, "" if missing. Refuses 0106."""
+        text = self.query(name)
+        date = re.sub("^([0-9]{4})-([0-9]{2})-([0-9]{2})$", r"\1\2\3", text)
+        if text and not is_date(date):
+            words = Message("{value} is not a date", value=text[:64])
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
+        return date
 
     def form(self, name: str) -> str:
         """Return a field of the form as text."""
@@ -24515,9 +24546,9 @@ class PageRequest:
 
     def number(self, name: str) -> int:
         """Return a field of the form as a row ID. Refuses 0106."""
-        if not self.form(name).isdigit():
+        if not self.form(name):
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Nothing was chosen"))
-        return int(self.form(name))
+        return row_number(self.form(name))
 
     def came_from(self, default: str) -> str:
         """Return the page of this site that sent the form."""
@@ -24723,6 +24754,13 @@ class PageRequest:
         """Answer with an SVG drawing."""
         self.response.content_type = "image/svg+xml"
         return drawing
+
+
+def row_number(text: str) -> int:
+    """Return a row ID of an address or a form; 0, which no row has, for none. Refuses 0112."""
+    if text and not re.fullmatch(ROW_NUMBER, text):
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such page."))
+    return int(text or 0)
 
 
 def no_such_action() -> Refusal:
@@ -25524,10 +25562,10 @@ def post_orphans(p: PageRequest) -> str:
         "passed on": (give_up_events, why, PASSED_ON_LANE),
     }
     by_row = kind in ("exam", "leftover", "unscheduled")
-    if kind not in deeds or (by_row and not re.fullmatch("[0-9]{1,18}", uid)):
+    if kind not in deeds:
         raise no_such_action()
     core, *more = deeds[kind]
-    p.write(core, int(uid) if by_row else uid, *more)
+    p.write(core, row_number(uid) if by_row else uid, *more)
     return p.tell("/orphans", p.t("Saved."))
 
 
@@ -26575,7 +26613,7 @@ def new_workitem_page(
 
 def step_of_form(p: PageRequest, row_id: str) -> bytes:
     """Return the data set of the step a form names by row ID; b"" for none. Refuses 0112."""
-    return p.read(get_step, int(row_id)) if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
+    return p.read(get_step, row_number(row_id)) if row_id else b""
 
 
 def post_new_workitem(p: PageRequest) -> str:
@@ -27478,10 +27516,9 @@ def weeks_of_month(
 def slots_part(p: PageRequest) -> str:
     """GET /slots: the exams that overlap with a time, and free times; fetched by the script."""
     date, device, time_ = p.day("date"), p.query("device"), p.query("time")
-    if not (date and device and re.fullmatch(r"[0-2]\d:[0-5]\d(:[0-5]\d)?", time_)):
+    if not (date and device and re.fullmatch("[0-2][0-9]:[0-5][0-9](:[0-5][0-9])?", time_)):
         return ""
-    begin, step = minute_of_day(time_.replace(":", "")), p.query("step")
-    itself = int(step) if re.fullmatch("[0-9]{1,18}", step) else 0
+    begin, itself = minute_of_day(time_.replace(":", "")), row_number(p.query("step"))
     taken, free = p.read(in_the_way, p.ctx, device, date, begin, p.query("procedure"), itself)
     later = [one for one in free if one >= begin] or free
     shown = [clock(one) for one in later[:6]] if taken else []
@@ -27678,8 +27715,8 @@ def save_login(p: PageRequest, name: str) -> str:
 
 def audit_page(p: PageRequest) -> str:
     """GET /audit: search the audit log by any text; says whether its chain is intact."""
-    t, text, before = p.t, p.query("q"), p.query("before")
-    found = p.read(audit_lines, text, int(before) if before.isdecimal() else 0)
+    t, text = p.t, p.query("q")
+    found = p.read(audit_lines, text, row_number(p.query("before")))
     lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
     links = [("/box", t("The box"))]
     if len(found) == 200:
@@ -28086,7 +28123,7 @@ def post_leftovers(p: PageRequest) -> str:
     event = p.form("event")
     if event not in ("no show", "finish", "cancel", "today"):
         raise no_such_action()
-    chosen = [int(row) for row in p.request.forms.getall("row") if row.isdigit()]
+    chosen = [row_number(row) for row in p.request.forms.getall("row")]
     seen = dict(pair.split(" ", 1) for pair in p.request.forms.getall("step_state") if " " in pair)
     told = "reschedule" if event == "today" else event
     decided = [(("step", row), seen.get(str(row), ""), told) for row in chosen]
@@ -28223,7 +28260,7 @@ def post_unmatch(p: PageRequest) -> str:
     """POST /unmatch: remove the link between a performed step and an exam."""
     step, performed = p.number("step"), p.number("performed")
     p.write_seen(("performed", performed), "", unlink_step, performed, step)
-    told = p.t("The report of the machine waits on the page Unscheduled for its order.")
+    told = p.t("The report of the machine waits for its order among the unmatched exams.")
     return p.tell(f"/step/{step}", told + " " + p.t(IMAGES_CARRY))
 
 
@@ -28534,17 +28571,17 @@ def prefilled(p: PageRequest) -> dict[str, str]:
                  "priority": "STAT"}  # fmt: skip
     for name in ("date", "time", "device"):  # from the calendar
         form |= {name: p.query(name)} if p.query(name) else {}
-    row_id = p.query("order") or p.query("patient")
-    if not re.fullmatch("[0-9]{1,18}", row_id):
+    order_row, patient_row = (row_number(p.query(name)) for name in ("order", "patient"))
+    if not (order_row or patient_row):
         return form
-    if p.query("order"):
-        index = exam_of(p, int(row_id))
+    if order_row:
+        index = exam_of(p, order_row)
         order = form_of(EXAM_FIELDS, index)
         form |= {name: order[name] for name in ("accession", "physician")}
     else:
-        index = ElementIndex(p.read(get_patient, int(row_id)))
+        index = ElementIndex(p.read(get_patient, patient_row))
     known = form_of(PATIENT_FIELDS, index)
-    row = p.read(patient_of_step, int(row_id)) if p.query("order") else row_id
+    row = p.read(patient_of_step, order_row) if order_row else patient_row
     return form | known | {"patient": str(row), "seen": encoded_form(known)}
 
 
@@ -28697,20 +28734,20 @@ PAGES = tuple(Page(*row) for row in (
     ("/calendar",                       "desk",         calendar_page,         None,                  "Calendar",              "Front desk"),
     ("/slots",                          "desk",         slots_part,            None),
     ("/patients",                       "desk",         patients_page,         None,                  "Patients",              "Front desk"),
-    ("/patient/<row_id:int>",           "desk",         patient_page,          post_patient),
-    ("/patient/<row_id:int>/merge",     "desk",         merge_page,            post_merge),
-    ("/patient/<row_id:int>/erase",     "admin",        erase_page,            post_erase),
+    ("/patient/<row_id:row>",           "desk",         patient_page,          post_patient),
+    ("/patient/<row_id:row>/merge",     "desk",         merge_page,            post_merge),
+    ("/patient/<row_id:row>/erase",     "admin",        erase_page,            post_erase),
     ("/register",                       "desk",         register_page,         post_register),
     ("/find",                           "desk",         find_part,             None),
     ("/search",                         "desk",         search_page,           None),
     ("/waiting",                        "desk",         waiting_page,          None,                  "Waiting room",          "Front desk"),
     ("/print",                          "desk",         print_page,            None),
-    ("/step/<row_id:int>",              "desk",         step_page,             post_step),
-    ("/step/<row_id:int>/edit",         "desk",         edit_page,             post_edit),
-    ("/step/<row_id:int>/slip",         "desk",         slip_page,             None),
-    ("/step/<row_id:int>/label",        "desk",         label_page,            None),
-    ("/step/<row_id:int>/code128.svg",  "desk",         accession_svg,         None),
-    ("/step/<row_id:int>/qr.svg",       "desk",         patient_svg,           None),
+    ("/step/<row_id:row>",              "desk",         step_page,             post_step),
+    ("/step/<row_id:row>/edit",         "desk",         edit_page,             post_edit),
+    ("/step/<row_id:row>/slip",         "desk",         slip_page,             None),
+    ("/step/<row_id:row>/label",        "desk",         label_page,            None),
+    ("/step/<row_id:row>/code128.svg",  "desk",         accession_svg,         None),
+    ("/step/<row_id:row>/qr.svg",       "desk",         patient_svg,           None),
     ("/unscheduled",                    "desk",         unscheduled_page,      None,                  "Unmatched exams",       "Needs attention"),
     ("/unscheduled/match",              "desk",         match_page,            post_match),
     ("/unscheduled/settle",             "desk",         None,                  post_settle),
@@ -28763,15 +28800,13 @@ def add_pages(app: Any, web: Web) -> None:
     import bottle
 
     site = Site(web, PAGES, Boards(web))
+    app.router.add_filter("row", lambda _: (ROW_NUMBER, int, str))
 
     def answer(role: str, function: Answer) -> Answer:
         def view(**arguments: Any) -> str | bytes:
             p = PageRequest(site)
             p.response.set_header("X-Alarm", p.alarm)
             try:
-                if any(isinstance(one, int) and one >> 63 for one in arguments.values()):
-                    words = Message("There is no such page.")
-                    raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
                 if role:
                     p.enter(role)
                 return function(p, **arguments)

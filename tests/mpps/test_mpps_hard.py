@@ -647,7 +647,7 @@ def test_a_report_is_left_without_an_order_for_a_reason(appliance, web):
 def test_a_report_is_not_left_without_a_reason(appliance, web, reason):
     report(appliance, begun_today(appliance))
     fields = {"performed": only_report(unscheduled(web)[1]), "reason": reason}
-    assert web.post("/unscheduled/settle", data=fields).status_code == 400
+    assert web.post("/unscheduled/settle", data=fields).status_code == 422
     assert "王小东" in unscheduled(web)[0]
 
 
@@ -666,7 +666,7 @@ def test_a_report_is_not_left_without_a_reason(appliance, web, reason):
 def test_what_is_not_there_is_neither_matched_nor_left(appliance, web, path, fields):
     appliance.schedule(item())
     report(appliance, begun_today(appliance))
-    assert web.post(path, data=fields).status_code in (400, 404)
+    assert web.post(path, data=fields).status_code in (422, 404)
     assert "王小东" in unscheduled(web)[0]
 
 

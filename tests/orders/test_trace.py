@@ -645,7 +645,7 @@ def test_only_what_is_offered_can_be_mended(appliance, web, keyword):
     [step] = appliance.schedule(item())
     row = appliance.read(step_known, step.get("StudyInstanceUID"))
     fields = {"step": row, "keyword": keyword, "value": "P9"}
-    assert web.post("/why/mend", data=fields).status_code == 400
+    assert web.post("/why/mend", data=fields).status_code == 422
     assert appliance.read(get_step, row) == bytes(step)
 
 

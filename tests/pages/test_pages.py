@@ -933,7 +933,7 @@ def test_what_has_begun_is_not_cancelled(appliance, desk):
 def test_an_action_that_is_none_is_400(appliance, desk, event):
     appliance.schedule(item())
     token = csrf_of(desk.get("/register").text)
-    assert desk.post("/step/1", data={"csrf": token, "event": event}).status_code == 400
+    assert desk.post("/step/1", data={"csrf": token, "event": event}).status_code == 422
 
 
 def test_the_reason_of_a_cancelled_exam_is_kept(appliance, desk):

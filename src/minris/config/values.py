@@ -31,7 +31,7 @@ def read_bool(text: str) -> bool:
 
 def read_int(text: str, low: str, high: str) -> int:
     """A whole number from low to high."""
-    if not re.fullmatch(r"-?\d+", text) or not int(low) <= int(text) <= int(high):
+    if not re.fullmatch("-?[0-9]{1,18}", text) or not int(low) <= int(text) <= int(high):
         raise ValueError(Message("is not a whole number from {low} to {high}", low=low, high=high))
     return int(text)
 

@@ -182,7 +182,7 @@ def mpps_outcome(performed: Any, status: str) -> str:
     if performed.status in FINAL_MPPS_STATES:
         raise Refusal(
             Status.PROCESSING_FAILURE,
-            "Performed Procedure Step Object may no longer be updated",
+            Message("Performed Procedure Step Object may no longer be updated"),
             error_id=MAY_NO_LONGER_BE_UPDATED,
         )
     if outcome is None:

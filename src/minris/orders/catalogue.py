@@ -23,7 +23,7 @@ def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
     """
     columns = {key: (row.get(key) or default).strip() for key, default in PROCEDURE_COLUMNS.items()}
     problems = []
-    if not re.fullmatch(r"\d{1,4}", columns["minutes"]):
+    if not re.fullmatch("[0-9]{1,4}", columns["minutes"]):
         problems.append(Message("{value} is not a number of minutes", value=columns["minutes"]))
     for key, vr in PROCEDURE_VRS.items():
         words = value_problem(vr, columns[key]) if columns[key] else None

@@ -21,7 +21,7 @@ from minris.config.values import ROLES
 from minris.housekeeping.restoring import confirm_gaps, gaps, still_back, words_of_gap
 from minris.pages.asking import ask_if_sure, is_sure
 from minris.pages.forms import Field, show_form
-from minris.pages.frame import LIGHTS, Action, Page, PageRequest, Row, no_such_action
+from minris.pages.frame import LIGHTS, Action, Page, PageRequest, Row, no_such_action, row_number
 from minris.pages.machines.devices import setting_text
 from minris.seen import ChangedMeanwhile, as_seen, mark_of
 from minris.standard.status import Message, Problem, Refusal
@@ -212,8 +212,8 @@ def save_login(p: PageRequest, name: str) -> str:
 
 def audit_page(p: PageRequest) -> str:
     """GET /audit: search the audit log by any text; says whether its chain is intact."""
-    t, text, before = p.t, p.query("q"), p.query("before")
-    found = p.read(audit_lines, text, int(before) if before.isdecimal() else 0)
+    t, text = p.t, p.query("q")
+    found = p.read(audit_lines, text, row_number(p.query("before")))
     lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
     links = [("/box", t("The box"))]
     if len(found) == 200:

@@ -25,6 +25,7 @@ from minris.store.writer import Core
 from minris.web.answers import note_reason
 from minris.web.request import Web, cookie_name, enter, is_secure, scheme_of
 
+ROW_NUMBER = "[0-9]{1,18}"
 LAYOUT = template("layout.html")
 SHARED_PART = template("parts.html")  # functions that the templates of pages call
 ERROR_PAGE = template("error.html")
@@ -211,9 +212,13 @@ class PageRequest:
         return self.request.query.getunicode(name) or ""
 
     def day(self, name: str) -> str:
-        """Return a date of the query as DA; "" if it is not a date."""
-        date = self.query(name).replace("-", "")
-        return date if is_date(date) else ""
+        """Return a date of the query as DA, "" if missing. Refuses 0106."""
+        text = self.query(name)
+        date = re.sub("^([0-9]{4})-([0-9]{2})-([0-9]{2})$", r"\1\2\3", text)
+        if text and not is_date(date):
+            words = Message("{value} is not a date", value=text[:64])
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
+        return date
 
     def form(self, name: str) -> str:
         """Return a field of the form as text."""
@@ -221,9 +226,9 @@ class PageRequest:
 
     def number(self, name: str) -> int:
         """Return a field of the form as a row ID. Refuses 0106."""
-        if not self.form(name).isdigit():
+        if not self.form(name):
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Nothing was chosen"))
-        return int(self.form(name))
+        return row_number(self.form(name))
 
     def came_from(self, default: str) -> str:
         """Return the page of this site that sent the form."""
@@ -429,6 +434,13 @@ class PageRequest:
         """Answer with an SVG drawing."""
         self.response.content_type = "image/svg+xml"
         return drawing
+
+
+def row_number(text: str) -> int:
+    """Return a row ID of an address or a form; 0, which no row has, for none. Refuses 0112."""
+    if text and not re.fullmatch(ROW_NUMBER, text):
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such page."))
+    return int(text or 0)
 
 
 def no_such_action() -> Refusal:

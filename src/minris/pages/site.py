@@ -48,7 +48,7 @@ from minris.pages.day.leftovers import (
     unscheduled_page,
 )
 from minris.pages.day.paper import accession_svg, label_page, patient_svg, slip_page
-from minris.pages.frame import ERROR_PAGE, Answer, Page, PageRequest, Site
+from minris.pages.frame import ERROR_PAGE, ROW_NUMBER, Answer, Page, PageRequest, Site
 from minris.pages.login import (
     ask_to_log_in,
     choose_page_language,
@@ -91,7 +91,7 @@ from minris.pages.patients.register import find_part, post_register, register_pa
 from minris.pages.patients.search import search_page
 from minris.pages.static import static_answer
 from minris.seen import ChangedMeanwhile
-from minris.standard.status import HttpRefusal, Message, Refusal, Status, http_status
+from minris.standard.status import HttpRefusal, Refusal, Status, http_status
 from minris.web.answers import note_reason
 from minris.web.api import add_api
 from minris.web.request import Web, find_login, problem_json
@@ -107,20 +107,20 @@ PAGES = tuple(Page(*row) for row in (
     ("/calendar",                       "desk",         calendar_page,         None,                  "Calendar",              "Front desk"),
     ("/slots",                          "desk",         slots_part,            None),
     ("/patients",                       "desk",         patients_page,         None,                  "Patients",              "Front desk"),
-    ("/patient/<row_id:int>",           "desk",         patient_page,          post_patient),
-    ("/patient/<row_id:int>/merge",     "desk",         merge_page,            post_merge),
-    ("/patient/<row_id:int>/erase",     "admin",        erase_page,            post_erase),
+    ("/patient/<row_id:row>",           "desk",         patient_page,          post_patient),
+    ("/patient/<row_id:row>/merge",     "desk",         merge_page,            post_merge),
+    ("/patient/<row_id:row>/erase",     "admin",        erase_page,            post_erase),
     ("/register",                       "desk",         register_page,         post_register),
     ("/find",                           "desk",         find_part,             None),
     ("/search",                         "desk",         search_page,           None),
     ("/waiting",                        "desk",         waiting_page,          None,                  "Waiting room",          "Front desk"),
     ("/print",                          "desk",         print_page,            None),
-    ("/step/<row_id:int>",              "desk",         step_page,             post_step),
-    ("/step/<row_id:int>/edit",         "desk",         edit_page,             post_edit),
-    ("/step/<row_id:int>/slip",         "desk",         slip_page,             None),
-    ("/step/<row_id:int>/label",        "desk",         label_page,            None),
-    ("/step/<row_id:int>/code128.svg",  "desk",         accession_svg,         None),
-    ("/step/<row_id:int>/qr.svg",       "desk",         patient_svg,           None),
+    ("/step/<row_id:row>",              "desk",         step_page,             post_step),
+    ("/step/<row_id:row>/edit",         "desk",         edit_page,             post_edit),
+    ("/step/<row_id:row>/slip",         "desk",         slip_page,             None),
+    ("/step/<row_id:row>/label",        "desk",         label_page,            None),
+    ("/step/<row_id:row>/code128.svg",  "desk",         accession_svg,         None),
+    ("/step/<row_id:row>/qr.svg",       "desk",         patient_svg,           None),
     ("/unscheduled",                    "desk",         unscheduled_page,      None,                  "Unmatched exams",       "Needs attention"),
     ("/unscheduled/match",              "desk",         match_page,            post_match),
     ("/unscheduled/settle",             "desk",         None,                  post_settle),
@@ -173,15 +173,13 @@ def add_pages(app: Any, web: Web) -> None:
     import bottle
 
     site = Site(web, PAGES, Boards(web))
+    app.router.add_filter("row", lambda _: (ROW_NUMBER, int, str))
 
     def answer(role: str, function: Answer) -> Answer:
         def view(**arguments: Any) -> str | bytes:
             p = PageRequest(site)
             p.response.set_header("X-Alarm", p.alarm)
             try:
-                if any(isinstance(one, int) and one >> 63 for one in arguments.values()):
-                    words = Message("There is no such page.")
-                    raise Refusal(Status.NO_SUCH_SOP_INSTANCE, words)
                 if role:
                     p.enter(role)
                 return function(p, **arguments)

@@ -116,11 +116,13 @@ VALUE_PATTERNS = {
 
 def is_date(text: str) -> bool:
     """Whether a text is eight digits that name a day of the calendar."""
+    if not re.fullmatch("[0-9]{8}", text):
+        return False
     try:
         datetime.date(int(text[:4]), int(text[4:6]), int(text[6:]))
     except ValueError:
         return False
-    return len(text) == 8 and text.isascii() and text.isdigit()
+    return True
 
 
 def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
@@ -130,7 +132,7 @@ def is_value(vr: str, pattern: re.Pattern[str] | None, text: str) -> bool:
     if vr == "DA":
         return is_date(text)
     if vr == "IS":
-        return -(2**31) <= int(text) < 2**31
+        return len(text) <= 12 and -(2**31) <= int(text) < 2**31
     if vr == "DT":
         digits = re.split(r"\D", text, maxsplit=1)[0]
         day = digits[:8] + "0101"[len(digits[:8]) - 4 :] if len(digits) < 8 else digits[:8]

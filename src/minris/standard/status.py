@@ -223,6 +223,7 @@ OUTCOMES = outcome_table(
     *            | A700                          | 413  | More matches than the limit.
     *            | A900                          | 400  | The query is not valid.
     *            | C000                          | 500  | The query could not be carried out.
+    page         | 0105 0106 0115 0120 0121      | 422  | What was sent has an invalid value.
     update       | 0105 0106 0115 0120 0121 C300 | 400  | The submitted request is inconsistent with the current state of the Workitem.
     update       | C303 C310                     | 409  | The submitted request is inconsistent with the current state of the Workitem.
     update       | C307                          | 404  | The submitted request is inconsistent with the current state of the Workitem.

@@ -162,7 +162,7 @@ class Association(asyncio.Protocol):
                 pos = end
         except ProtocolError as error:
             self.server.complain(self.address, "%s: %s", self, error)
-            self.ending = ("refused", str(error))
+            self.ending = ("refused", error.args[0])
             self.happens("invalid", error.reason)
             pos = have
         if pos:

@@ -12,6 +12,7 @@ from pydicom.uid import UID
 from minris import __version__
 from minris.access.devices import AccessRules
 from minris.recent import Recent
+from minris.standard.status import Message
 from minris.standard.uids import (
     APPLICATION_CONTEXT,
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -222,10 +223,11 @@ class Negotiator:
     ) -> None:
         """Reject a caller without access; never cached (PS3.8 Table 9-21)."""
         if not calling:
-            raise Rejection(1, 1, 3, "the calling AE title is empty")
+            raise Rejection(1, 1, 3, Message("the calling AE title is empty"))
         for reason, title in ((3, calling), (7, called)):
             if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
-                raise Rejection(1, 1, reason, f"{title!a} is not an AE title")
+                words = Message("{title} is not an AE title", title=ascii(title))
+                raise Rejection(1, 1, reason, words)
         if refusal := access.refusal(called, calling, address, addresses):
             raise Rejection(1, 1, *refusal)
 
@@ -243,7 +245,7 @@ class Negotiator:
 
         pdu, renumbered = check_associate_rq(pdu, self.classes)
         if not int.from_bytes(pdu[6:8], "big") & 1:
-            raise Rejection(1, 2, 2, "protocol version 1 is not proposed")
+            raise Rejection(1, 2, 2, Message("protocol version 1 is not proposed"))
         request = pdus.A_ASSOCIATE_RQ()
         try:
             request.decode(pdu)
@@ -251,7 +253,7 @@ class Negotiator:
         except Exception as error:  # any exception of pynetdicom for invalid bytes
             raise ProtocolError(f"cannot decode A-ASSOCIATE-RQ: {error}") from None
         if str(primitive.application_context_name) != APPLICATION_CONTEXT:
-            raise Rejection(1, 1, 2, "the application context is not DICOM's")
+            raise Rejection(1, 1, 2, Message("the application context is not DICOM's"))
         return self._accept(primitive, called, calling, renumbered)
 
     def _accept(
@@ -270,7 +272,8 @@ class Negotiator:
             elif isinstance(item, items.SOPClassExtendedNegotiation):
                 extended += self._extended(item)
         if 0 < maximum < 1024:
-            raise Rejection(1, 2, 1, f"a maximum PDU length of {maximum} bytes is too small")
+            words = Message("a maximum PDU length of {maximum} bytes is too small", maximum=maximum)
+            raise Rejection(1, 2, 1, words)
         results, role_items = negotiate_as_acceptor(
             primitive.presentation_context_definition_list, self.supported, roles
         )

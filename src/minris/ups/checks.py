@@ -134,7 +134,10 @@ def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
     """
     state = index.text(UPS_STATE)
     if state and state != "SCHEDULED":
-        raise Refusal(Status.NOT_CREATED_SCHEDULED, f"A workitem cannot be created {state}")
+        raise Refusal(
+            Status.NOT_CREATED_SCHEDULED,
+            Message("A workitem cannot be created {state}", state=state),
+        )
     forgiven = check_attributes(index, UPS_ATTRIBUTES, "create", not ctx.config.ups.strict)
     empty = (TRANSACTION_UID, PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
     given = [Problem(tag, Message("must be empty")) for tag in empty if index.has_value(tag)]
@@ -147,7 +150,9 @@ def check_ups_settable(index: ElementIndex, stored: ElementIndex) -> None:
     """Check an N-SET. Refuses C303, 0105 for a state, 0105 for a fixed value, 0121 if emptied."""
     if state := index.text(UPS_STATE):
         if state == "SCHEDULED":
-            raise Refusal(Status.SCHEDULED_ONLY_BY_CREATE, "The state is changed by N-ACTION")
+            raise Refusal(
+                Status.SCHEDULED_ONLY_BY_CREATE, Message("The state is changed by N-ACTION")
+            )
         words = Message("is changed by N-ACTION")
         raise Refusal(Status.NO_SUCH_ATTRIBUTE, problems=[Problem(UPS_STATE, words)])
     check_unchanged(index, stored, UPS_NOT_SETTABLE | UPS_IDENTITY)
@@ -175,8 +180,9 @@ def check_final(index: ElementIndex, state: str) -> None:
     needed = {"R", "P", "P2"} if state == "COMPLETED" else {"R", "X"}
     problems = list(_final_problems(index, needed, ()))
     if problems:
-        words = " ".join(f"({p.tag >> 16:04X},{p.tag & 0xFFFF:04X})" for p in problems)
-        raise Refusal(Status.FINAL_STATE_REQUIREMENTS_NOT_MET, f"Missing: {words}", problems)
+        tags = " ".join(f"({p.tag >> 16:04X},{p.tag & 0xFFFF:04X})" for p in problems)
+        words = Message("Missing: {attributes}", attributes=tags)
+        raise Refusal(Status.FINAL_STATE_REQUIREMENTS_NOT_MET, words, problems)
 
 
 def _final_problems(

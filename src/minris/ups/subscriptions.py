@@ -138,7 +138,7 @@ def _subscribe_globally(
         asked = ElementIndex(keys)
         keys = bytes(asked.only(tag for tag in asked if (tag,) in UPS_ATTRIBUTES))
         if not keys:
-            raise Refusal(Status.MISSING_ATTRIBUTE, "A filtered subscription needs keys")
+            raise Refusal(Status.MISSING_ATTRIBUTE, Message("A filtered subscription needs keys"))
         try:
             only = matching_workitems(filter_search(keys, ctx.config.zone))
         except Refusal as refusal:  # A900 is not a status of N-ACTION
@@ -211,7 +211,8 @@ def suspend_global_subscription(ctx: Context, uid: str, ae_title: str) -> None:
     check_receiver(ae_title)
     if uid not in WELL_KNOWN_UPS:
         find_workitem(uid)
-        raise Refusal(Status.ACTION_NOT_APPROPRIATE, "Only a global subscription can be suspended")
+        words = Message("Only a global subscription can be suspended")
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
     with database.atomic():
         erase("global_subscription WHERE ae_title = ? AND uid = ?", ae_title, uid)
         change_subscriptions(ctx, "suspend globally", ae_title)

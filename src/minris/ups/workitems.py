@@ -10,7 +10,7 @@ from minris.dataset.checks import check_instance, check_uid, noted_problems, sel
 from minris.dataset.elements import EMPTY, ElementIndex, sequence_elements, text_elements
 from minris.dataset.items import cancellation_reason
 from minris.standard.dictionary import tag_of, value_problem
-from minris.standard.status import OUTCOMES, Message, Problem, Refusal, Status
+from minris.standard.status import STATUS_WORDS, Message, Problem, Refusal, Status
 from minris.standard.uids import UPS_PUSH, WELL_KNOWN_UPS
 from minris.standard.ups import (
     CANCELLATION_REASON,
@@ -122,7 +122,7 @@ def ups_outcome(event: str, workitem: Any | None) -> str | Status:
     """Return the new state or the warning in UPS_TRANSITIONS. Refuses a failure."""
     outcome = UPS_TRANSITIONS[event, workitem.state if workitem else "none"]
     if isinstance(outcome, Status) and outcome >> 12 != 0xB:
-        raise Refusal(outcome, OUTCOMES["*", outcome].text)
+        raise Refusal(outcome, STATUS_WORDS[outcome][0])
     return outcome
 
 
@@ -198,9 +198,8 @@ def report_changes(ctx: Context, workitem: Any, old: ElementIndex, new: ElementI
 def check_is_workitem(uid: str) -> None:
     """Refuse (C314) the UIDs of global subscriptions (PS3.4 Table CC.2.3-3)."""
     if uid in WELL_KNOWN_UPS:
-        raise Refusal(
-            Status.ACTION_NOT_APPROPRIATE, "This UID is for subscriptions, not a workitem"
-        )
+        words = Message("This UID is for subscriptions, not a workitem")
+        raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
 
 
 def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str) -> Status:
@@ -238,7 +237,9 @@ def change_state(ctx: Context, uid: str, state: str | None, transaction_uid: str
 def _refuse_state(state: str | None, key: str) -> None:
     """Refuse a state that is absent (0120), empty (0121) or invalid (0115); first a wrong lock."""
     if key == "wrong UID":
-        raise Refusal(Status.TRANSACTION_UID_INCORRECT, "The Transaction UID is incorrect.")
+        raise Refusal(
+            Status.TRANSACTION_UID_INCORRECT, Message("The Transaction UID is incorrect.")
+        )
     if state is None:
         status, words = Status.MISSING_ATTRIBUTE, Message("is missing")
     elif not state:

@@ -13,7 +13,7 @@ from minris.dataset.elements import EMPTY, ElementIndex, sequence_elements, text
 from minris.dataset.items import cancellation_reason, workitem_code
 from minris.orders.lookup import get_step
 from minris.pages.forms import Field, field_table, read_fields, sent_fields, show_fields, show_form
-from minris.pages.frame import PageRequest, Row, no_such_action
+from minris.pages.frame import PageRequest, Row, no_such_action, row_number
 from minris.pages.language import Translator, fact, facts_of
 from minris.pages.template import template
 from minris.standard.dictionary import tag_of
@@ -342,7 +342,7 @@ def new_workitem_page(
 
 def step_of_form(p: PageRequest, row_id: str) -> bytes:
     """Return the data set of the step a form names by row ID; b"" for none. Refuses 0112."""
-    return p.read(get_step, int(row_id)) if re.fullmatch(r"[0-9]{1,18}", row_id) else b""
+    return p.read(get_step, row_number(row_id)) if row_id else b""
 
 
 def post_new_workitem(p: PageRequest) -> str:

@@ -17,7 +17,7 @@ from minris.orders.diary import (
 )
 from minris.pages.day.board import stations_of
 from minris.pages.day.grid import UNIT, Cell, Column, grid
-from minris.pages.frame import PageRequest
+from minris.pages.frame import PageRequest, row_number
 from minris.pages.language import WEEKDAY_WORDS, booked_words, clock, day_of
 from minris.pages.template import template
 from minris.standard.status import Message
@@ -178,10 +178,9 @@ def weeks_of_month(
 def slots_part(p: PageRequest) -> str:
     """GET /slots: the exams that overlap with a time, and free times; fetched by the script."""
     date, device, time_ = p.day("date"), p.query("device"), p.query("time")
-    if not (date and device and re.fullmatch(r"[0-2]\d:[0-5]\d(:[0-5]\d)?", time_)):
+    if not (date and device and re.fullmatch("[0-2][0-9]:[0-5][0-9](:[0-5][0-9])?", time_)):
         return ""
-    begin, step = minute_of_day(time_.replace(":", "")), p.query("step")
-    itself = int(step) if re.fullmatch("[0-9]{1,18}", step) else 0
+    begin, itself = minute_of_day(time_.replace(":", "")), row_number(p.query("step"))
     taken, free = p.read(in_the_way, p.ctx, device, date, begin, p.query("procedure"), itself)
     later = [one for one in free if one >= begin] or free
     shown = [clock(one) for one in later[:6]] if taken else []

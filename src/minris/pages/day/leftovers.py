@@ -20,7 +20,7 @@ from minris.orders.items import step_item
 from minris.orders.lookup import leftovers, step_row
 from minris.orders.scheduling import change_rows
 from minris.pages.asking import PERSON_EVENTS, changed_words, exam_words
-from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action
+from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action, row_number
 from minris.pages.language import Translator, device_names, shown_time, who_is
 from minris.pages.reception import exam_of
 from minris.pages.template import template
@@ -51,7 +51,7 @@ def post_leftovers(p: PageRequest) -> str:
     event = p.form("event")
     if event not in ("no show", "finish", "cancel", "today"):
         raise no_such_action()
-    chosen = [int(row) for row in p.request.forms.getall("row") if row.isdigit()]
+    chosen = [row_number(row) for row in p.request.forms.getall("row")]
     seen = dict(pair.split(" ", 1) for pair in p.request.forms.getall("step_state") if " " in pair)
     told = "reschedule" if event == "today" else event
     decided = [(("step", row), seen.get(str(row), ""), told) for row in chosen]
@@ -188,5 +188,5 @@ def post_unmatch(p: PageRequest) -> str:
     """POST /unmatch: remove the link between a performed step and an exam."""
     step, performed = p.number("step"), p.number("performed")
     p.write_seen(("performed", performed), "", unlink_step, performed, step)
-    told = p.t("The report of the machine waits on the page Unscheduled for its order.")
+    told = p.t("The report of the machine waits for its order among the unmatched exams.")
     return p.tell(f"/step/{step}", told + " " + p.t(IMAGES_CARRY))

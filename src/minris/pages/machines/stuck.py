@@ -1,6 +1,5 @@
 """Work that is stuck, and how to end it."""
 
-import re
 from typing import Any
 
 from minris.housekeeping.stuck import Orphan, end_leftover, end_silent_exam, orphans
@@ -8,7 +7,7 @@ from minris.images.arrivals import settle_study
 from minris.images.commitment import drop_commitment
 from minris.mpps.linking import settle_unscheduled
 from minris.outbox import PASSED_ON_LANE, give_up_events
-from minris.pages.frame import Action, PageRequest, Row, no_such_action
+from minris.pages.frame import Action, PageRequest, Row, no_such_action, row_number
 from minris.standard.tables import body_rows
 from minris.ups.people import end_workitem, release_lock
 
@@ -75,8 +74,8 @@ def post_orphans(p: PageRequest) -> str:
         "passed on": (give_up_events, why, PASSED_ON_LANE),
     }
     by_row = kind in ("exam", "leftover", "unscheduled")
-    if kind not in deeds or (by_row and not re.fullmatch("[0-9]{1,18}", uid)):
+    if kind not in deeds:
         raise no_such_action()
     core, *more = deeds[kind]
-    p.write(core, int(uid) if by_row else uid, *more)
+    p.write(core, row_number(uid) if by_row else uid, *more)
     return p.tell("/orphans", p.t("Saved."))

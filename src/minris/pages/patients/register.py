@@ -21,7 +21,7 @@ from minris.pages.forms import (
     show_fields,
     show_form,
 )
-from minris.pages.frame import PageRequest
+from minris.pages.frame import PageRequest, row_number
 from minris.pages.language import Translator
 from minris.pages.reception import (
     EXAM_FIELDS,
@@ -51,17 +51,17 @@ def prefilled(p: PageRequest) -> dict[str, str]:
                  "priority": "STAT"}  # fmt: skip
     for name in ("date", "time", "device"):  # from the calendar
         form |= {name: p.query(name)} if p.query(name) else {}
-    row_id = p.query("order") or p.query("patient")
-    if not re.fullmatch("[0-9]{1,18}", row_id):
+    order_row, patient_row = (row_number(p.query(name)) for name in ("order", "patient"))
+    if not (order_row or patient_row):
         return form
-    if p.query("order"):
-        index = exam_of(p, int(row_id))
+    if order_row:
+        index = exam_of(p, order_row)
         order = form_of(EXAM_FIELDS, index)
         form |= {name: order[name] for name in ("accession", "physician")}
     else:
-        index = ElementIndex(p.read(get_patient, int(row_id)))
+        index = ElementIndex(p.read(get_patient, patient_row))
     known = form_of(PATIENT_FIELDS, index)
-    row = p.read(patient_of_step, int(row_id)) if p.query("order") else row_id
+    row = p.read(patient_of_step, order_row) if order_row else patient_row
     return form | known | {"patient": str(row), "seen": encoded_form(known)}
 
 
