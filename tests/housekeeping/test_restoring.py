@@ -2,10 +2,12 @@
 
 import contextlib
 import re
+import shutil
 import sqlite3
 
 import pytest
 from conftest import NOON, item
+from kills import cut_restores
 from test_housekeeping import run_here
 from test_pages import csrf_of, employ, visiting, words_of
 
@@ -316,3 +318,26 @@ def test_a_restore_that_fails_while_it_carries_over_leaves_the_store_as_it_was(b
         box.restore()
     assert box.path.read_bytes() == before
     assert not list(box.path.parent.glob("*.restored*"))
+
+
+def test_a_restore_that_is_killed_at_any_step_is_whole_or_has_not_begun(box, tmp_path):
+    """A restored store without what was carried over would give identifiers again."""
+    box.register("Zhao^Min")
+    state = tmp_path / "state"
+    state.mkdir()
+    shutil.copy(box.path, state)
+    folders = cut_restores(state, box.night, tmp_path / "cut", "whole")
+    assert len(folders) > 10
+    done = []
+    for folder in folders:
+        with StoreLock(folder / "minris.db"):
+            open_store(folder / "minris.db")
+        with database.connection_context():
+            patients = {one.patient_id for one in Patient.select()}
+            assert check_audit().broken is None
+            done.append("P000003" not in patients)
+            assert len(gaps()) == done[-1]
+            assert register(box.ctx, "Zhou^San")[0] == "P000004"
+        assert not list(folder.glob("*.restored*"))
+    assert done[-1]
+    assert done == sorted(done)

@@ -135,9 +135,13 @@ if mixed:
 # A restore in each of many copies of a folder, dying at its first, second, … step with a file.
 CUT_RESTORES = """
 import os, pathlib, shutil, signal, sys
+from minris.access.context import Context
+from minris.config.ini import load_config
+from minris.housekeeping.restoring import restore as restore_whole
 from minris.store.sqlite import StoreLock, restore_store
 
-state, backup, copies = map(pathlib.Path, sys.argv[1:])
+state, backup, copies = map(pathlib.Path, sys.argv[1:4])
+whole, config = sys.argv[4] == "whole", load_config()
 STEPS = {"os.rename", "os.remove", "os.link", "open", "sqlite3.connect"}
 
 def restore(path, steps):
@@ -148,7 +152,10 @@ def restore(path, steps):
             os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(hook)
     with StoreLock(path):
-        restore_store(path, backup)
+        if whole:
+            restore_whole(Context(config), path, backup)
+        else:
+            restore_store(path, backup)
     os._exit(0)
 
 for steps in range(200):
@@ -203,10 +210,13 @@ def cut_power(log: Path, chance: random.Random) -> int:
     return sum(map(len, left.values()))
 
 
-def cut_restores(state: Path, backup: Path, copies: Path) -> list[Path]:
-    """The folders in which a restore over a state was killed, and the last where it was not."""
+def cut_restores(state: Path, backup: Path, copies: Path, how: str = "") -> list[Path]:
+    """The folders in which a restore over a state was killed, and the last where it was not.
+
+    how  "whole": with all that is carried over, as the command does it
+    """
     environ = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-c", CUT_RESTORES, *map(str, (state, backup, copies))]
+    command = [sys.executable, "-c", CUT_RESTORES, *map(str, (state, backup, copies, how))]
     subprocess.run(command, cwd=state, env=environ, check=True, timeout=120)
     return sorted(copies.iterdir(), key=lambda folder: int(folder.name))
 
