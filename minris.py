@@ -3224,6 +3224,65 @@ def has_no_plain_letters(text: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.dataset.resident
+# The Chinese resident identity number, an identifier beside the Patient ID (PS3.3 C.2.3).
+# ------------------------------------------------------------------------------------------------
+
+OTHER_IDS = tag_of("OtherPatientIDsSequence")
+ISSUER = "CHN resident identity card"  # local: who issues it, Issuer of Patient ID (0010,0021)
+
+
+def identity_number(index: ElementIndex) -> str:
+    """The identity number of a patient, or ""."""
+    found = (one for one in index.items(OTHER_IDS) if one.get("IssuerOfPatientID") == ISSUER)
+    return next((one.get("PatientID") for one in found), "")
+
+
+def identity_elements(index: ElementIndex, number: str) -> ElementIndex:
+    """A patient's other identifiers with this identity number, or without one."""
+    others = [one for one in index.items(OTHER_IDS) if one.get("IssuerOfPatientID") != ISSUER]
+    if number:
+        others.append(
+            text_elements(PatientID=number, IssuerOfPatientID=ISSUER, TypeOfPatientID="TEXT")
+        )
+    return sequence_elements(OtherPatientIDsSequence=others)
+
+
+def without_identity_number(index: ElementIndex) -> ElementIndex:
+    """A patient's data set as it leaves the patient's record: no machine is told the number."""
+    if not identity_number(index):
+        return index
+    rest = identity_elements(index, "")
+    return index.merged(rest) if rest.items(OTHER_IDS) else index.without([OTHER_IDS])
+
+
+def keep_identity_number(old: ElementIndex, given: ElementIndex) -> ElementIndex:
+    """What is given of a patient, so that it loses neither the number nor other identifiers.
+
+    Who gives other identifiers has never seen the number; who gives the number, only that.
+    """
+    if OTHER_IDS not in given:
+        return given
+    number = identity_number(given)
+    return given.merged(identity_elements(old if number else given, number or identity_number(old)))
+
+
+def masked_number(number: str) -> str:
+    """An identity number for a screen: 110***********002X."""
+    return f"{number[:3]}***********{number[-4:]}" if number else ""
+
+
+def is_masked(text: str) -> bool:
+    """Whether a text is what masked_number shows."""
+    return bool(re.fullmatch(r"[0-9]{3}\*{11}[0-9]{3}[0-9X]", text))
+
+
+def looks_like_resident(text: str) -> bool:
+    """Whether a text has the form of an identity number, its check digit right or wrong."""
+    return bool(re.fullmatch("[0-9]{17}[0-9Xx]", text)) and is_date(text[6:14])
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.dataset.names
 # Person names: search keys, pinyin, initials, display; resident identity numbers.
 # ------------------------------------------------------------------------------------------------
@@ -11058,6 +11117,11 @@ def get_step(row_id: int) -> bytes:
     return bytes(step_row(row_id).data)
 
 
+def patient_id_known(patient_id: str) -> bool:
+    """Whether a patient has this ID."""
+    return row_exists(Patient, "patient_id", patient_id)
+
+
 def step_known(study: str) -> int | None:
     """The row id of the first step of a study, or None."""
     row = first_row(ScheduledProcedureStep, "study_instance_uid = ? ORDER BY id LIMIT 1", study)
@@ -11220,6 +11284,7 @@ def split_item(index: ElementIndex) -> tuple[ElementIndex, ElementIndex, list[El
 
 def fold(patient: ElementIndex, procedure: ElementIndex, step: ElementIndex) -> ElementIndex:
     """The complete worklist data set of one scheduled procedure step."""
+    patient = without_identity_number(patient)
     return patient.merged(procedure, sequence_elements(ScheduledProcedureStepSequence=[step]))
 
 
@@ -11750,7 +11815,8 @@ def update_patient(
     empty  an attribute given empty is emptied; else it is ignored
     """
     old = ElementIndex(patient.data)
-    new = old.merged(given if empty else given.with_values())
+    given = keep_identity_number(old, given if empty else given.with_values())
+    new = old.merged(given)
     if bytes(new) == bytes(old):
         return
     write_patient(patient, new, ctx.stamp())
@@ -12151,14 +12217,23 @@ def similar_patients(index: ElementIndex) -> list[Any]:
     """Patients with the same name and birth date but another Patient ID."""
     where = "patient_birth_date = ? AND patient_birth_date <> '' AND patient_id <> ?"
     found = fetch_rows(Patient, where, index.get("PatientBirthDate"), index.get("PatientID"))
-    return [patient for patient in found if same_person(index, patient)]
+    number = identity_number(index)
+    return [
+        patient for patient in found
+        if same_person(index, patient) or (number and number in numbers_of(patient))
+    ]  # fmt: skip
+
+
+def numbers_of(patient: Any) -> set[str]:
+    """By what a patient may be known as the same person: identity number and Patient ID."""
+    return {identity_number(ElementIndex(patient.data)), patient.patient_id}
 
 
 def find_patients(text: str, today: datetime.date, limit: int = 50) -> list[Any]:
     """Patients by what people type; the best match first.
 
-    text   parts of a name in any order and spelling, initials, ID, accession number, phone number, or
-           a birth date in any form
+    text   parts of a name in any order and spelling, initials, ID, accession number, phone or identity
+           number, or a birth date in any form
     today  tells the century of a birth date whose year has two digits
     """
     text = tidy_code(text).strip()
@@ -12167,7 +12242,7 @@ def find_patients(text: str, today: datetime.date, limit: int = 50) -> list[Any]
     ]
     digits = re.sub(r"[\s()+-]", "", text)
     letters = text.casefold() if re.fullmatch("[A-Za-z]{2,6}", text) else ""
-    phone = digits if re.fullmatch("[0-9]{5,}", digits) else ""
+    phone = digits.upper() if re.fullmatch("[0-9]{5,}[Xx]?", digits) else ""
     born = [*typed_dates(text, today), "", ""][:2]
     named = " AND ".join(f"instr(name_key, ?{7 + number})" for number in range(len(words)))
     where = (
@@ -12252,6 +12327,9 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
     with database.atomic():
         patient = known_row(Patient.get_or_none(Patient.id == row_id), NO_PATIENT)
         told = with_phonetic(tidy_names(ElementIndex(given)), patient.patient_name)
+        if OTHER_IDS in told:
+            own = identity_elements(ElementIndex(patient.data), identity_number(told))
+            told = told.merged(own)
         new = ElementIndex(patient.data).merged(told)
         problems = [*value_problems(new), *implausible(told, ctx.today())]
         for keyword in ("PatientName", "PatientID"):
@@ -22588,7 +22666,7 @@ const field = (name) => document.getElementById(name);
   }
 
   const ask = asker(found, fill);
-  for (const name of ["family_name", "given_name", "chinese_name", "patient_id", "phone", "birth_date"]) {
+  for (const name of ["family_name", "given_name", "chinese_name", "patient_id", "identity", "phone", "birth_date"]) {
     const input = field(name);
     if (input) input.addEventListener("input", () => {
       const family = name === "given_name" ? field("family_name").value + " " : "";
@@ -23228,7 +23306,6 @@ document.addEventListener("keydown", (event) => {
  "pattern of generated Patient IDs": "未提供时生成的患者编号",
  "Patient ID of the one who stays": "保留者的患者编号",
  "Patient ID, once more": "再次输入患者号",
- "Patient ID, or identity number (made if empty)": "患者编号或身份证号（留空自动生成）",
  "Patient Species Description": "物种说明",
  "Patient State": "患者状态",
  "Patient Transport Arrangements": "患者转运安排",
@@ -24075,7 +24152,10 @@ document.addEventListener("keydown", (event) => {
  "Week view": "周视图",
  "No machines yet.": "还没有设备。",
  "1 exam overlaps with another one.": "有 1 项检查时间冲突。",
- "exams": "项检查"
+ "exams": "项检查",
+ "Patient ID (made if empty)": "患者编号（留空则自动生成）",
+ "Identity number (China)": "身份证号",
+ "is no valid identity number: a digit may be wrong": "不是有效的身份证号：可能有一位数字有误"
 }
 """,
 }
@@ -27137,7 +27217,8 @@ REGISTER_FIELDS = field_table("""
     family_name    | PatientName                     | family    | Family name (Latin letters)    | patient
     given_name     | PatientName                     | given     | Given name (Latin letters)     | patient
     chinese_name   | PatientName                     | chinese   | Chinese name                   | patient
-    patient_id     | PatientID                       | text      | Patient ID, or identity number (made if empty) | patient
+    patient_id     | PatientID                       | text      | Patient ID (made if empty)     | patient
+    identity       | OtherPatientIDsSequence         | text      | Identity number (China)        | patient
     birth_date     | PatientBirthDate                | date      | Birth date                     | patient
     sex            | PatientSex                      | select    | Sex                            | patient
     phone          | PatientTelephoneNumbers         | phones    | Phone                          | patient
@@ -27166,7 +27247,11 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
     texts["PatientName"] = person_name(
         form["family_name"], form["given_name"], form["chinese_name"]
     )
-    if resident := resident_number(texts["PatientID"]):
+    number = texts.pop("OtherPatientIDsSequence").replace(" ", "").upper()
+    if number and not is_masked(number) and not resident_number(number):
+        words = Message("is no valid identity number: a digit may be wrong")
+        problems.append(Problem(OTHER_IDS, words))
+    if resident := resident_number(number or texts["PatientID"]):
         for keyword, said in zip(("PatientBirthDate", "PatientSex"), resident, strict=True):
             if texts[keyword] not in ("", said):
                 words = Message("is not that of the identity number")
@@ -27179,6 +27264,8 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
         text_elements(**texts, StudyInstanceUID=form.get("study", "")),
         ElementIndex(encode_items(STEP_SEQUENCE, [bytes(step)])),
     ]
+    if resident and number:
+        parts.append(identity_elements(EMPTY, number))
     if pregnancy in map(str, PREGNANCY_STATUS):
         value = int(pregnancy).to_bytes(2, "little")
         parts.append(ElementIndex(encode_element(tag_of("PregnancyStatus"), b"US", value)))
@@ -27222,9 +27309,10 @@ def form_of(rows: tuple[FieldRow, ...], index: ElementIndex) -> dict[str, str]:
     """Return the values of fields of the registration form for a data set."""
     step = index.item("ScheduledProcedureStepSequence")
     return {
-        row.name: row.kind.show((step if row.keyword in STEP_KEYWORDS else index).get(row.keyword))
+        row.name: masked_number(identity_number(index)) if row.tag == OTHER_IDS else
+        row.kind.show((step if row.keyword in STEP_KEYWORDS else index).get(row.keyword))
         for row in rows
-    }
+    }  # fmt: skip
 
 
 def patient_from_form(
@@ -27233,7 +27321,13 @@ def patient_from_form(
     """Return the patient's attributes that a form changes, empty ones too, and the problems."""
     item, problems = item_from_form(dict.fromkeys((row.name for row in REGISTER_FIELDS), "") | form)
     changed = {tag_of(k): k for k in changed_keywords(PATIENT_FIELDS, form, shown)}
-    empty = ElementIndex(encoded({tag: encode_text(k, "") for tag, k in changed.items()}))
+    if OTHER_IDS in changed and is_masked(form["identity"].strip()):
+        words = Message("is no valid identity number: a digit may be wrong")
+        problems.append(Problem(OTHER_IDS, words))
+    empty = ElementIndex(encoded({
+        tag: encode_items(tag, []) if tag == OTHER_IDS else encode_text(k, "")
+        for tag, k in changed.items()
+    }))  # fmt: skip
     told = split_item(ElementIndex(item))[0].only(changed)
     others = {row.tag for row in EXAM_FIELDS}
     return bytes(empty.merged(told)), [problem for problem in problems if problem.tag not in others]
@@ -28575,13 +28669,10 @@ def prefilled(p: PageRequest) -> dict[str, str]:
     if not (order_row or patient_row):
         return form
     if order_row:
-        index = exam_of(p, order_row)
-        order = form_of(EXAM_FIELDS, index)
+        order = form_of(EXAM_FIELDS, exam_of(p, order_row))
         form |= {name: order[name] for name in ("accession", "physician")}
-    else:
-        index = ElementIndex(p.read(get_patient, patient_row))
-    known = form_of(PATIENT_FIELDS, index)
     row = p.read(patient_of_step, order_row) if order_row else patient_row
+    known = form_of(PATIENT_FIELDS, ElementIndex(p.read(get_patient, row)))
     return form | known | {"patient": str(row), "seen": encoded_form(known)}
 
 
@@ -28641,6 +28732,9 @@ def post_register(p: PageRequest) -> str:
         form |= {"patient_id": "", "same_id": ""}
     if form["same_person"] not in ("", "another"):
         form["patient_id"] = form["same_person"]
+    typed = form["patient_id"].strip()
+    if looks_like_resident(typed) and not form["identity"] and not p.read(patient_id_known, typed):
+        form |= {"identity": typed, "patient_id": ""}  # the ID is made as usual
     known, mark, meanwhile = known_patient(p, form)
     if meanwhile:
         return register_page(p, form, meanwhile)

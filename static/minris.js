@@ -193,7 +193,7 @@ const field = (name) => document.getElementById(name);
   }
 
   const ask = asker(found, fill);
-  for (const name of ["family_name", "given_name", "chinese_name", "patient_id", "phone", "birth_date"]) {
+  for (const name of ["family_name", "given_name", "chinese_name", "patient_id", "identity", "phone", "birth_date"]) {
     const input = field(name);
     if (input) input.addEventListener("input", () => {
       const family = name === "given_name" ? field("family_name").value + " " : "";

@@ -13,6 +13,7 @@ from minris.dataset.elements import (
     text_elements,
 )
 from minris.dataset.names import initials, name_key
+from minris.dataset.resident import without_identity_number
 from minris.dataset.spelling import tidy
 from minris.dataset.text import SPECIFIC_CHARACTER_SET
 from minris.dataset.times import time_start
@@ -47,6 +48,7 @@ def split_item(index: ElementIndex) -> tuple[ElementIndex, ElementIndex, list[El
 
 def fold(patient: ElementIndex, procedure: ElementIndex, step: ElementIndex) -> ElementIndex:
     """The complete worklist data set of one scheduled procedure step."""
+    patient = without_identity_number(patient)
     return patient.merged(procedure, sequence_elements(ScheduledProcedureStepSequence=[step]))
 
 

@@ -13,6 +13,7 @@ from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES
 from minris.store.models import (
     LostIdentifier,
+    Patient,
     RequestedProcedure,
     ScheduledProcedureStep,
     Stored,
@@ -138,6 +139,11 @@ def step_row(row_id: int) -> Any:
 def get_step(row_id: int) -> bytes:
     """Complete data set of a step by its row id. Refuses 0112."""
     return bytes(step_row(row_id).data)
+
+
+def patient_id_known(patient_id: str) -> bool:
+    """Whether a patient has this ID."""
+    return row_exists(Patient, "patient_id", patient_id)
 
 
 def step_known(study: str) -> int | None:

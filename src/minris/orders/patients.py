@@ -10,6 +10,7 @@ from minris.access.context import Context, audit, needs_reason
 from minris.dataset.checks import implausible, value_problems
 from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.names import name_key, shown_name
+from minris.dataset.resident import OTHER_IDS, identity_elements, identity_number
 from minris.dataset.spelling import plain_signs, tidy_code
 from minris.dataset.times import shown_date, typed_dates
 from minris.orders.identities import move_identities
@@ -92,14 +93,23 @@ def similar_patients(index: ElementIndex) -> list[Any]:
     """Patients with the same name and birth date but another Patient ID."""
     where = "patient_birth_date = ? AND patient_birth_date <> '' AND patient_id <> ?"
     found = fetch_rows(Patient, where, index.get("PatientBirthDate"), index.get("PatientID"))
-    return [patient for patient in found if same_person(index, patient)]
+    number = identity_number(index)
+    return [
+        patient for patient in found
+        if same_person(index, patient) or (number and number in numbers_of(patient))
+    ]  # fmt: skip
+
+
+def numbers_of(patient: Any) -> set[str]:
+    """By what a patient may be known as the same person: identity number and Patient ID."""
+    return {identity_number(ElementIndex(patient.data)), patient.patient_id}
 
 
 def find_patients(text: str, today: datetime.date, limit: int = 50) -> list[Any]:
     """Patients by what people type; the best match first.
 
-    text   parts of a name in any order and spelling, initials, ID, accession number, phone number, or
-           a birth date in any form
+    text   parts of a name in any order and spelling, initials, ID, accession number, phone or identity
+           number, or a birth date in any form
     today  tells the century of a birth date whose year has two digits
     """
     text = tidy_code(text).strip()
@@ -108,7 +118,7 @@ def find_patients(text: str, today: datetime.date, limit: int = 50) -> list[Any]
     ]
     digits = re.sub(r"[\s()+-]", "", text)
     letters = text.casefold() if re.fullmatch("[A-Za-z]{2,6}", text) else ""
-    phone = digits if re.fullmatch("[0-9]{5,}", digits) else ""
+    phone = digits.upper() if re.fullmatch("[0-9]{5,}[Xx]?", digits) else ""
     born = [*typed_dates(text, today), "", ""][:2]
     named = " AND ".join(f"instr(name_key, ?{7 + number})" for number in range(len(words)))
     where = (
@@ -193,6 +203,9 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
     with database.atomic():
         patient = known_row(Patient.get_or_none(Patient.id == row_id), NO_PATIENT)
         told = with_phonetic(tidy_names(ElementIndex(given)), patient.patient_name)
+        if OTHER_IDS in told:
+            own = identity_elements(ElementIndex(patient.data), identity_number(told))
+            told = told.merged(own)
         new = ElementIndex(patient.data).merged(told)
         problems = [*value_problems(new), *implausible(told, ctx.today())]
         for keyword in ("PatientName", "PatientID"):

@@ -6,6 +6,7 @@ from minris import log
 from minris.access.context import Context, audit
 from minris.dataset.elements import ElementIndex, sequence_elements, text_elements
 from minris.dataset.identity import identity_of
+from minris.dataset.resident import keep_identity_number
 from minris.orders.identities import compare_again, note_identity
 from minris.orders.items import fold, patient_columns, step_columns, step_item
 from minris.orders.lookup import find_step
@@ -25,7 +26,8 @@ def update_patient(
     empty  an attribute given empty is emptied; else it is ignored
     """
     old = ElementIndex(patient.data)
-    new = old.merged(given if empty else given.with_values())
+    given = keep_identity_number(old, given if empty else given.with_values())
+    new = old.merged(given)
     if bytes(new) == bytes(old):
         return
     write_patient(patient, new, ctx.stamp())

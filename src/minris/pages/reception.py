@@ -13,6 +13,13 @@ from minris.dataset.elements import (
     text_elements,
 )
 from minris.dataset.names import person_name, resident_number
+from minris.dataset.resident import (
+    OTHER_IDS,
+    identity_elements,
+    identity_number,
+    is_masked,
+    masked_number,
+)
 from minris.interchange.csv_tables import STEP_KEYWORDS
 from minris.orders.catalogue import procedures_in_use
 from minris.orders.items import split_item
@@ -29,7 +36,8 @@ REGISTER_FIELDS = field_table("""
     family_name    | PatientName                     | family    | Family name (Latin letters)    | patient
     given_name     | PatientName                     | given     | Given name (Latin letters)     | patient
     chinese_name   | PatientName                     | chinese   | Chinese name                   | patient
-    patient_id     | PatientID                       | text      | Patient ID, or identity number (made if empty) | patient
+    patient_id     | PatientID                       | text      | Patient ID (made if empty)     | patient
+    identity       | OtherPatientIDsSequence         | text      | Identity number (China)        | patient
     birth_date     | PatientBirthDate                | date      | Birth date                     | patient
     sex            | PatientSex                      | select    | Sex                            | patient
     phone          | PatientTelephoneNumbers         | phones    | Phone                          | patient
@@ -58,7 +66,11 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
     texts["PatientName"] = person_name(
         form["family_name"], form["given_name"], form["chinese_name"]
     )
-    if resident := resident_number(texts["PatientID"]):
+    number = texts.pop("OtherPatientIDsSequence").replace(" ", "").upper()
+    if number and not is_masked(number) and not resident_number(number):
+        words = Message("is no valid identity number: a digit may be wrong")
+        problems.append(Problem(OTHER_IDS, words))
+    if resident := resident_number(number or texts["PatientID"]):
         for keyword, said in zip(("PatientBirthDate", "PatientSex"), resident, strict=True):
             if texts[keyword] not in ("", said):
                 words = Message("is not that of the identity number")
@@ -71,6 +83,8 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
         text_elements(**texts, StudyInstanceUID=form.get("study", "")),
         ElementIndex(encode_items(STEP_SEQUENCE, [bytes(step)])),
     ]
+    if resident and number:
+        parts.append(identity_elements(EMPTY, number))
     if pregnancy in map(str, PREGNANCY_STATUS):
         value = int(pregnancy).to_bytes(2, "little")
         parts.append(ElementIndex(encode_element(tag_of("PregnancyStatus"), b"US", value)))
@@ -114,9 +128,10 @@ def form_of(rows: tuple[FieldRow, ...], index: ElementIndex) -> dict[str, str]:
     """Return the values of fields of the registration form for a data set."""
     step = index.item("ScheduledProcedureStepSequence")
     return {
-        row.name: row.kind.show((step if row.keyword in STEP_KEYWORDS else index).get(row.keyword))
+        row.name: masked_number(identity_number(index)) if row.tag == OTHER_IDS else
+        row.kind.show((step if row.keyword in STEP_KEYWORDS else index).get(row.keyword))
         for row in rows
-    }
+    }  # fmt: skip
 
 
 def patient_from_form(
@@ -125,7 +140,13 @@ def patient_from_form(
     """Return the patient's attributes that a form changes, empty ones too, and the problems."""
     item, problems = item_from_form(dict.fromkeys((row.name for row in REGISTER_FIELDS), "") | form)
     changed = {tag_of(k): k for k in changed_keywords(PATIENT_FIELDS, form, shown)}
-    empty = ElementIndex(encoded({tag: encode_text(k, "") for tag, k in changed.items()}))
+    if OTHER_IDS in changed and is_masked(form["identity"].strip()):
+        words = Message("is no valid identity number: a digit may be wrong")
+        problems.append(Problem(OTHER_IDS, words))
+    empty = ElementIndex(encoded({
+        tag: encode_items(tag, []) if tag == OTHER_IDS else encode_text(k, "")
+        for tag, k in changed.items()
+    }))  # fmt: skip
     told = split_item(ElementIndex(item))[0].only(changed)
     others = {row.tag for row in EXAM_FIELDS}
     return bytes(empty.merged(told)), [problem for problem in problems if problem.tag not in others]

@@ -7,10 +7,11 @@ from minris.access.context import Context
 from minris.dataset.checks import implausible
 from minris.dataset.elements import ElementIndex
 from minris.dataset.names import resident_number
+from minris.dataset.resident import looks_like_resident
 from minris.dataset.times import shown_date
 from minris.orders.catalogue import apply_procedure
 from minris.orders.items import item_problems, split_item, step_with_defaults
-from minris.orders.lookup import patient_of_step, step_known
+from minris.orders.lookup import patient_id_known, patient_of_step, step_known
 from minris.orders.patients import SAME_ID, SAME_PERSON, find_patients, get_patient
 from minris.orders.scheduling import register_once
 from minris.pages.forms import (
@@ -55,13 +56,10 @@ def prefilled(p: PageRequest) -> dict[str, str]:
     if not (order_row or patient_row):
         return form
     if order_row:
-        index = exam_of(p, order_row)
-        order = form_of(EXAM_FIELDS, index)
+        order = form_of(EXAM_FIELDS, exam_of(p, order_row))
         form |= {name: order[name] for name in ("accession", "physician")}
-    else:
-        index = ElementIndex(p.read(get_patient, patient_row))
-    known = form_of(PATIENT_FIELDS, index)
     row = p.read(patient_of_step, order_row) if order_row else patient_row
+    known = form_of(PATIENT_FIELDS, ElementIndex(p.read(get_patient, row)))
     return form | known | {"patient": str(row), "seen": encoded_form(known)}
 
 
@@ -121,6 +119,9 @@ def post_register(p: PageRequest) -> str:
         form |= {"patient_id": "", "same_id": ""}
     if form["same_person"] not in ("", "another"):
         form["patient_id"] = form["same_person"]
+    typed = form["patient_id"].strip()
+    if looks_like_resident(typed) and not form["identity"] and not p.read(patient_id_known, typed):
+        form |= {"identity": typed, "patient_id": ""}  # the ID is made as usual
     known, mark, meanwhile = known_patient(p, form)
     if meanwhile:
         return register_page(p, form, meanwhile)
