@@ -9,6 +9,7 @@ import pytest
 from conftest import item, write_config
 from playwright.sync_api import sync_playwright
 from test_dicomweb import eventually
+from test_dicomweb_workitems import create
 from test_mpps import serving
 from test_pages import Desk, admin_password, employ, log_in, visiting
 from test_websocket import Bare
@@ -458,3 +459,12 @@ def test_the_name_that_is_listened_at_is_ours(run_appliance):
     appliance = run_appliance(text)
     with visiting(appliance) as browser:
         assert browser.get("/healthz").status_code == 200
+
+
+def test_a_patient_id_of_any_signs_is_quoted_in_the_address_of_the_patient(appliance):
+    token = {"Authorization": f"Bearer {appliance.token()}"}
+    with visiting(appliance, url=f"{appliance.url}/dicom-web", headers=token) as door:
+        create(door, "2.25.9", PatientID="A&B #1")
+    with visiting(appliance) as browser:
+        page = employ(appliance, browser).get("/workitem/2.25.9").text
+    assert 'href="/patients?q=A%26B+%231"' in page
