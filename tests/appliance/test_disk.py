@@ -107,7 +107,7 @@ def test_a_disk_that_takes_nothing_is_told_by_every_door_and_the_worklist_served
     assert box.register("Zhao^Lei").status_code == 201
     assert len(box.found().datasets) == 2
     assert box.served.stop() == 0
-    assert box.served.log.count(words) == 1
+    assert box.served.log.count(f"store: {words}") == 1
     assert "Traceback" not in box.served.log
 
 
