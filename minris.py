@@ -12162,6 +12162,8 @@ def same_person(index: ElementIndex, patient: Patient) -> bool:
 
 
 SAME_ID = "{value} belongs to {name}, born {birth_date}"
+SAME_NAME = "A patient of this name, born {birth_date}, has the ID {value}"
+NOT_TOLD = "is missing: ask for it, or register anyway"
 SAME_PERSON = "A patient of this name and birth date has the ID {value}"
 
 
@@ -12214,9 +12216,25 @@ def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
 
 
 def similar_patients(index: ElementIndex) -> list[Any]:
-    """Patients with the same name and birth date but another Patient ID."""
-    where = "patient_birth_date = ? AND patient_birth_date <> '' AND patient_id <> ?"
-    found = fetch_rows(Patient, where, index.get("PatientBirthDate"), index.get("PatientID"))
+    """Patients of the same name but another Patient ID, whose birth date is the same or not known."""
+    born, given, key = (
+        index.get("PatientBirthDate"),
+        index.get("PatientID"),
+        name_key(index.get("PatientName")),
+    )
+    first = key.partition("=")[0]
+    found = fetch_rows(
+        Patient,
+        "patient_birth_date = ? AND patient_birth_date <> '' AND patient_id <> ?",
+        born,
+        given,
+    )
+    found += fetch_rows(
+        Patient,
+        "(name_key = ? OR (name_key > ? AND name_key < ?)) AND patient_id <> ?"
+        " AND (patient_birth_date = '' OR ? = '') ORDER BY updated_at DESC LIMIT 20",
+        *(key, f"{first}=", f"{first}=\uffff" if first else "", given, born),
+    )
     number = identity_number(index)
     return [
         patient for patient in found
@@ -12227,6 +12245,26 @@ def similar_patients(index: ElementIndex) -> list[Any]:
 def numbers_of(patient: Any) -> set[str]:
     """By what a patient may be known as the same person: identity number and Patient ID."""
     return {identity_number(ElementIndex(patient.data)), patient.patient_id}
+
+
+def same_name_problem(index: ElementIndex, patient: Any) -> Problem:
+    """The words that a patient may be the one of an order."""
+    born, value = patient.patient_birth_date, patient.patient_id
+    words = Message(SAME_PERSON, value=value)
+    if not (born and index.get("PatientBirthDate")):
+        words = Message(SAME_NAME, value=value, birth_date=shown_date(born) or "?")
+    return Problem(tag_of("PatientName"), words)
+
+
+def not_told(index: ElementIndex) -> list[Problem]:
+    """Birth date and sex, if neither a new order nor the patient whom it is for has them."""
+    known = find_patient(index, "separate") if index.get("PatientID") else None
+    both = ElementIndex(known.data).merged(index.with_values()) if known else index
+    return [
+        Problem(tag_of(keyword), Message(NOT_TOLD))
+        for keyword in ("PatientBirthDate", "PatientSex")
+        if not both.get(keyword)
+    ]
 
 
 def find_patients(text: str, today: datetime.date, limit: int = 50) -> list[Any]:
@@ -12693,20 +12731,23 @@ def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
     return reschedule(ctx, *step_key(row_id), sequence)
 
 
-def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
+def register_once(ctx: Context, item: bytes, same_id: str, ask: bool, anyway: bool = True) -> None:
     """Schedule an item unless its study is known, as when a form is submitted twice.
 
-    ask  refuse (0111) if a patient of this name and birth date has another ID
+    ask     refuse (0111) if a patient of this name has another ID, and the birth date is the same
+            or not known
+    anyway  take it without birth date or sex; else refuse (0106)
     """
     index = ElementIndex(item)
     if step_known(index.get("StudyInstanceUID")):
         return
-    problems = [
-        Problem(tag_of("PatientName"), Message(SAME_PERSON, value=patient.patient_id))
-        for patient in (similar_patients(index) if ask else ())
+    similar = [
+        same_name_problem(index, patient) for patient in (similar_patients(index) if ask else ())
     ]
-    if problems:
-        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=problems)
+    missing = [] if anyway else not_told(index)
+    if similar or missing:
+        status = Status.DUPLICATE_SOP_INSTANCE if similar else Status.INVALID_ATTRIBUTE_VALUE
+        raise Refusal(status, problems=similar + missing)
     schedule(ctx, item, same_id)
 
 
@@ -17015,7 +17056,37 @@ def imported_words(one: Any) -> Message:
     notes = [Message("{count} imported", count=one.done)]
     if left := json.loads(one.left_out):
         notes.append(Message("columns left out: {names}", names=", ".join(left)))
+    if missing := _not_told(one.id):
+        notes.append(Message("{count} without birth date or sex", count=missing))
+    if similar := _known_with_other_ids(one.id):
+        names = ", ".join([*similar[:10], *(["…"] if len(similar) > 10 else [])])
+        notes.append(Message("perhaps known already, with other IDs: {names}", names=names))
     return joined(notes, "; ")
+
+
+_ITS_PATIENTS = (
+    "FROM patient p WHERE p.id IN (SELECT r.patient_id FROM imported_step i"
+    " JOIN scheduled_procedure_step s ON s.id = i.step_id"
+    " JOIN requested_procedure r ON r.id = s.procedure_id WHERE i.import_id = ?)"
+)
+
+
+def _not_told(row_id: int) -> int:
+    """How many patients of an import have no birth date or no sex, which is a CS of two bytes."""
+    missing = "(p.patient_birth_date = '' OR instr(p.data, X'1000400043530200') = 0)"
+    sql = f"SELECT count(*) {_ITS_PATIENTS} AND {missing}"
+    return int(database.execute_sql(sql, (row_id,)).fetchone()[0])
+
+
+def _known_with_other_ids(row_id: int) -> list[str]:
+    """Patient IDs of the same name as one of an import, whose birth date is the same or not known."""
+    sql = (
+        "SELECT DISTINCT o.patient_id FROM patient o JOIN (SELECT p.id, p.name_key, p.patient_id,"
+        f" p.patient_birth_date AS born {_ITS_PATIENTS}) n ON o.name_key = n.name_key"
+        " WHERE o.patient_id <> n.patient_id AND o.name_key <> '' AND (o.patient_birth_date = n.born"
+        " OR o.patient_birth_date = '' OR n.born = '') ORDER BY 1 LIMIT 11"
+    )
+    return [patient_id for (patient_id,) in database.execute_sql(sql, (row_id,))]
 
 
 def words_of_repeat(name: str, one: Any) -> str:
@@ -22784,6 +22855,7 @@ document.addEventListener("keydown", (event) => {
  "A name has 1 to 64 characters": "名称须为 1 至 64 个字符",
  "A password has at least 8 characters": "密码至少 8 个字符",
  "A patient of this name and birth date has the ID {value}": "同名且同出生日期的患者已有编号 {value}",
+ "A patient of this name, born {birth_date}, has the ID {value}": "同名患者（出生日期 {birth_date}）的编号是 {value}",
  "A person": "人员",
  "A procedure needs a code and a meaning": "检查项目须有代码和名称",
  "A program (API token)": "程序（API 令牌）",
@@ -23425,6 +23497,7 @@ document.addEventListener("keydown", (event) => {
  "Register a device first.": "请先登记设备。",
  "Register a patient": "登记患者",
  "Register another patient": "登记下一位患者",
+ "Register anyway": "仍然登记",
  "Register it as a device with its address.": "请将其登记为设备并填写地址。",
  "Register on {date} at {time}": "在 {date} {time} 登记",
  "Register the device, or give it the right.": "请登记该设备，或授予权限。",
@@ -23653,6 +23726,7 @@ document.addEventListener("keydown", (event) => {
  "This login does not speak for {ae}": "此登录无权代表 {ae}",
  "This message is not known there": "对方不认识此消息",
  "This name and birth date are known": "已有同名且同出生日期的患者",
+ "This name is known": "此姓名已有登记",
  "This service is not known there": "对方不认识此服务",
  "This service is not offered there": "对方不提供此服务",
  "This was another exam": "这是另一项检查",
@@ -23853,6 +23927,7 @@ document.addEventListener("keydown", (event) => {
  "is in the archive as an object of another class": "在归档系统中，但属于另一类对象",
  "is longer than {longest} characters": "超过 {longest} 个字符",
  "is missing": "缺失",
+ "is missing: ask for it, or register anyway": "未填写：请询问，或仍然登记",
  "is neither yes nor no": "既不是 yes 也不是 no",
  "is nested too deep": "嵌套过深",
  "is no object that is stored": "不是可存储的对象",
@@ -23927,6 +24002,7 @@ document.addEventListener("keydown", (event) => {
  "performed step set": "更新执行步骤",
  "performed step settled": "处理无申请执行步骤",
  "performed step unmatched": "取消匹配执行步骤",
+ "perhaps known already, with other IDs: {names}": "可能已有登记，编号不同：{names}",
  "port for associations over TLS (0: none; 2762 is the registered one)": "TLS 连接端口（0：无；注册端口为 2762）",
  "port of the machine (needed only if minris connects to it)": "设备的端口",
  "port to listen on (0: any free)": "监听端口（0：任意空闲）",
@@ -24058,6 +24134,7 @@ document.addEventListener("keydown", (event) => {
  "{count} imported": "已导入 {count} 条",
  "{count} lines, unbroken; the last digest is {digest}.": "共 {count} 条，完整无改动；最后的摘要为 {digest}。",
  "{count} rows": "{count} 行",
+ "{count} without birth date or sex": "{count} 项没有出生日期或性别",
  "{count}, see {page}": "{count}，见 {page}",
  "{device} will show the name as {name}": "{device} 将显示姓名为 {name}",
  "{hours} h {minutes} min": "{hours} 小时 {minutes} 分钟",
@@ -28653,7 +28730,7 @@ FOUND_PART = """
 </div>
 """
 # Hidden fields: the study to be made; the row of a known patient, and what the form showed of it.
-CARRIED = ("study", "patient", "seen")
+CARRIED = ("study", "patient", "seen", "emergency")
 
 
 def prefilled(p: PageRequest) -> dict[str, str]:
@@ -28662,7 +28739,7 @@ def prefilled(p: PageRequest) -> dict[str, str]:
     form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": p.ctx.new_uid()}
     if p.query("emergency"):
         form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%d.%m. %H:%M}",
-                 "priority": "STAT"}  # fmt: skip
+                 "priority": "STAT", "emergency": "yes"}  # fmt: skip
     for name in ("date", "time", "device"):  # from the calendar
         form |= {name: p.query(name)} if p.query(name) else {}
     order_row, patient_row = (row_number(p.query(name)) for name in ("order", "patient"))
@@ -28686,11 +28763,13 @@ def register_page(
     of_patient, of_exam = fields[:-exam], fields[-exam:]
     if any(problem.words.key == SAME_ID for problem in problems) or form.get("same_id"):
         of_patient.insert(4, same_id_field(t, form))
-    if similar := [problem for problem in problems if problem.words.key == SAME_PERSON]:
+    if similar := [one for one in problems if one.words.key in (SAME_PERSON, SAME_NAME)]:
         of_patient.insert(4, same_person_field(t, similar))
+    asked = any(problem.words.key == NOT_TOLD for problem in problems)
     return show_form(
         p, "Register", [(t("Patient"), of_patient), (t("Exam"), of_exam)], others,
         submit=t("Register"), hidden=[(name, form.get(name, "")) for name in CARRIED],
+        extra=[("anyway", t("Register anyway"))] if asked else [],
         after=[("/register?emergency=1", t("Unknown emergency patient"))],
         finding="/find", slots="/slots",
         focus="chinese_name" if t.language.startswith("zh") else "family_name",
@@ -28710,13 +28789,22 @@ def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
 
 def same_person_field(t: Translator, similar: list[Problem]) -> Field:
     """Return the field that asks whether this is a known patient of that name and birth date."""
-    known = [str(problem.words.values["value"]) for problem in similar]
+    known = {
+        str(one.words.values["value"]): f" ({one.words.values['birth_date']})"
+        if "birth_date" in one.words.values
+        else ""
+        for one in similar
+    }
     choices = (
         ("", t("Please choose")),
-        *((i, t("The same patient: use the ID {value}", value=i)) for i in known),
+        *(
+            (i, t("The same patient: use the ID {value}", value=i) + born)
+            for i, born in known.items()
+        ),
         ("another", t("Another patient of the same name")),
     )
-    label = t("This name and birth date are known")
+    dated = all(one.words.key == SAME_PERSON for one in similar)
+    label = t("This name and birth date are known") if dated else t("This name is known")
     return Field("same_person", label, "select", "", True, "", choices)
 
 
@@ -28746,7 +28834,8 @@ def post_register(p: PageRequest) -> str:
             refuse_item(p.ctx, item, problems)
         p.web.box.clear_numbers()
         seen = [(("record", known), mark, "")]
-        p.write(as_seen, seen, register_once, item, same_id, not form["same_person"])
+        anyway = bool(form["emergency"]) or p.form("event") == "anyway"
+        p.write(as_seen, seen, register_once, item, same_id, not form["same_person"], anyway)
     except ChangedMeanwhile:  # in this moment: look again
         return post_register(p)
     except Refusal as refusal:

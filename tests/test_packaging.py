@@ -148,6 +148,7 @@ class Program:
         page = client.get("/register").text
         form = dict(re.findall(r'name="(\w+)"[^>]*value="([^"]*)"', page))
         form |= {row.name: form.get(row.name, "") for row in REGISTER_FIELDS} | texts
+        form |= {"event": "anyway"}  # without birth date and sex
         return client.post("/register", data=form)
 
     def on_worklist(self, calling="CT1"):

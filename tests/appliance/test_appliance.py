@@ -443,14 +443,20 @@ def names_on(served, patient_id):
 def test_a_file_is_imported_beside_a_running_appliance(served, tmp_path):
     path = list_of(tmp_path, item("Wang^XiaoDong=王^小东", PatientID="I1"))
     done = served.run("import", path)
-    assert (done.returncode, done.stdout) == (0, "list.json: 1 imported\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "list.json: 1 imported; 1 without birth date or sex\n",
+    )
     assert names_on(served, "I1") == ["Wang^XiaoDong=王^小东"]
 
 
 def test_a_file_is_imported_where_nothing_runs(serve, folder):
     path = list_of(folder, item("Li^Na=李^娜", PatientID="I2"), item("Miller^Anna"))
     done = run("import", path, folder=folder)
-    assert (done.returncode, done.stdout) == (0, "list.json: 2 imported\n")
+    assert (done.returncode, done.stdout) == (
+        0,
+        "list.json: 2 imported; 2 without birth date or sex\n",
+    )
     assert names_on(serve(), "I2") == ["Li^Na=李^娜"]
 
 
@@ -474,7 +480,7 @@ def test_one_wrong_file_of_several_keeps_no_other_out(served, tmp_path):
     wrong.write_bytes(b"no worklist file")
     done = served.run("import", wrong, good, tmp_path / "missing.wl")
     assert done.returncode == 1
-    assert done.stdout == "good.json: 1 imported\n"
+    assert done.stdout == "good.json: 1 imported; 1 without birth date or sex\n"
     assert len(done.stderr.strip().splitlines()) == 2
     assert names_on(served, "I4") == ["Li^Na"]
 

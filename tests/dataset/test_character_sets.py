@@ -1321,7 +1321,8 @@ def desk(appliance):
 
 
 def register(desk, **names):
-    texts = {"device": "CT1", "procedure": "CT chest", "date": "2026-07-05", "time": "09:30"}
+    texts = {"device": "CT1", "procedure": "CT chest", "date": "2026-07-05", "time": "09:30",
+             "event": "anyway"}  # fmt: skip
     return desk.send("/register", "/register", **texts | names)
 
 

@@ -1014,7 +1014,10 @@ def test_an_import_beside_a_running_appliance_is_on_the_worklist_at_once(applian
     path = tmp_path / "day.csv"
     path.write_text("姓名,设备\n王小东,CT1\n", "gb18030")
     done = run(appliance.config, "import", path)
-    assert (done.exit_code, done.out) == (0, "day.csv: 1 imported\n")
+    assert (done.exit_code, done.out) == (
+        0,
+        "day.csv: 1 imported; 1 without birth date or sex\n",
+    )
     found = peers.run_findscu(appliance.port, "MINRIS", "CT1", ["PatientName"])
     assert len(found.datasets) == 1
 

@@ -119,6 +119,8 @@ def filled(client, **texts):
         "procedure": "CT chest",
         "date": "2026-07-05",
         "time": "09:30",
+        "same_person": "another",
+        "event": "anyway",  # without birth date and sex
     }
     shown = page[page.index('action="/register"') :]
     return form | hidden_fields(shown) | texts
@@ -1122,6 +1124,7 @@ class Desk:
         } | texts
         for name, text in texts.items():
             page.locator(f"#{name}").fill(text)
+        page.locator("#sex").select_option("M")
         page.locator("#device").select_option("CT1")
 
     def send(self, page=None):

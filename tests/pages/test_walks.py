@@ -282,6 +282,8 @@ def test_a_free_time_is_found_in_the_calendar(desk):
     expect(page.locator("#time")).to_have_value("10:00")
     expect(taken).to_have_count(0)
     page.locator("#family_name").fill("Chen")
+    page.locator("#birth_date").fill("1978-03-12")
+    page.locator("#sex").select_option("M")
     page.locator("#procedure").fill("CT chest")
     desk.send()
     page.get_by_role("status").wait_for()

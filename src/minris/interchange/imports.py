@@ -399,7 +399,37 @@ def imported_words(one: Any) -> Message:
     notes = [Message("{count} imported", count=one.done)]
     if left := json.loads(one.left_out):
         notes.append(Message("columns left out: {names}", names=", ".join(left)))
+    if missing := _not_told(one.id):
+        notes.append(Message("{count} without birth date or sex", count=missing))
+    if similar := _known_with_other_ids(one.id):
+        names = ", ".join([*similar[:10], *(["…"] if len(similar) > 10 else [])])
+        notes.append(Message("perhaps known already, with other IDs: {names}", names=names))
     return joined(notes, "; ")
+
+
+_ITS_PATIENTS = (
+    "FROM patient p WHERE p.id IN (SELECT r.patient_id FROM imported_step i"
+    " JOIN scheduled_procedure_step s ON s.id = i.step_id"
+    " JOIN requested_procedure r ON r.id = s.procedure_id WHERE i.import_id = ?)"
+)
+
+
+def _not_told(row_id: int) -> int:
+    """How many patients of an import have no birth date or no sex, which is a CS of two bytes."""
+    missing = "(p.patient_birth_date = '' OR instr(p.data, X'1000400043530200') = 0)"
+    sql = f"SELECT count(*) {_ITS_PATIENTS} AND {missing}"
+    return int(database.execute_sql(sql, (row_id,)).fetchone()[0])
+
+
+def _known_with_other_ids(row_id: int) -> list[str]:
+    """Patient IDs of the same name as one of an import, whose birth date is the same or not known."""
+    sql = (
+        "SELECT DISTINCT o.patient_id FROM patient o JOIN (SELECT p.id, p.name_key, p.patient_id,"
+        f" p.patient_birth_date AS born {_ITS_PATIENTS}) n ON o.name_key = n.name_key"
+        " WHERE o.patient_id <> n.patient_id AND o.name_key <> '' AND (o.patient_birth_date = n.born"
+        " OR o.patient_birth_date = '' OR n.born = '') ORDER BY 1 LIMIT 11"
+    )
+    return [patient_id for (patient_id,) in database.execute_sql(sql, (row_id,))]
 
 
 def words_of_repeat(name: str, one: Any) -> str:

@@ -38,6 +38,8 @@ def same_person(index: ElementIndex, patient: Patient) -> bool:
 
 
 SAME_ID = "{value} belongs to {name}, born {birth_date}"
+SAME_NAME = "A patient of this name, born {birth_date}, has the ID {value}"
+NOT_TOLD = "is missing: ask for it, or register anyway"
 SAME_PERSON = "A patient of this name and birth date has the ID {value}"
 
 
@@ -90,9 +92,25 @@ def save_patient(ctx: Context, given: ElementIndex, same_id: str) -> Patient:
 
 
 def similar_patients(index: ElementIndex) -> list[Any]:
-    """Patients with the same name and birth date but another Patient ID."""
-    where = "patient_birth_date = ? AND patient_birth_date <> '' AND patient_id <> ?"
-    found = fetch_rows(Patient, where, index.get("PatientBirthDate"), index.get("PatientID"))
+    """Patients of the same name but another Patient ID, whose birth date is the same or not known."""
+    born, given, key = (
+        index.get("PatientBirthDate"),
+        index.get("PatientID"),
+        name_key(index.get("PatientName")),
+    )
+    first = key.partition("=")[0]
+    found = fetch_rows(
+        Patient,
+        "patient_birth_date = ? AND patient_birth_date <> '' AND patient_id <> ?",
+        born,
+        given,
+    )
+    found += fetch_rows(
+        Patient,
+        "(name_key = ? OR (name_key > ? AND name_key < ?)) AND patient_id <> ?"
+        " AND (patient_birth_date = '' OR ? = '') ORDER BY updated_at DESC LIMIT 20",
+        *(key, f"{first}=", f"{first}=\uffff" if first else "", given, born),
+    )
     number = identity_number(index)
     return [
         patient for patient in found
@@ -103,6 +121,26 @@ def similar_patients(index: ElementIndex) -> list[Any]:
 def numbers_of(patient: Any) -> set[str]:
     """By what a patient may be known as the same person: identity number and Patient ID."""
     return {identity_number(ElementIndex(patient.data)), patient.patient_id}
+
+
+def same_name_problem(index: ElementIndex, patient: Any) -> Problem:
+    """The words that a patient may be the one of an order."""
+    born, value = patient.patient_birth_date, patient.patient_id
+    words = Message(SAME_PERSON, value=value)
+    if not (born and index.get("PatientBirthDate")):
+        words = Message(SAME_NAME, value=value, birth_date=shown_date(born) or "?")
+    return Problem(tag_of("PatientName"), words)
+
+
+def not_told(index: ElementIndex) -> list[Problem]:
+    """Birth date and sex, if neither a new order nor the patient whom it is for has them."""
+    known = find_patient(index, "separate") if index.get("PatientID") else None
+    both = ElementIndex(known.data).merged(index.with_values()) if known else index
+    return [
+        Problem(tag_of(keyword), Message(NOT_TOLD))
+        for keyword in ("PatientBirthDate", "PatientSex")
+        if not both.get(keyword)
+    ]
 
 
 def find_patients(text: str, today: datetime.date, limit: int = 50) -> list[Any]:

@@ -33,7 +33,7 @@ from minris.orders.lookup import (
     step_known,
 )
 from minris.orders.notes import can_be_undone
-from minris.orders.patients import SAME_PERSON, save_patient, similar_patients
+from minris.orders.patients import not_told, same_name_problem, save_patient, similar_patients
 from minris.orders.steps import (
     change_step,
     enter_state,
@@ -282,18 +282,21 @@ def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
     return reschedule(ctx, *step_key(row_id), sequence)
 
 
-def register_once(ctx: Context, item: bytes, same_id: str, ask: bool) -> None:
+def register_once(ctx: Context, item: bytes, same_id: str, ask: bool, anyway: bool = True) -> None:
     """Schedule an item unless its study is known, as when a form is submitted twice.
 
-    ask  refuse (0111) if a patient of this name and birth date has another ID
+    ask     refuse (0111) if a patient of this name has another ID, and the birth date is the same
+            or not known
+    anyway  take it without birth date or sex; else refuse (0106)
     """
     index = ElementIndex(item)
     if step_known(index.get("StudyInstanceUID")):
         return
-    problems = [
-        Problem(tag_of("PatientName"), Message(SAME_PERSON, value=patient.patient_id))
-        for patient in (similar_patients(index) if ask else ())
+    similar = [
+        same_name_problem(index, patient) for patient in (similar_patients(index) if ask else ())
     ]
-    if problems:
-        raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=problems)
+    missing = [] if anyway else not_told(index)
+    if similar or missing:
+        status = Status.DUPLICATE_SOP_INSTANCE if similar else Status.INVALID_ATTRIBUTE_VALUE
+        raise Refusal(status, problems=similar + missing)
     schedule(ctx, item, same_id)

@@ -12,7 +12,14 @@ from minris.dataset.times import shown_date
 from minris.orders.catalogue import apply_procedure
 from minris.orders.items import item_problems, split_item, step_with_defaults
 from minris.orders.lookup import patient_id_known, patient_of_step, step_known
-from minris.orders.patients import SAME_ID, SAME_PERSON, find_patients, get_patient
+from minris.orders.patients import (
+    NOT_TOLD,
+    SAME_ID,
+    SAME_NAME,
+    SAME_PERSON,
+    find_patients,
+    get_patient,
+)
 from minris.orders.scheduling import register_once
 from minris.pages.forms import (
     Field,
@@ -40,7 +47,7 @@ from minris.standard.status import Problem, Refusal, Status
 
 FOUND_PART = template("patients/found_part.html")
 # Hidden fields: the study to be made; the row of a known patient, and what the form showed of it.
-CARRIED = ("study", "patient", "seen")
+CARRIED = ("study", "patient", "seen", "emergency")
 
 
 def prefilled(p: PageRequest) -> dict[str, str]:
@@ -49,7 +56,7 @@ def prefilled(p: PageRequest) -> dict[str, str]:
     form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": p.ctx.new_uid()}
     if p.query("emergency"):
         form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%d.%m. %H:%M}",
-                 "priority": "STAT"}  # fmt: skip
+                 "priority": "STAT", "emergency": "yes"}  # fmt: skip
     for name in ("date", "time", "device"):  # from the calendar
         form |= {name: p.query(name)} if p.query(name) else {}
     order_row, patient_row = (row_number(p.query(name)) for name in ("order", "patient"))
@@ -73,11 +80,13 @@ def register_page(
     of_patient, of_exam = fields[:-exam], fields[-exam:]
     if any(problem.words.key == SAME_ID for problem in problems) or form.get("same_id"):
         of_patient.insert(4, same_id_field(t, form))
-    if similar := [problem for problem in problems if problem.words.key == SAME_PERSON]:
+    if similar := [one for one in problems if one.words.key in (SAME_PERSON, SAME_NAME)]:
         of_patient.insert(4, same_person_field(t, similar))
+    asked = any(problem.words.key == NOT_TOLD for problem in problems)
     return show_form(
         p, "Register", [(t("Patient"), of_patient), (t("Exam"), of_exam)], others,
         submit=t("Register"), hidden=[(name, form.get(name, "")) for name in CARRIED],
+        extra=[("anyway", t("Register anyway"))] if asked else [],
         after=[("/register?emergency=1", t("Unknown emergency patient"))],
         finding="/find", slots="/slots",
         focus="chinese_name" if t.language.startswith("zh") else "family_name",
@@ -97,13 +106,22 @@ def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
 
 def same_person_field(t: Translator, similar: list[Problem]) -> Field:
     """Return the field that asks whether this is a known patient of that name and birth date."""
-    known = [str(problem.words.values["value"]) for problem in similar]
+    known = {
+        str(one.words.values["value"]): f" ({one.words.values['birth_date']})"
+        if "birth_date" in one.words.values
+        else ""
+        for one in similar
+    }
     choices = (
         ("", t("Please choose")),
-        *((i, t("The same patient: use the ID {value}", value=i)) for i in known),
+        *(
+            (i, t("The same patient: use the ID {value}", value=i) + born)
+            for i, born in known.items()
+        ),
         ("another", t("Another patient of the same name")),
     )
-    label = t("This name and birth date are known")
+    dated = all(one.words.key == SAME_PERSON for one in similar)
+    label = t("This name and birth date are known") if dated else t("This name is known")
     return Field("same_person", label, "select", "", True, "", choices)
 
 
@@ -133,7 +151,8 @@ def post_register(p: PageRequest) -> str:
             refuse_item(p.ctx, item, problems)
         p.web.box.clear_numbers()
         seen = [(("record", known), mark, "")]
-        p.write(as_seen, seen, register_once, item, same_id, not form["same_person"])
+        anyway = bool(form["emergency"]) or p.form("event") == "anyway"
+        p.write(as_seen, seen, register_once, item, same_id, not form["same_person"], anyway)
     except ChangedMeanwhile:  # in this moment: look again
         return post_register(p)
     except Refusal as refusal:
