@@ -363,7 +363,10 @@ VALUES = {
     "US": (1, 4),
     "UT": ("Cough for six weeks", "Zz"),
 }
-GIVEN = {"ScheduledProcedureStepStatus": "ARRIVED", "Modality": "CT", "PatientSex": "M"}
+GIVEN = {
+    "ScheduledProcedureStepStatus": "ARRIVED", "Modality": "CT", "PatientSex": "M",
+    "PatientSize": "1.72",
+}  # fmt: skip
 
 
 def value_at(path):
