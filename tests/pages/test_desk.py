@@ -459,6 +459,31 @@ def test_a_visit_is_told_in_order(ctx):
     assert told == [("Registered", "12:00"), ("Arrived", "12:05"), ("Ended: COMPLETED", "12:50")]
 
 
+def test_a_step_set_back_keeps_when_it_had_begun(ctx):
+    """By a wrong entry, which was taken back; then it begins again."""
+    schedule(ctx)
+    for minutes, one in ((5, "STARTED"), (9, "SCHEDULED"), (30, "STARTED"), (40, "COMPLETED")):
+        enter_state(later(ctx, minutes=minutes), ScheduledProcedureStep.get_by_id(1), one)
+        told = [(str(each.what), each.at[11:16]) for each in visit_of(1)]
+        assert ("Begun", "12:05") in told
+    assert told == [
+        ("Registered", "12:00"),
+        ("Begun", "12:05"),
+        ("Back on the list", "12:09"),
+        ("Begun", "12:30"),
+        ("Ended: COMPLETED", "12:40"),
+    ]
+
+
+def test_an_end_that_was_taken_back_stays_in_the_time_line(ctx):
+    step = schedule(ctx)
+    event(later(ctx, minutes=5), step, "no show")
+    event(later(ctx, minutes=9), step, "arrive")
+    event(later(ctx, minutes=20), step, "finish")
+    told = [str(one.what) for one in visit_of(1)]
+    assert told == ["Registered", "Ended: NO SHOW", "Arrived", "Ended: COMPLETED"]
+
+
 def test_who_told_of_the_end_is_in_the_time_line(ctx):
     step = schedule(ctx)
     event(ctx.by(Actor("anna")), step, "finish")

@@ -1,13 +1,13 @@
 """History: the timeline of an exam, and daily statistics."""
 
 import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minris.dataset.elements import ElementIndex
 from minris.orders.lookup import step_row
 from minris.standard.commitment import RETRIEVABLE
 from minris.standard.status import Message
-from minris.standard.worklist import TOLD_BY
+from minris.standard.worklist import STEP_STATES, TOLD_BY
 from minris.store.models import Audit, database
 from minris.store.rows import fetch_rows
 
@@ -48,6 +48,7 @@ def visit_of(row_id: int) -> list[Moment]:
         Moment(step.arrived_at, Message("Arrived")),
         Moment(step.started_at, Message("Begun")),
         Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
+        *_states_before(step),
     ]
     study = (step.study_instance_uid,)
     # created_at: the row id may have belonged to an earlier exam
@@ -87,6 +88,36 @@ def visit_of(row_id: int) -> list[Moment]:
         found += [Moment(created, Message("Workitem made"), label),
                   Moment(claimed, Message("Workitem claimed"), about), Moment(ended, words, about)]  # fmt: skip
     return sorted((one for one in found if one.at), key=lambda one: one.at)
+
+
+# The words of the time line for a state that was entered; of others, that it ended.
+STATE_MOMENTS = {
+    "SCHEDULED": Message("Back on the list"),
+    "ARRIVED": Message("Arrived"),
+    "READY": Message("Arrived"),
+    "STARTED": Message("Begun"),
+}
+
+
+def _states_before(step: Any) -> list[Moment]:
+    """What a step went through before its present state: its columns know the last times alone."""
+    prefix = f"{step.scheduled_procedure_step_id} "
+    lines = fetch_rows(Audit, "at >= ? AND what = 'step' AND about = ? ORDER BY id",
+                       step.created_at, step.study_instance_uid)  # fmt: skip
+    states = [(line, line.detail.removeprefix(prefix)) for line in lines
+              if line.detail.startswith(prefix)]  # fmt: skip
+    last: dict[str, Any] = {}
+    for line, state in states:
+        last["ended" if state not in STATE_MOMENTS else state] = line
+    known = {"ARRIVED": step.arrived_at, "STARTED": step.started_at, "ended": step.ended_at}
+    told = {id(line) for kind, line in last.items() if known.get(kind)}  # by its column
+    return [
+        Moment(
+            line.at, STATE_MOMENTS.get(state) or Message("Ended: {state}", state=state), line.who
+        )
+        for line, state in states
+        if id(line) not in told and state in STEP_STATES
+    ]
 
 
 class Day(NamedTuple):
