@@ -12,7 +12,7 @@ from minris.store.models import database
 
 MOVED_AT_ONCE = 8 << 20  # bytes of lines moved at once
 _LINE = "at, who, what, about, detail, digest"
-_BYTES = f"length(CAST({' || '.join(_LINE.split(', '))} AS BLOB)) + 50"
+_BYTES = "length(CAST(at || who || what || about || detail || digest AS BLOB)) + 50"
 
 
 def archive_audit(ctx: Context) -> int:
