@@ -116,7 +116,11 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
         ) from None
     if "content" in arguments:  # by a file that it can read, beside the store
         arguments["path"] = lay_beside(config.store_path, arguments.pop("content"))
-    answer = post_control(where, command, arguments)
+    try:
+        answer = post_control(where, command, arguments)
+    finally:  # it takes the file away itself, if it answers
+        if "path" in arguments:
+            Path(arguments["path"]).unlink(missing_ok=True)
     while "number" in answer:  # it goes on, in slices
         told = {"name": arguments["name"], "number": answer["number"]}
         answer = post_control(where, command, told)
