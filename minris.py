@@ -22337,12 +22337,10 @@ header .main { white-space: nowrap; }
 .me { position: relative; }
 .me > summary { list-style: none; min-height: 36px; display: flex; align-items: center; padding: 0 8px; border-radius: 8px; cursor: pointer; }
 .me > summary::after { content: "▾"; margin-left: 6px; color: var(--soft); }
-.me > div {
-  position: absolute; right: 0; top: 44px; z-index: 5; width: 16rem; padding: 8px; display: grid; gap: 4px;
-  background: var(--card); border: 1px solid var(--line); border-radius: 10px; box-shadow: 0 6px 24px #0003;
-}
-.me a, .me button { display: block; width: 100%; min-height: 36px; padding: 8px 10px; border: 0; border-radius: 8px; background: none; text-align: left; font-weight: 400; text-decoration: none; color: inherit; cursor: pointer; }
-.me a:hover, .me button:hover { background: var(--tint); }
+.me > div, .more > div, #answers:not(:empty), .bar details > ul { padding: 8px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; box-shadow: 0 6px 24px #0003; }
+.me > div { position: absolute; right: 0; top: 44px; z-index: 5; width: 16rem; display: grid; gap: 4px; }
+.me a, .me button, .more div > *, .bar li a { display: block; width: 100%; min-height: 36px; padding: 8px 10px; border: 0; border-radius: 8px; background: none; text-align: left; font-size: 14px; font-weight: 400; text-decoration: none; color: var(--ink); cursor: pointer; }
+:is(.me a, .me button, .more div > *):hover { background: var(--tint); }
 .me p { margin: 4px 10px; }
 .bar { display: none; }
 main { grid-column: 2; padding: 20px 24px 40px; width: 100%; max-width: 96rem; min-width: 0; }
@@ -22392,7 +22390,6 @@ label { display: block; color: var(--soft); font-size: 13px; }
 .found a { display: flex; gap: 8px; align-items: center; min-height: 40px; padding: 6px 14px; }
 .found a + a { margin-left: auto; }
 #answers { position: absolute; top: 44px; left: 0; right: -8rem; max-width: calc(100vw - 24px); z-index: 6; max-height: 75vh; overflow-y: auto; }
-#answers:not(:empty) { padding: 8px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; box-shadow: 0 6px 24px #0003; }
 .fields { max-width: 64rem; }
 div.actions { display: flex; flex-wrap: wrap; gap: 8px; align-items: end; }
 .actions form { display: inline-flex; gap: 6px; align-items: end; margin: 2px 0 2px 6px; }
@@ -22415,25 +22412,44 @@ div.problem ul { margin: 4px 0 0; padding-left: 20px; }
   margin-left: 6px; padding: 0 6px; border-radius: 4px; background: var(--bad-bg); color: var(--bad);
   font-size: 12px; font-weight: 600; white-space: nowrap;
 }
-.state { display: inline-flex; align-items: center; gap: 6px; padding: 2px 10px; border-radius: 12px; font-size: 13px; font-weight: 600; white-space: nowrap; background: var(--mute-bg); color: var(--mute); text-decoration: none; }
-.state::before { content: "○"; }
-.state:is([data-state="ARRIVED"], [data-state="READY"], [data-state="SUSPENDED"]) { background: var(--wait-bg); color: var(--wait); }
-.state:is([data-state="ARRIVED"], [data-state="READY"])::before { content: "◔"; }
-.state:is([data-state="STARTED"], [data-state="IN PROGRESS"]) { background: var(--run-bg); color: var(--run); }
-.state:is([data-state="STARTED"], [data-state="IN PROGRESS"])::before { content: "▶"; font-size: 11px; }
-.state[data-state="COMPLETED"] { background: var(--good-bg); color: var(--good); }
-.state[data-state="COMPLETED"]::before { content: "✓"; }
-.state:is([data-state="DISCONTINUED"], [data-state="NO SHOW"]) { background: var(--bad-bg); color: var(--bad); }
-.state[data-state="DISCONTINUED"]::before { content: "■"; font-size: 10px; }
-.state:is([data-state="CANCELED"], [data-state="NO SHOW"])::before { content: "✕"; font-size: 11px; }
-.summary { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; }
+[data-state="ARRIVED"], [data-state="READY"] { --fg: var(--wait); --bg: var(--wait-bg); --sign: "◔"; }
+[data-state="STARTED"], [data-state="IN PROGRESS"] { --fg: var(--run); --bg: var(--run-bg); --sign: "▶"; }
+[data-state="COMPLETED"] { --fg: var(--good); --bg: var(--good-bg); --sign: "✓"; }
+[data-state="DISCONTINUED"] { --fg: var(--bad); --bg: var(--bad-bg); --sign: "■"; }
+[data-state="NO SHOW"] { --fg: var(--bad); --bg: var(--bad-bg); --sign: "✕"; }
+[data-state="CANCELED"] { --sign: "✕"; }
+.state {
+  display: inline-flex; align-items: center; gap: 6px; padding: 2px 10px; border-radius: 12px; white-space: nowrap;
+  background: var(--bg, var(--mute-bg)); color: var(--fg, var(--mute)); font-size: 13px; font-weight: 600; text-decoration: none;
+}
+.state::before { content: var(--sign, "○"); font-size: 11px; }
 .light { text-decoration: none; }
 [data-light="good"] > :first-child, .light[data-light="good"] { color: var(--good); }
 [data-light="warning"] > :first-child, .light[data-light="warning"] { color: var(--wait); }
 [data-light="bad"] > :first-child, .light[data-light="bad"] { color: var(--bad); font-weight: 600; }
 
 /* Tables, lists of facts. */
-.wide, #board section { overflow-x: auto; position: relative; }
+.wide { overflow-x: auto; position: relative; }
+.chips { margin: 0 0 16px; }
+.summary { display: flex; flex-wrap: wrap; gap: 8px; }
+.chip { padding: 4px 12px; border: 1px solid var(--line); border-radius: 16px; background: var(--card); color: inherit; font-size: 14px; text-decoration: none; }
+.chip:hover { border-color: var(--accent); }
+.chip[aria-current] { border-color: var(--accent); background: var(--tint); color: var(--accent); font-weight: 600; }
+table.board { table-layout: fixed; }
+.board thead th:nth-child(1) { width: 5rem; }
+.board thead th:nth-child(2) { width: 30%; }
+.board thead th:nth-child(4) { width: 12.5rem; }
+.board thead th:nth-child(5) { width: 12rem; }
+.board small { display: block; font-weight: 400; overflow: hidden; text-overflow: ellipsis; }
+.board .group th { padding: 6px 14px; background: var(--band); font-weight: 400; color: var(--soft); }
+.group h2 { display: inline; margin: 0 8px 0 0; font-size: 15px; color: var(--ink); }
+.board tr.now > * { border-top: 2px solid var(--bad); }
+.board tr:is([data-state="COMPLETED"], [data-state="CANCELED"], [data-state="NO SHOW"], [data-state="DEPARTED"], [data-state="DISCONTINUED"]) > :not(.actions) { color: var(--soft); }
+.board .actions { white-space: nowrap; overflow: visible; }
+.more { display: inline-block; position: relative; }
+.more > summary { list-style: none; display: inline-grid; place-content: center; width: 36px; height: 32px; border-radius: 8px; color: var(--soft); cursor: pointer; font-size: 18px; }
+.more > summary:hover { background: var(--tint); }
+.more > div { position: absolute; right: 0; top: 34px; z-index: 3; width: 13rem; display: grid; gap: 2px; }
 #board.moved { pointer-events: none; }
 .news, #offline { position: fixed; z-index: 3; margin: 0; }  /* they move nothing */
 #offline { bottom: 8px; right: 16px; }
@@ -22494,14 +22510,10 @@ table.grid tbody th { padding: 0 8px; vertical-align: top; line-height: 0; text-
 table.grid tbody td { position: relative; padding: 0; line-height: 0; border-left: 1px solid var(--line); border-top: 1px solid transparent; }
 table.grid tbody > tr > :first-child { position: static; border-left: 0; }
 table.grid tbody tr:has(> th) > * { border-top-color: var(--line); }
-.now { position: absolute; left: 0; right: 0; z-index: 1; height: 2px; background: var(--bad); pointer-events: none; }
-.block { position: absolute; inset: 0 2px 1px; padding: 1px 6px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; border-radius: 6px; border-left: 3px solid var(--mute); background: var(--mute-bg); color: var(--ink); font-size: 12px; line-height: 1.4; text-decoration: none; }
+i.now { position: absolute; left: 0; right: 0; z-index: 1; height: 2px; background: var(--bad); pointer-events: none; }
+.block { position: absolute; inset: 0 2px 1px; padding: 1px 6px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; border-radius: 6px; border-left: 3px solid var(--fg, var(--mute)); background: var(--bg, var(--mute-bg)); color: var(--ink); font-size: 12px; line-height: 1.4; text-decoration: none; }
 td:not([rowspan="1"], [rowspan="2"], [rowspan="3"], [rowspan="4"]) > .block { white-space: normal; }
 .block:hover, .block:focus-visible { z-index: 2; bottom: auto; white-space: normal; min-height: calc(100% - 1px); box-shadow: 0 2px 10px #0003; }
-.block:is([data-state="ARRIVED"], [data-state="READY"]) { background: var(--wait-bg); border-color: var(--wait); }
-.block[data-state="STARTED"] { background: var(--run-bg); border-color: var(--run); }
-.block[data-state="COMPLETED"] { background: var(--good-bg); border-color: var(--good); }
-.block[data-state="DISCONTINUED"] { background: var(--bad-bg); border-color: var(--bad); }
 .free { position: absolute; inset: 1px 2px; display: grid; place-content: center; border-radius: 6px; color: transparent; text-decoration: none; }
 .free:hover, .free:focus { background: var(--tint); color: var(--accent); }
 td:hover > .free { color: var(--accent); }
@@ -22548,12 +22560,21 @@ td:hover > .free { color: var(--accent); }
   .bar > a[aria-current] { color: var(--accent); font-weight: 600; }
   .bar > a[href="/register"] span { position: absolute; clip-path: inset(50%); }
   .bar > a[href="/register"] { width: 44px; height: 44px; margin: auto; padding: 0; place-content: center; border-radius: 22px; background: var(--accent); color: var(--accent-ink); }
-  .bar details > ul { position: fixed; inset: auto 8px 68px; max-height: 70vh; overflow-y: auto; margin: 0; padding: 8px; list-style: none; background: var(--card); border: 1px solid var(--line); border-radius: 10px; box-shadow: 0 6px 24px #0003; }
-  .bar li a { display: flex; gap: 10px; align-items: center; min-height: 44px; padding: 6px 10px; color: inherit; text-decoration: none; }
-  #board table, #board tbody { display: block; background: none; border: 0; }
-  #board thead { display: none; }
-  #board tbody tr { display: block; margin-bottom: 8px; padding: 10px 12px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-  #board tbody td, #board tbody th { display: inline-block; border: 0; padding: 1px 6px 1px 0; }
+  .bar details > ul { position: fixed; inset: auto 8px 68px; max-height: 70vh; overflow-y: auto; margin: 0; list-style: none; }
+  .bar li a { display: flex; gap: 10px; align-items: center; }
+  .board, .board tbody { display: block; background: none; border: 0; }
+  .board thead { display: none; }
+  .board tr { display: grid; grid-template-columns: 3.4rem 1fr auto; gap: 2px 8px; margin-bottom: 8px; padding: 10px 12px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+  .board tr.group { display: block; margin: 12px 0 4px; padding: 0 2px; border: 0; background: none; }
+  .board tr.group th { padding: 0; background: none; }
+  .board tr > * { padding: 0; border: 0 !important; white-space: normal; }
+  .board tr.now { border-top: 2px solid var(--bad); }
+  .board td:nth-child(3) { grid-area: 2 / 2 / 3 / 4; }
+  .board td:nth-child(4) { grid-area: 1 / 3; }
+  .board td.actions { grid-area: 3 / 2 / 4 / 4; }
+  .summary { flex-wrap: nowrap; overflow-x: auto; padding-bottom: 4px; }
+  .chip { white-space: nowrap; padding: 8px 14px; }
+  a[href^="/print"] { display: none; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 8px; }
   .waiting { font-size: 1.3rem; }
@@ -22805,6 +22826,25 @@ const field = (name) => document.getElementById(name);
   if (field("device").value) look(0);
 })();
 
+// A filter applies at once.
+document.addEventListener("change", (event) => {
+  const sends = event.target.matches("select[data-send]") || event.target.matches("[data-send]") && event.target.value;
+  if (sends) event.target.form.requestSubmit();
+});
+
+// Menus behind dots: one is open at a time; a click beside it or Escape closes it.
+document.addEventListener("toggle", (event) => {
+  if (!event.target.matches(".more, .me") || !event.target.open) return;
+  for (const other of document.querySelectorAll(".more[open], .me[open]")) {
+    if (other !== event.target) other.open = false;
+  }
+}, true);
+document.addEventListener("click", (event) => {
+  for (const menu of document.querySelectorAll(".more[open], .me[open]")) {
+    if (!menu.contains(event.target)) menu.open = false;
+  }
+});
+
 // Send a form once: its buttons are disabled for the second click of a double click.
 document.addEventListener("submit", (event) => {
   for (const button of event.target.elements) {
@@ -23039,7 +23079,6 @@ document.addEventListener("keydown", (event) => {
  "Begin": "开始",
  "Begun": "开始",
  "Birth date": "出生日期",
- "Board": "看板",
  "Bytes": "字节",
  "CANCELED": "已取消",
  "CD written": "光盘已刻录",
@@ -23105,7 +23144,6 @@ document.addEventListener("keydown", (event) => {
  "DICOM door": "DICOM 服务",
  "DISCONTINUED": "已中止",
  "Date": "日期",
- "Day": "日期",
  "Delete": "删除",
  "Deletion lock": "删除锁",
  "Deletion lock on what has ended": "已结束任务上的删除锁",
@@ -23631,7 +23669,6 @@ document.addEventListener("keydown", (event) => {
  "Sex Parameters for Clinical Use Category Sequence": "临床用性别参数类别序列",
  "Show": "显示",
  "Show names as sent": "预览姓名的发送形式",
- "Since": "已持续",
  "Since the start, the newest first": "启动以来，最新的在前",
  "Since when": "起始时间",
  "Slip": "检查单",
@@ -23917,7 +23954,6 @@ document.addEventListener("keydown", (event) => {
  "definitely pregnant": "确定妊娠",
  "days before deletion locks on ended workitems are released (0: only by hand)": "已结束任务的删除锁在这么多天后释放（0：只能由人释放）",
  "desk": "前台",
- "device": "设备",
  "device deleted": "删除设备",
  "device saved": "保存设备",
  "dimse": "DIMSE",
@@ -24071,7 +24107,6 @@ document.addEventListener("keydown", (event) => {
  "show only steps scheduled for its own AE titles, whatever it asks for": "只显示预约到该设备 AE 标题的检查",
  "name of the clinic, shown on the pages": "显示在网页上",
  "origins whose pages may call /api and /dicom-web with a token, such as https://viewer.example": "其网页可凭令牌调用 /api 和 /dicom-web 的网站，如 https://viewer.example",
- "state": "状态",
  "step": "检查状态",
  "states in which steps are hidden from modalities": "处于这些状态的步骤不向设备显示",
  "days to keep ended steps and what was performed for them (0: for ever)": "结束这么多天的步骤及其执行记录将被删除（0：从不）",
@@ -24263,7 +24298,14 @@ document.addEventListener("keydown", (event) => {
  "exams": "项检查",
  "Patient ID (made if empty)": "患者编号（留空则自动生成）",
  "Identity number (China)": "身份证号",
- "is no valid identity number: a digit may be wrong": "不是有效的身份证号：可能有一位数字有误"
+ "is no valid identity number: a digit may be wrong": "不是有效的身份证号：可能有一位数字有误",
+ "By device": "按设备",
+ "By status": "按状态",
+ "By time": "按时间",
+ "All": "全部",
+ "next free {time}": "最近空闲 {time}",
+ "machine last asked {time}": "设备最近查询 {time}",
+ "More for {name}": "{name} 的更多操作"
 }
 """,
 }
@@ -25991,17 +26033,21 @@ def pages_named(p: PageRequest, text: str) -> list[tuple[str, str]]:
 
 BOARD_PAGE = """
 <form method="get" action="/" class="day">
-<a href="/?{{before}}" rel="prev" title="{{t('The day before')}}">←</a>
-<label>{{t('Day')}} <input type="date" name="date" value="{{day}}"></label>
-<a href="/?{{after}}" rel="next" title="{{t('The day after')}}">→</a>
-<label>{{t('Device')}} <select name="device"><option value="">{{t('all')}}</option>
+<input type="hidden" name="by" value="{{view.by}}"><input type="hidden" name="state" value="{{view.state}}">
+<a href="/?{{before}}" rel="prev" class="button" title="{{t('The day before')}}">‹</a>
+<a href="{{now}}" class="button">{{t('Today')}}</a>
+<a href="/?{{after}}" rel="next" class="button" title="{{t('The day after')}}">›</a>
+<label>{{t('Date')}} <input type="date" name="date" value="{{day}}" data-send></label>
+<label>{{t('Device')}} <select name="device" data-send><option value="">{{t('all')}}</option>
 % options(stations, view.device)
 </select></label>
-<label>{{t('In order of')}} <select name="by">
-% options(orders, view.by)
-</select></label>
 <button>{{t('Show')}}</button>
-<a href="/print?date={{day}}">{{t('Print')}}</a>
+<nav class="views" aria-label="{{t('In order of')}}">
+% for path, words, current in orders:
+<a href="{{path}}" class="button"{{!' aria-current="true"' if current else ''}}>{{words}}</a>
+% end
+</nav>
+<a href="/print?date={{day}}" class="button">{{t('Print')}}</a>
 </form>
 <p id="offline" class="problem" role="status" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
 <button type="button" id="news" class="news" data-one="{{t('1 change, show')}}" data-many="{{t('{count} changes, show')}}" aria-live="polite" hidden></button>
@@ -26012,50 +26058,54 @@ BOARD_PAGE = """
 """
 # Its buttons belong to the form outside it, so the part is the same for all users (no CSRF token).
 BOARD_PART = """
-<p class="summary" role="status" aria-live="polite">{{t('1 exam') if count == 1 else t('{count} exams', count=count)}}:
-% for state, number in totals:
-<span class="state" data-state="{{state}}">{{t(state)}} {{number}}</span>
+<p class="chips" role="status" aria-live="polite"><span class="summary">
+% for path, state, words, number in chips:
+<a href="{{path}}" class="chip"{{!' aria-current="true"' if state == view.state else ''}}>{{words}} {{number}}</a>
 % end
-</p>
-% for heading, steps in groups:
-<section>
-<h2>{{heading}}</h2>
-<table>
-<thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th><th scope="col">{{t('Patient ID')}}</th>
-<th scope="col">{{t('Exam')}}</th><th scope="col">{{t('Accession number')}}</th><th scope="col">{{t('Device') if by_state else t('State')}}</th>
-<th scope="col">{{t('Since')}}</th><th scope="col"><span class="hidden">{{t('Actions')}}</span></th></tr></thead>
+</span></p>
+% if groups:
+<table class="board">
+<thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th><th scope="col">{{t('Exam')}}</th>
+<th scope="col">{{t('Status')}}</th><th scope="col"><span class="hidden">{{t('Actions')}}</span></th></tr></thead>
+% for heading, note, steps in groups:
 <tbody>
+% if heading:
+<tr class="group"><th scope="rowgroup" colspan="5"><h2>{{heading}}</h2> <span>{{note}}</span></th></tr>
+% end
 % for step in steps:
-<tr data-step="{{step['row_id']}}" data-state="{{step['state']}}">
+<tr data-step="{{step['row_id']}}" data-state="{{step['state']}}"{{!' class="now"' if step['now'] else ''}}>
 <td>{{step['time']}}</td>
 <th scope="row"><a href="{{step['path']}}">{{step['name']}}</a>
-% if step['priority']:
-<strong class="urgent">{{step['priority']}}</strong>
+% for words in step['tags']:
+<strong class="tag">{{words}}</strong>
 % end
 % if step['doubtful']:
-<strong class="urgent">{{t('Other patient?')}}</strong>
+<strong class="tag">{{t('Other patient?')}}</strong>
 % end
-</th>
-<td>{{step['patient_id']}}</td><td>{{step['exam']}}</td><td>{{step['accession']}}</td>
-% if by_state:
-<td>{{step['device']}}</td>
-% else:
-<td><span class="state" data-state="{{step['state']}}">{{t(step['state'])}}</span></td>
-% end
-<td>{{step['since']}}</td>
+<small>{{step['about']}}</small></th>
+<td>{{step['exam']}}<small>{{step['order'] if by_device else step['device'] + ' · ' + step['order']}}</small></td>
+<td><span class="state" data-state="{{step['state']}}">{{t(step['state'])}} {{step['since']}}</span></td>
 <td class="actions">
-% for event, words in step['actions']:
+% for event, words in step['main']:
 <button form="act" formaction="{{step['path']}}?step_state={{step['mark']}}" name="event" value="{{event}}">{{words}}</button>
 % end
+<details class="more"><summary aria-label="{{t('More for {name}', name=step['name'])}}">⋯</summary><div>
+% for event, words in step['others']:
+<button form="act" formaction="{{step['path']}}?step_state={{step['mark']}}" name="event" value="{{event}}">{{words}}</button>
+% end
+<a href="{{step['path']}}">{{t('Exam')}}</a>
+<a href="{{step['path']}}/edit">{{t('Change exam')}}</a>
+<a href="{{step['path']}}/slip">{{t('Slip')}}</a>
+<a href="{{step['path']}}/label">{{t('Label')}}</a>
+</div></details>
 </td>
 </tr>
 % end
 </tbody>
-</table>
-</section>
 % end
-% if not groups:
-<p>{{t('No exams on this day.')}} <a href="/register">{{t('Register a patient')}}</a></p>
+</table>
+% else:
+<p class="empty">{{t('No exams on this day.')}} <a href="/register">{{t('Register a patient')}}</a></p>
 % end
 """
 WAITING_PAGE = """
@@ -26080,7 +26130,7 @@ WAITING_PART = """
 """
 PRINT_PAGE = """
 <p class="noprint"><a href="/?date={{date}}">{{t('Back')}}</a></p>
-% for device, steps in devices:
+% for device, _, steps in devices:
 <section class="wide"><h2>{{device}}</h2>
 <table><thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th>
 <th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th>
@@ -26098,57 +26148,143 @@ def board_step(
     ctx: Context, t: Translator, row: tuple[Any, ...], reporting: set[str]
 ) -> dict[str, Any]:
     """Return one row of the board, as its template wants it."""
-    step_id, state, start_time, data, arrived_at, started_at, ended_at, _, study = row
+    step_id, state, start_time, data, arrived_at, started_at, ended_at, station, study = row
     index = ElementIndex(bytes(data))
     item = index.item("ScheduledProcedureStepSequence")
     since = ended_at or (started_at if state == "STARTED" else arrived_at)
-    priority = index.get("RequestedProcedurePriority")
-    events = person_events(state, does_report(ctx, [row[7]] if row[7] else [], reporting))
+    events = person_events(state, does_report(ctx, [station] if station else [], reporting))
+    main = next((event for event in events if event in NEXT_EVENTS), "")
+    actions = [(event, t(PERSON_EVENTS[event])) for event in events]
+    about = (t.of_person(index, ctx.local_now().date()), index.get("PatientID"))
     exam = item.get("ScheduledProcedureStepDescription")
+    order = index.get("AccessionNumber"), t.name(index.get("ReferringPhysicianName"))
     return {
-        "row_id": step_id, "path": f"/step/{step_id}", "mark": mark_of(state, study), "state": state, "time": shown_time(start_time),
+        "row_id": step_id, "path": f"/step/{step_id}", "mark": mark_of(state, study), "state": state,
+        "minute": start_time[:4], "time": shown_time(start_time),
         "name": t.name(index.get("PatientName")), "patient_id": index.get("PatientID"),
+        "accession": order[0], "about": " · ".join(filter(None, about)),
         "exam": exam or index.get("RequestedProcedureDescription"),
-        "accession": index.get("AccessionNumber"),
-        "priority": t(priority) if priority in ("STAT", "HIGH") else "",
-        "since": elapsed(ctx, t, since),
-        "actions": [(event, t(PERSON_EVENTS[event])) for event in events],
+        "order": " · ".join(filter(None, order)), "tags": tags_of(t, index),
+        "since": ended_words(ctx, ended_at) or elapsed(ctx, t, since),
+        "main": [one for one in actions if one[0] == main],
+        "others": [one for one in actions if one[0] != main],
     }  # fmt: skip
 
 
+NEXT_EVENTS = ("arrive", "finish", "reschedule")  # what comes next is a button, the rest folded
+
+
+def ended_words(ctx: Context, stamp: str) -> str:
+    """Return when an exam has ended, as 10:21 of the clinic's clock; "" for one that has not."""
+    if not stamp:
+        return ""
+    return f"{datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone):%H:%M}"
+
+
+def tags_of(t: Translator, index: ElementIndex) -> list[str]:
+    """Return what must be seen before an exam: urgency, allergies, alerts, pregnancy."""
+    priority, allergies = index.get("RequestedProcedurePriority"), index.get("Allergies")
+    pregnancy = index.get("PregnancyStatus")
+    pregnant = int(pregnancy) if pregnancy.isascii() and pregnancy.isdigit() else 0
+    found = [
+        t(priority) if priority in ("STAT", "HIGH") else "",
+        f"{t('Allergies')}: {allergies}" if allergies else "",
+        index.get("MedicalAlerts"),
+        t(PREGNANCY_STATUS[pregnant]) if pregnant in PREGNANT else "",
+    ]
+    return [text.replace("\\", ", ") for text in found if text]
+
+
+PREGNANT = (2, 3)  # possibly, definitely: (0010,21C0) in PS3.3 table C.2-4
+
+
 class BoardView(NamedTuple):
-    """What a board shows: a day (DA), grouped by `device` or `state`, perhaps of one device."""
+    """What a board shows: a day (DA), grouped by `device`, `state` or `time`; of one device or state."""
 
     date: str
     by: str = "device"
     device: str = ""
+    state: str = ""
 
     @property
     def query(self) -> str:
         """The view as the query of a URL."""
         return urllib.parse.urlencode(
-            {"date": shown_date(self.date), "by": self.by, "device": self.device}
+            {
+                "date": shown_date(self.date),
+                "by": self.by,
+                "device": self.device,
+                "state": self.state,
+            }
         )
 
 
-BOARD_ORDERS = {"device": Message("device"), "state": Message("state")}
+BOARD_ORDERS = {
+    "device": Message("By device"),
+    "state": Message("By status"),
+    "time": Message("By time"),
+}
+
+
+class Group(NamedTuple):
+    """Rows of the board under one heading; `note` is what is said of a device."""
+
+    heading: str
+    note: str
+    steps: list[dict[str, Any]]
 
 
 def exams_in_groups(
     web: Web, ctx: Context, t: Translator, view: BoardView, found: list[Any] | None = None
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Return a day's exams as rows of the board, grouped by device or by state."""
+) -> list[Group]:
+    """Return a day's exams as rows of the board, grouped by device or state, or all by time."""
     names = device_names(web)
     reporting, doubtful = web.read(reporting_stations), web.read(doubtful_steps)
     groups: dict[str, list[dict[str, Any]]] = {}
+    stations: dict[str, str] = {}
     for row in web.read(steps_of_day, view.date) if found is None else found:
         device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
+        stations[device] = row[7]
         step = board_step(ctx, t, row, reporting)
-        step |= {"device": device, "doubtful": row[0] in doubtful}
-        groups.setdefault(row[1] if view.by == "state" else device, []).append(step)
+        step |= {"device": names.get(row[7], row[7] or "?"), "doubtful": row[0] in doubtful}
+        key = {"state": row[1], "time": ""}.get(view.by, device)
+        groups.setdefault(key, []).append(step)
+    for steps in groups.values():
+        note_now(ctx, view.date, steps)
     if view.by == "state":
-        return [(t(state), groups[state]) for state in STEP_STATES if state in groups]
-    return sorted(groups.items())
+        return [Group(t(state), "", groups[state]) for state in STEP_STATES if state in groups]
+    return [
+        Group(
+            device, device_note(web, ctx, t, view.date, stations[device]) if device else "", steps
+        )
+        for device, steps in sorted(groups.items())
+    ]
+
+
+def note_now(ctx: Context, date: str, steps: list[dict[str, Any]]) -> None:
+    """Mark the first exam of today that is still to come: a line stands above it."""
+    now = f"{ctx.local_now():%H%M}" if date == ctx.today() else "9999"
+    later = [step for step in steps if step["minute"] >= now]
+    for step in steps:
+        step["now"] = bool(later) and step is later[0]
+
+
+def device_note(web: Web, ctx: Context, t: Translator, date: str, station: str) -> str:
+    """Return the next free time of a device on a day, and when it last asked for the worklist."""
+    device = web.access().device(station)
+    bookings = web.read(diary, ctx, station, date, date)
+    free = free_times(ctx, bookings, date, ctx.config.clinic.slot_minutes)
+    asked = web.read(last_query, device.ae_titles if device else (station,))
+    at = (
+        f"{datetime.datetime.fromisoformat(asked.last_at).astimezone(ctx.config.zone):%H:%M}"
+        if asked
+        else ""
+    )
+    today = asked and asked.last_at >= ctx.stamp()[:10]
+    return " · ".join(filter(None, (
+        t("next free {time}", time=clock(free[0])) if free else "",
+        t("machine last asked {time}", time=at) if today else "",
+    )))  # fmt: skip
 
 
 def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
@@ -26161,10 +26297,14 @@ def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
         row for row in web.read(steps_of_day, view.date) if not view.device or row[7] in titles
     ]
     counted = collections.Counter(row[1] for row in found)
-    totals = [(state, counted[state]) for state in STEP_STATES if counted[state]]
+    chips = [("", t("All"), len(found))]
+    chips += [(state, t(state), counted[state]) for state in STEP_STATES if counted[state]]
+    shown = [row for row in found if view.state in ("", row[1])]
     return bottle.template(
-        BOARD_PART, t=t, count=len(found), totals=totals, by_state=view.by == "state",
-        groups=exams_in_groups(web, ctx, t, view, found),
+        BOARD_PART, t=t, date=view.date == ctx.today(), view=view,
+        chips=[(f"/?{view._replace(state=state).query}", state, words, number)
+               for state, words, number in chips],
+        groups=exams_in_groups(web, ctx, t, view, shown), by_device=view.by == "device",
     )  # fmt: skip
 
 
@@ -26206,7 +26346,8 @@ def board_page(p: PageRequest) -> str | bytes:
     """GET /: the day by device or state; ?part=board: only the board, if it has changed."""
     date, by = p.day("date"), p.query("by")
     by = by if by in BOARD_ORDERS else "device"
-    view = BoardView(date or p.ctx.today(), by, p.query("device"))
+    state = p.query("state") if p.query("state") in STEP_STATES else ""
+    view = BoardView(date or p.ctx.today(), by, p.query("device"), state)
     board = p.site.boards.get(p.ctx, p.t, view)
     if p.query("part") == "board":
         return board_part(p, board)
@@ -26217,10 +26358,12 @@ def board_page(p: PageRequest) -> str | bytes:
     )
     today = view._replace(date=date).query
     return p.show(
-        BOARD_PAGE, "Board", refresh=True, board=board.text, mark=board.mark,
+        BOARD_PAGE, f"{p.t(WEEKDAY_WORDS[day.weekday()])}, {p.t.date(view.date)}", refresh=True, board=board.text, mark=board.mark,
         part=f"/?part=board&{today}", day=shown_date(view.date), view=view, before=before,
         after=after, stations=stations_of(p),
-        orders=[(by, p.t(words)) for by, words in BOARD_ORDERS.items()],
+        orders=[(f"/?{view._replace(by=by).query}", p.t(words), by == view.by)
+                for by, words in BOARD_ORDERS.items()],
+        now=f"/?{view._replace(date=p.ctx.today()).query}",
     )  # fmt: skip
 
 

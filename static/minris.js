@@ -230,6 +230,25 @@ const field = (name) => document.getElementById(name);
   if (field("device").value) look(0);
 })();
 
+// A filter applies at once.
+document.addEventListener("change", (event) => {
+  const sends = event.target.matches("select[data-send]") || event.target.matches("[data-send]") && event.target.value;
+  if (sends) event.target.form.requestSubmit();
+});
+
+// Menus behind dots: one is open at a time; a click beside it or Escape closes it.
+document.addEventListener("toggle", (event) => {
+  if (!event.target.matches(".more, .me") || !event.target.open) return;
+  for (const other of document.querySelectorAll(".more[open], .me[open]")) {
+    if (other !== event.target) other.open = false;
+  }
+}, true);
+document.addEventListener("click", (event) => {
+  for (const menu of document.querySelectorAll(".more[open], .me[open]")) {
+    if (!menu.contains(event.target)) menu.open = false;
+  }
+});
+
 // Send a form once: its buttons are disabled for the second click of a double click.
 document.addEventListener("submit", (event) => {
   for (const button of event.target.elements) {

@@ -247,8 +247,7 @@ def test_the_day_at_a_glance_by_device_and_by_state(desk):
     page.goto("/")
     page.locator("#board tr", has_text="Garcia").wait_for()
     picture(desk, "day")
-    page.locator("select[name=by]").select_option("state")
-    page.locator("form.day button").click()
+    page.locator("nav.views a[href*='by=state']").click()
     page.wait_for_url("**by=state**")
     headings = page.locator("#board h2").all_inner_texts()
     assert len(headings) == 5

@@ -13,16 +13,26 @@ from minris.dataset.elements import ElementIndex
 from minris.dataset.names import masked_name
 from minris.dataset.times import shown_date
 from minris.mpps.linking import does_report, doubtful_steps, reporting_stations
+from minris.orders.diary import diary, free_times
 from minris.orders.lookup import steps_of_day
 from minris.orders.steps import person_events
+from minris.orders.trace import last_query
 from minris.pages.asking import PERSON_EVENTS
 from minris.pages.frame import PageRequest
-from minris.pages.language import Translator, day_of, device_names, elapsed, shown_time
+from minris.pages.language import (
+    WEEKDAY_WORDS,
+    Translator,
+    clock,
+    day_of,
+    device_names,
+    elapsed,
+    shown_time,
+)  # fmt: skip
 from minris.pages.template import template
 from minris.recent import Recent
 from minris.seen import mark_of
 from minris.standard.status import Message
-from minris.standard.worklist import STEP_STATES
+from minris.standard.worklist import PREGNANCY_STATUS, STEP_STATES
 from minris.web.proxies import below_path
 from minris.web.request import Web, takes_gzip
 
@@ -38,57 +48,143 @@ def board_step(
     ctx: Context, t: Translator, row: tuple[Any, ...], reporting: set[str]
 ) -> dict[str, Any]:
     """Return one row of the board, as its template wants it."""
-    step_id, state, start_time, data, arrived_at, started_at, ended_at, _, study = row
+    step_id, state, start_time, data, arrived_at, started_at, ended_at, station, study = row
     index = ElementIndex(bytes(data))
     item = index.item("ScheduledProcedureStepSequence")
     since = ended_at or (started_at if state == "STARTED" else arrived_at)
-    priority = index.get("RequestedProcedurePriority")
-    events = person_events(state, does_report(ctx, [row[7]] if row[7] else [], reporting))
+    events = person_events(state, does_report(ctx, [station] if station else [], reporting))
+    main = next((event for event in events if event in NEXT_EVENTS), "")
+    actions = [(event, t(PERSON_EVENTS[event])) for event in events]
+    about = (t.of_person(index, ctx.local_now().date()), index.get("PatientID"))
     exam = item.get("ScheduledProcedureStepDescription")
+    order = index.get("AccessionNumber"), t.name(index.get("ReferringPhysicianName"))
     return {
-        "row_id": step_id, "path": f"/step/{step_id}", "mark": mark_of(state, study), "state": state, "time": shown_time(start_time),
+        "row_id": step_id, "path": f"/step/{step_id}", "mark": mark_of(state, study), "state": state,
+        "minute": start_time[:4], "time": shown_time(start_time),
         "name": t.name(index.get("PatientName")), "patient_id": index.get("PatientID"),
+        "accession": order[0], "about": " · ".join(filter(None, about)),
         "exam": exam or index.get("RequestedProcedureDescription"),
-        "accession": index.get("AccessionNumber"),
-        "priority": t(priority) if priority in ("STAT", "HIGH") else "",
-        "since": elapsed(ctx, t, since),
-        "actions": [(event, t(PERSON_EVENTS[event])) for event in events],
+        "order": " · ".join(filter(None, order)), "tags": tags_of(t, index),
+        "since": ended_words(ctx, ended_at) or elapsed(ctx, t, since),
+        "main": [one for one in actions if one[0] == main],
+        "others": [one for one in actions if one[0] != main],
     }  # fmt: skip
 
 
+NEXT_EVENTS = ("arrive", "finish", "reschedule")  # what comes next is a button, the rest folded
+
+
+def ended_words(ctx: Context, stamp: str) -> str:
+    """Return when an exam has ended, as 10:21 of the clinic's clock; "" for one that has not."""
+    if not stamp:
+        return ""
+    return f"{datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone):%H:%M}"
+
+
+def tags_of(t: Translator, index: ElementIndex) -> list[str]:
+    """Return what must be seen before an exam: urgency, allergies, alerts, pregnancy."""
+    priority, allergies = index.get("RequestedProcedurePriority"), index.get("Allergies")
+    pregnancy = index.get("PregnancyStatus")
+    pregnant = int(pregnancy) if pregnancy.isascii() and pregnancy.isdigit() else 0
+    found = [
+        t(priority) if priority in ("STAT", "HIGH") else "",
+        f"{t('Allergies')}: {allergies}" if allergies else "",
+        index.get("MedicalAlerts"),
+        t(PREGNANCY_STATUS[pregnant]) if pregnant in PREGNANT else "",
+    ]
+    return [text.replace("\\", ", ") for text in found if text]
+
+
+PREGNANT = (2, 3)  # possibly, definitely: (0010,21C0) in PS3.3 table C.2-4
+
+
 class BoardView(NamedTuple):
-    """What a board shows: a day (DA), grouped by `device` or `state`, perhaps of one device."""
+    """What a board shows: a day (DA), grouped by `device`, `state` or `time`; of one device or state."""
 
     date: str
     by: str = "device"
     device: str = ""
+    state: str = ""
 
     @property
     def query(self) -> str:
         """The view as the query of a URL."""
         return urllib.parse.urlencode(
-            {"date": shown_date(self.date), "by": self.by, "device": self.device}
+            {
+                "date": shown_date(self.date),
+                "by": self.by,
+                "device": self.device,
+                "state": self.state,
+            }
         )
 
 
-BOARD_ORDERS = {"device": Message("device"), "state": Message("state")}
+BOARD_ORDERS = {
+    "device": Message("By device"),
+    "state": Message("By status"),
+    "time": Message("By time"),
+}
+
+
+class Group(NamedTuple):
+    """Rows of the board under one heading; `note` is what is said of a device."""
+
+    heading: str
+    note: str
+    steps: list[dict[str, Any]]
 
 
 def exams_in_groups(
     web: Web, ctx: Context, t: Translator, view: BoardView, found: list[Any] | None = None
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Return a day's exams as rows of the board, grouped by device or by state."""
+) -> list[Group]:
+    """Return a day's exams as rows of the board, grouped by device or state, or all by time."""
     names = device_names(web)
     reporting, doubtful = web.read(reporting_stations), web.read(doubtful_steps)
     groups: dict[str, list[dict[str, Any]]] = {}
+    stations: dict[str, str] = {}
     for row in web.read(steps_of_day, view.date) if found is None else found:
         device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
+        stations[device] = row[7]
         step = board_step(ctx, t, row, reporting)
-        step |= {"device": device, "doubtful": row[0] in doubtful}
-        groups.setdefault(row[1] if view.by == "state" else device, []).append(step)
+        step |= {"device": names.get(row[7], row[7] or "?"), "doubtful": row[0] in doubtful}
+        key = {"state": row[1], "time": ""}.get(view.by, device)
+        groups.setdefault(key, []).append(step)
+    for steps in groups.values():
+        note_now(ctx, view.date, steps)
     if view.by == "state":
-        return [(t(state), groups[state]) for state in STEP_STATES if state in groups]
-    return sorted(groups.items())
+        return [Group(t(state), "", groups[state]) for state in STEP_STATES if state in groups]
+    return [
+        Group(
+            device, device_note(web, ctx, t, view.date, stations[device]) if device else "", steps
+        )
+        for device, steps in sorted(groups.items())
+    ]
+
+
+def note_now(ctx: Context, date: str, steps: list[dict[str, Any]]) -> None:
+    """Mark the first exam of today that is still to come: a line stands above it."""
+    now = f"{ctx.local_now():%H%M}" if date == ctx.today() else "9999"
+    later = [step for step in steps if step["minute"] >= now]
+    for step in steps:
+        step["now"] = bool(later) and step is later[0]
+
+
+def device_note(web: Web, ctx: Context, t: Translator, date: str, station: str) -> str:
+    """Return the next free time of a device on a day, and when it last asked for the worklist."""
+    device = web.access().device(station)
+    bookings = web.read(diary, ctx, station, date, date)
+    free = free_times(ctx, bookings, date, ctx.config.clinic.slot_minutes)
+    asked = web.read(last_query, device.ae_titles if device else (station,))
+    at = (
+        f"{datetime.datetime.fromisoformat(asked.last_at).astimezone(ctx.config.zone):%H:%M}"
+        if asked
+        else ""
+    )
+    today = asked and asked.last_at >= ctx.stamp()[:10]
+    return " · ".join(filter(None, (
+        t("next free {time}", time=clock(free[0])) if free else "",
+        t("machine last asked {time}", time=at) if today else "",
+    )))  # fmt: skip
 
 
 def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
@@ -101,10 +197,14 @@ def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
         row for row in web.read(steps_of_day, view.date) if not view.device or row[7] in titles
     ]
     counted = collections.Counter(row[1] for row in found)
-    totals = [(state, counted[state]) for state in STEP_STATES if counted[state]]
+    chips = [("", t("All"), len(found))]
+    chips += [(state, t(state), counted[state]) for state in STEP_STATES if counted[state]]
+    shown = [row for row in found if view.state in ("", row[1])]
     return bottle.template(
-        BOARD_PART, t=t, count=len(found), totals=totals, by_state=view.by == "state",
-        groups=exams_in_groups(web, ctx, t, view, found),
+        BOARD_PART, t=t, date=view.date == ctx.today(), view=view,
+        chips=[(f"/?{view._replace(state=state).query}", state, words, number)
+               for state, words, number in chips],
+        groups=exams_in_groups(web, ctx, t, view, shown), by_device=view.by == "device",
     )  # fmt: skip
 
 
@@ -146,7 +246,8 @@ def board_page(p: PageRequest) -> str | bytes:
     """GET /: the day by device or state; ?part=board: only the board, if it has changed."""
     date, by = p.day("date"), p.query("by")
     by = by if by in BOARD_ORDERS else "device"
-    view = BoardView(date or p.ctx.today(), by, p.query("device"))
+    state = p.query("state") if p.query("state") in STEP_STATES else ""
+    view = BoardView(date or p.ctx.today(), by, p.query("device"), state)
     board = p.site.boards.get(p.ctx, p.t, view)
     if p.query("part") == "board":
         return board_part(p, board)
@@ -157,10 +258,12 @@ def board_page(p: PageRequest) -> str | bytes:
     )
     today = view._replace(date=date).query
     return p.show(
-        BOARD_PAGE, "Board", refresh=True, board=board.text, mark=board.mark,
+        BOARD_PAGE, f"{p.t(WEEKDAY_WORDS[day.weekday()])}, {p.t.date(view.date)}", refresh=True, board=board.text, mark=board.mark,
         part=f"/?part=board&{today}", day=shown_date(view.date), view=view, before=before,
         after=after, stations=stations_of(p),
-        orders=[(by, p.t(words)) for by, words in BOARD_ORDERS.items()],
+        orders=[(f"/?{view._replace(by=by).query}", p.t(words), by == view.by)
+                for by, words in BOARD_ORDERS.items()],
+        now=f"/?{view._replace(date=p.ctx.today()).query}",
     )  # fmt: skip
 
 
