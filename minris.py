@@ -22405,7 +22405,11 @@ div.problem, p.problem[role], #offline, .told, .warning { padding: 10px 14px; bo
 div.problem, p.problem[role], #offline { background: var(--bad-bg); }
 div.problem p { margin: 0; font-weight: 600; }
 div.problem ul { margin: 4px 0 0; padding-left: 20px; }
-.told { background: var(--good-bg); color: var(--good); }
+.told { display: flex; flex-wrap: wrap; gap: 8px 16px; align-items: center; background: var(--good-bg); color: var(--good); }
+.told p { margin: 0; }
+.told label { display: flex; gap: 6px; align-items: center; color: inherit; }
+.toast .told { position: fixed; left: 50%; bottom: 24px; z-index: 7; width: max-content; max-width: calc(100vw - 24px); transform: translateX(-50%); margin: 0; background: #14202b; color: #fff; box-shadow: 0 6px 24px #0006; }
+.toast button { background: none; border-color: transparent; color: #8fd3e8; }
 .warning { background: var(--wait-bg); color: var(--wait); }
 .told a, .warning a, .problem a { color: inherit; }
 .urgent, .tag {
@@ -22561,6 +22565,7 @@ td:hover > .free { color: var(--accent); }
   .bar > a[href="/register"] span { position: absolute; clip-path: inset(50%); }
   .bar > a[href="/register"] { width: 44px; height: 44px; margin: auto; padding: 0; place-content: center; border-radius: 22px; background: var(--accent); color: var(--accent-ink); }
   .bar details > ul { position: fixed; inset: auto 8px 68px; max-height: 70vh; overflow-y: auto; margin: 0; list-style: none; }
+  .toast .told { bottom: 76px; }
   .bar li a { display: flex; gap: 10px; align-items: center; }
   .board, .board tbody { display: block; background: none; border: 0; }
   .board thead { display: none; }
@@ -22610,6 +22615,7 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
   let mark = board.dataset.mark || "";
   let waiting = false;
   let again = false;
+  let mine = "";  // the row that one has just acted upon: it changes even under the pointer
 
   // Fetch the board and show it if it has changed.
   async function refresh() {
@@ -22662,6 +22668,11 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
   function patch(fresh) {
     const olds = new Map(rowsOf(board).map((row) => [row.dataset.step, row]));
     const rows = rowsOf(fresh);
+    const own = rows.find((row) => row.dataset.step === mine);
+    if (own && olds.has(mine)) {
+      olds.get(mine).innerHTML = own.innerHTML;
+      olds.get(mine).dataset.state = own.dataset.state;
+    }
     if (outline(board) !== outline(fresh)) {
       const same = rows.filter((row) => {
         const old = olds.get(row.dataset.step);
@@ -22676,8 +22687,9 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
     let left = 0;
     for (const row of rows) {
       const old = olds.get(row.dataset.step);
-      if (old.outerHTML === row.outerHTML) continue;
-      const actions = (one) => one.querySelector(".actions").innerHTML.trim();
+      const closed = (html) => html.replaceAll(' open=""', "").trim();  // a menu may be open
+      if (closed(old.outerHTML) === closed(row.outerHTML)) continue;
+      const actions = (one) => closed(one.querySelector(".actions").innerHTML);
       if (held.includes(old) && actions(old) !== actions(row)) { left += 1; continue; }
       const before = old.innerHTML;
       if (held.includes(old)) {
@@ -22706,6 +22718,40 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
     clearTimeout(settling);
     settling = setTimeout(() => board.classList.remove("moved"), 700);
   }
+
+  // Act where one stands: the row changes in its place, and a toast says who and what, with undo.
+  // What the server would rather ask about (409) is asked on a page of its own.
+  const told = document.getElementById("told");
+  let forget = 0;
+  async function act(form, button) {
+    const body = new URLSearchParams(new FormData(form));
+    body.set(button.name, button.value);
+    const how = { method: "POST", body, credentials: "same-origin", redirect: "manual" };
+    const answer = await fetch(button.getAttribute("formaction") ? button.formAction : form.action, how);
+    if (answer.type !== "opaqueredirect") throw new Error(answer.status);
+    const words = await fetch(root + "?part=told", { credentials: "same-origin", redirect: "manual" });
+    if (!words.ok) { location.reload(); return; }
+    told.innerHTML = await words.text();
+    told.className = "toast";
+    clearTimeout(forget);
+    forget = setTimeout(() => { if (!told.matches(":hover, :focus-within")) told.textContent = ""; }, 10000);
+    for (const menu of board.querySelectorAll(".more[open]")) menu.open = false;
+    mine = (button.getAttribute("formaction") || form.getAttribute("action")).replace(/^.*step\/|[?].*$/g, "");
+    await refresh();
+    setTimeout(() => { mine = ""; }, 1000);
+  }
+  document.addEventListener("submit", (event) => {
+    const button = event.submitter;
+    if (event.defaultPrevented || !button || !(event.target.id === "act" || told.contains(button))) return;
+    event.preventDefault();
+    act(event.target, button).catch(() => {
+      const value = document.createElement("input");
+      Object.assign(value, { type: "hidden", name: button.name, value: button.value });
+      event.target.append(value);
+      event.target.action = button.getAttribute("formaction") ? button.formAction : event.target.action;
+      event.target.submit();
+    });
+  });
 
   const later = () => setTimeout(put, 0);  // once the browser knows where pointer and focus are
   // Whoever presses the badge has left the list.
@@ -24434,21 +24480,9 @@ LAYOUT = """<!DOCTYPE html>
 % end
 </nav>
 % end
-% if told:
-<p role="status" class="told">{{told}}</p>
-% if told_undo:
-<div class="actions">
-<form method="post" action="{{told_undo[0]}}"><input type="hidden" name="csrf" value="{{csrf}}">
-<button name="event" value="undo">{{told_undo[1]}}</button></form>
-% if told_undo[2]:
-<form method="post" action="{{told_undo[0].partition('?')[0]}}"><input type="hidden" name="csrf" value="{{csrf}}">
-<input type="hidden" name="{{told_undo[2][0]}}" value="{{told_undo[2][1]}}">
-<label>{{t('Reason')}} <input name="remark" required></label>
-<button name="event" value="cancel">{{t('Keep the reason')}}</button></form>
-% end
+<div id="told">
+% tell()
 </div>
-% end
-% end
 {{!base}}
 </main>
 % if framed:
@@ -24542,6 +24576,24 @@ SHARED_PART = """% # Functions for all templates of pages.
 </tr>
 % end
 </tbody></table></div>
+% end
+% def tell():
+% if told:
+<div class="told" role="status"><p>{{told}}</p>
+% if told_undo:
+<div class="actions">
+<form method="post" action="{{told_undo[0]}}"><input type="hidden" name="csrf" value="{{csrf}}">
+<button name="event" value="undo">{{told_undo[1]}}</button></form>
+% if told_undo[2]:
+<form method="post" action="{{told_undo[0].partition('?')[0]}}"><input type="hidden" name="csrf" value="{{csrf}}">
+<input type="hidden" name="{{told_undo[2][0]}}" value="{{told_undo[2][1]}}">
+<label>{{t('Reason')}} <input name="remark" required></label>
+<button name="event" value="cancel">{{t('Keep the reason')}}</button></form>
+% end
+</div>
+% end
+</div>
+% end
 % end
 """
 ERROR_PAGE = """
@@ -24860,7 +24912,7 @@ class PageRequest:
         if login and not told and not public:
             shared |= self._told()
         return self.part(
-            LAYOUT,
+            SHARED_PART + LAYOUT,
             **shared,
             base=self.part(SHARED_PART + template, **shared, **values),
             title=t(title),
@@ -24919,6 +24971,15 @@ class PageRequest:
         worst = self.site.light()
         sign, words = LIGHTS[worst]
         return worst, sign, self.t(words)
+
+    def told_part(self) -> str:
+        """Render the message about the last action alone, for a page that stays as it is."""
+        shared = {
+            "told": "",
+            "told_undo": None,
+            "csrf": self.login.form_token if self.login else "",
+        }
+        return self.part(SHARED_PART + "% tell()\n", **(shared | self._told()))
 
     def _told(self) -> dict[str, Any]:
         """Return the message of the last action from its cookie, with its undo; delete that."""
@@ -26351,6 +26412,8 @@ def board_page(p: PageRequest) -> str | bytes:
     board = p.site.boards.get(p.ctx, p.t, view)
     if p.query("part") == "board":
         return board_part(p, board)
+    if p.query("part") == "told":
+        return p.told_part()
     day = day_of(view.date)
     before, after = (
         view._replace(date=f"{day + datetime.timedelta(days=days):%Y%m%d}").query

@@ -14,6 +14,7 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
   let mark = board.dataset.mark || "";
   let waiting = false;
   let again = false;
+  let mine = "";  // the row that one has just acted upon: it changes even under the pointer
 
   // Fetch the board and show it if it has changed.
   async function refresh() {
@@ -66,6 +67,11 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
   function patch(fresh) {
     const olds = new Map(rowsOf(board).map((row) => [row.dataset.step, row]));
     const rows = rowsOf(fresh);
+    const own = rows.find((row) => row.dataset.step === mine);
+    if (own && olds.has(mine)) {
+      olds.get(mine).innerHTML = own.innerHTML;
+      olds.get(mine).dataset.state = own.dataset.state;
+    }
     if (outline(board) !== outline(fresh)) {
       const same = rows.filter((row) => {
         const old = olds.get(row.dataset.step);
@@ -80,8 +86,9 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
     let left = 0;
     for (const row of rows) {
       const old = olds.get(row.dataset.step);
-      if (old.outerHTML === row.outerHTML) continue;
-      const actions = (one) => one.querySelector(".actions").innerHTML.trim();
+      const closed = (html) => html.replaceAll(' open=""', "").trim();  // a menu may be open
+      if (closed(old.outerHTML) === closed(row.outerHTML)) continue;
+      const actions = (one) => closed(one.querySelector(".actions").innerHTML);
       if (held.includes(old) && actions(old) !== actions(row)) { left += 1; continue; }
       const before = old.innerHTML;
       if (held.includes(old)) {
@@ -110,6 +117,40 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
     clearTimeout(settling);
     settling = setTimeout(() => board.classList.remove("moved"), 700);
   }
+
+  // Act where one stands: the row changes in its place, and a toast says who and what, with undo.
+  // What the server would rather ask about (409) is asked on a page of its own.
+  const told = document.getElementById("told");
+  let forget = 0;
+  async function act(form, button) {
+    const body = new URLSearchParams(new FormData(form));
+    body.set(button.name, button.value);
+    const how = { method: "POST", body, credentials: "same-origin", redirect: "manual" };
+    const answer = await fetch(button.getAttribute("formaction") ? button.formAction : form.action, how);
+    if (answer.type !== "opaqueredirect") throw new Error(answer.status);
+    const words = await fetch(root + "?part=told", { credentials: "same-origin", redirect: "manual" });
+    if (!words.ok) { location.reload(); return; }
+    told.innerHTML = await words.text();
+    told.className = "toast";
+    clearTimeout(forget);
+    forget = setTimeout(() => { if (!told.matches(":hover, :focus-within")) told.textContent = ""; }, 10000);
+    for (const menu of board.querySelectorAll(".more[open]")) menu.open = false;
+    mine = (button.getAttribute("formaction") || form.getAttribute("action")).replace(/^.*step\/|[?].*$/g, "");
+    await refresh();
+    setTimeout(() => { mine = ""; }, 1000);
+  }
+  document.addEventListener("submit", (event) => {
+    const button = event.submitter;
+    if (event.defaultPrevented || !button || !(event.target.id === "act" || told.contains(button))) return;
+    event.preventDefault();
+    act(event.target, button).catch(() => {
+      const value = document.createElement("input");
+      Object.assign(value, { type: "hidden", name: button.name, value: button.value });
+      event.target.append(value);
+      event.target.action = button.getAttribute("formaction") ? button.formAction : event.target.action;
+      event.target.submit();
+    });
+  });
 
   const later = () => setTimeout(put, 0);  // once the browser knows where pointer and focus are
   // Whoever presses the badge has left the list.

@@ -1334,6 +1334,10 @@ def test_a_button_of_the_board_works_without_leaving_it(window):
     row_in(desk.page, "SCHEDULED").get_by_role("button", name="Arrived").click()
     row_in(desk.page, "ARRIVED").wait_for()
     assert httpx.URL(desk.page.url).path == "/"
+    toast = desk.page.locator(".toast .told")
+    assert "Wang XiaoDong" in toast.inner_text()
+    toast.get_by_role("button").click()
+    row_in(desk.page, "SCHEDULED").wait_for()
 
 
 def test_the_board_says_when_the_server_has_gone(window):

@@ -42,7 +42,10 @@ def state(desk, row_id):
 
 def at_row(desk, row_id, words):
     """Point at a button, as a hand does that is about to press it."""
-    button = desk.page.locator(f"[data-step='{row_id}']").get_by_role("button", name=words)
+    row = desk.page.locator(f"[data-step='{row_id}']")
+    if words != "Arrived":
+        row.locator(".more summary").click()
+    button = row.get_by_role("button", name=words)
     button.hover()
     box = button.bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2

@@ -310,7 +310,7 @@ class PageRequest:
         if login and not told and not public:
             shared |= self._told()
         return self.part(
-            LAYOUT,
+            SHARED_PART + LAYOUT,
             **shared,
             base=self.part(SHARED_PART + template, **shared, **values),
             title=t(title),
@@ -369,6 +369,15 @@ class PageRequest:
         worst = self.site.light()
         sign, words = LIGHTS[worst]
         return worst, sign, self.t(words)
+
+    def told_part(self) -> str:
+        """Render the message about the last action alone, for a page that stays as it is."""
+        shared = {
+            "told": "",
+            "told_undo": None,
+            "csrf": self.login.form_token if self.login else "",
+        }
+        return self.part(SHARED_PART + "% tell()\n", **(shared | self._told()))
 
     def _told(self) -> dict[str, Any]:
         """Return the message of the last action from its cookie, with its undo; delete that."""

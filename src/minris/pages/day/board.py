@@ -251,6 +251,8 @@ def board_page(p: PageRequest) -> str | bytes:
     board = p.site.boards.get(p.ctx, p.t, view)
     if p.query("part") == "board":
         return board_part(p, board)
+    if p.query("part") == "told":
+        return p.told_part()
     day = day_of(view.date)
     before, after = (
         view._replace(date=f"{day + datetime.timedelta(days=days):%Y%m%d}").query
