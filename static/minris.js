@@ -123,6 +123,7 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
   const told = document.getElementById("told");
   let forget = 0;
   async function act(form, button) {
+    mine = (button.getAttribute("formaction") || form.getAttribute("action")).replace(/^.*step\/|[?].*$/g, "");
     const body = new URLSearchParams(new FormData(form));
     body.set(button.name, button.value);
     const how = { method: "POST", body, credentials: "same-origin", redirect: "manual" };
@@ -135,8 +136,8 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
     clearTimeout(forget);
     forget = setTimeout(() => { if (!told.matches(":hover, :focus-within")) told.textContent = ""; }, 10000);
     for (const menu of board.querySelectorAll(".more[open]")) menu.open = false;
-    mine = (button.getAttribute("formaction") || form.getAttribute("action")).replace(/^.*step\/|[?].*$/g, "");
     await refresh();
+    put();
     setTimeout(() => { mine = ""; }, 1000);
   }
   document.addEventListener("submit", (event) => {

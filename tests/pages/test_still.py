@@ -91,9 +91,9 @@ def test_no_button_becomes_another_one_under_the_pointer(board):
 @pytest.mark.parametrize("how", ["leaving", "the badge"])
 def test_what_waited_is_shown_when_the_pointer_leaves_or_when_asked_for(board, how):
     show(board, "state")
-    at_row(board, 4, "Did not come")
+    at_row(board, 4, "Arrived")
     if how == "the badge":
-        board.page.locator("[data-step='4']").get_by_role("button", name="Did not come").focus()
+        board.page.locator("[data-step='4']").get_by_role("button", name="Arrived").focus()
     board.mary("arrive", 1)
     news = board.page.locator("#news")
     news.wait_for(state="visible")
@@ -108,9 +108,9 @@ def test_what_waited_is_shown_when_the_pointer_leaves_or_when_asked_for(board, h
 
 def test_the_list_stays_still_while_the_focus_is_in_it(board):
     show(board, "state")
-    board.page.locator("[data-step='4']").get_by_role("button", name="Did not come").focus()
+    board.page.locator("[data-step='4']").get_by_role("button", name="Arrived").focus()
     board.mary("arrive", 1)
     board.page.locator("#news").wait_for(state="visible")
     board.page.keyboard.press("Enter")
     board.page.locator(".told").wait_for()
-    assert [state(board, row) for row in (4, 5)] == ["NO SHOW", "SCHEDULED"]
+    assert [state(board, row) for row in (4, 5)] == ["ARRIVED", "SCHEDULED"]
