@@ -26135,7 +26135,8 @@ BOARD_PART = """
 <tr class="group"><th scope="rowgroup" colspan="5"><h2>{{heading}}</h2> <span>{{note}}</span></th></tr>
 % end
 % for step in steps:
-<tr data-step="{{step['row_id']}}" data-state="{{step['state']}}"{{!' class="now"' if step['now'] else ''}}>
+% now = step['now']
+<tr data-step="{{step['row_id']}}" data-state="{{step['state']}}"{{!' class="now"' if now else ''}}>
 <td>{{step['time']}}</td>
 <th scope="row"><a href="{{step['path']}}">{{step['name']}}</a>
 % for words in step['tags']:
