@@ -22569,14 +22569,16 @@ td:hover > .free { color: var(--accent); }
   .bar li a { display: flex; gap: 10px; align-items: center; }
   .board, .board tbody { display: block; background: none; border: 0; }
   .board thead { display: none; }
-  .board tr { display: grid; grid-template-columns: 3.4rem 1fr auto; gap: 2px 8px; margin-bottom: 8px; padding: 10px 12px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+  .board tr { display: grid; grid-template-columns: 3.4rem minmax(0, 1fr) auto; gap: 2px 8px; margin-bottom: 8px; padding: 10px 12px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
   .board tr.group { display: block; margin: 12px 0 4px; padding: 0 2px; border: 0; background: none; }
   .board tr.group th { padding: 0; background: none; }
   .board tr > * { padding: 0; border: 0 !important; white-space: normal; }
   .board tr.now { border-top: 2px solid var(--bad); }
-  .board td:nth-child(3) { grid-area: 2 / 2 / 3 / 4; }
-  .board td:nth-child(4) { grid-area: 1 / 3; }
-  .board td.actions { grid-area: 3 / 2 / 4 / 4; }
+  .board th, .board td:nth-child(3) { grid-column: 2 / 4; }
+  .board td:nth-child(4) { grid-area: 3 / 2; align-self: center; }
+  .board td.actions { grid-area: 3 / 3; }
+  .views { margin: 0; }
+  .views .button { padding: 6px 8px; }
   .summary { flex-wrap: nowrap; overflow-x: auto; padding-bottom: 4px; }
   .chip { white-space: nowrap; padding: 8px 14px; }
   a[href^="/print"] { display: none; }

@@ -859,7 +859,7 @@ def test_the_board_shows_the_day_by_device_and_time(appliance, desk):
     ]
     places = [words.index(one) for one in shown]
     assert places == sorted(places)
-    assert "3 exams" in words
+    assert "All 3" in words
 
 
 def test_another_day_is_shown_on_demand(appliance, desk):
@@ -868,11 +868,15 @@ def test_another_day_is_shown_on_demand(appliance, desk):
     assert "王小东" in desk.get("/?date=2030-01-01").text
 
 
-@pytest.mark.parametrize("date", ["", "2026-02-31", "tomorrow", "<script>", "99999999"])
-def test_a_day_that_is_none_is_today(desk, date):
+@pytest.mark.parametrize("date", ["2026-02-31", "tomorrow", "<script>", "99999999"])
+def test_a_day_that_is_none_is_refused(desk, date):
     answer = desk.get("/", params={"date": date})
-    assert answer.status_code == 200
+    assert answer.status_code == 422
     assert "<script>" not in answer.text
+
+
+def test_no_day_is_today(desk):
+    assert desk.get("/", params={"date": ""}).status_code == 200
 
 
 def test_an_urgent_exam_is_marked(appliance, desk):

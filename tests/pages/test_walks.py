@@ -84,6 +84,8 @@ def test_first_start_to_first_patient_with_the_keyboard_alone(desk):
     for text in ("Wang", "XiaoDong", "王小东"):
         keyboard.insert_text(text)
         keyboard.press("Tab")
+    page.locator("#birth_date").fill("1978-03-12")
+    page.locator("#sex").select_option("M")
     for name in ("device", "procedure"):
         while page.evaluate("document.activeElement.id") != name:
             keyboard.press("Tab")
