@@ -963,7 +963,7 @@ def echo(appliance, client, name="Mammography", **settings):
     forms = forms_of(client.get("/devices").text, "/devices/echo")
     [form] = [form for form in forms if form["name"] == name]
     page = sent(client, client.post("/devices/echo", data=form))
-    return words_of(re.search(r'<p role="status" class="told">(.*?)</p>', page, re.S)[1])
+    return words_of(re.search(r'<div class="told" role="status"><p>(.*?)</p>', page, re.S)[1])
 
 
 def test_a_device_that_answers_is_said_to(appliance, technologist):
