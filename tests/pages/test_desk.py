@@ -560,7 +560,7 @@ def test_figures_are_shown_drawn_and_exported(appliance):
         assert "<title>05.07.: 2</title>" in chart.text
         table = client.get(f"/figures.csv{span}")
         assert "2026-W27,CT room,2" in table.text
-        assert client.get("/figures?first=nonsense").status_code == 200
+        assert client.get("/figures?first=nonsense").status_code == 422
 
 
 @pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@x", "\tx", "\rx"])

@@ -238,7 +238,8 @@ def test_leftovers_are_settled_as_they_were_seen_or_none_is(appliance, desk):
 
 
 def test_what_was_corrected_meanwhile_is_not_undone_by_a_registration(appliance, desk):
-    appliance.schedule(item(PatientTelephoneNumbers="111", PatientBirthDate="19780312"))
+    known = {"PatientBirthDate": "19780312", "PatientSex": "F"}
+    appliance.schedule(item(PatientTelephoneNumbers="111", **known))
     made = button(desk.get("/register?patient=1").text, "Register", device="CT1", procedure="CT")
     given = bytes(text_elements(PatientTelephoneNumbers="222"))
     mary(appliance, correct_patient, 1, given)
