@@ -1,4 +1,7 @@
-"""DCMTK's sample worklist: ten scheduled procedure steps, thirteen queries, what each finds."""
+"""DCMTK's sample worklist: ten scheduled procedure steps, thirteen queries, what each finds.
+
+Its composers are born after 1900 here, as the patients of a clinic are.
+"""
 
 import io
 import json
