@@ -34,7 +34,8 @@ from minris.dataset.names import COMPOUND_SURNAMES, chinese_name, latin_name, pe
 from minris.dataset.recode import recode, recode_noting
 from minris.dataset.search import AnswerStyle, Search, to_syntax
 from minris.dataset.text import ASCII, character_set, decode_text
-from minris.interchange.files import import_items, read_items
+from minris.interchange.files import read_items
+from minris.interchange.imports import import_now
 from minris.orders.scheduling import schedule
 from minris.orders.worklist import find_worklist
 from minris.standard.character_sets import REPERTOIRES, term_meant
@@ -690,12 +691,11 @@ def test_a_name_is_stored_asked_for_and_returned_in_each_set(appliance, terms, n
     entry = encoded(
         SpecificCharacterSet=terms, PatientName=raw, ScheduledProcedureStepSequence=[step]
     )
-    items = read_items("entry.wl", entry)
-    appliance.write(import_items, appliance.context(), items)
+    appliance.write(import_now, appliance.context(), "entry.wl", entry)
     appliance.schedule(item("Doe^Jane=无^名氏"))
     key = in_bytes(name.rpartition("=")[2], terms)
     [answer] = ask(appliance, encoded(SpecificCharacterSet=terms, PatientName=key))
-    assert stored_text(items[0]) == name
+    assert stored_text(read_items("entry.wl", entry)[0]) == name
     assert raw in answer
     assert terms.encode() in answer[:64]
 

@@ -12,7 +12,7 @@ from minris.dataset.names import listed_name, name_key, person_name, plain, show
 from minris.dataset.search import Search, one_group
 from minris.dataset.spelling import tidy_code, tidy_name, typed_value
 from minris.dataset.text import character_set
-from minris.interchange.files import import_file
+from minris.interchange.imports import import_now
 from minris.orders.lookup import find_steps
 from minris.orders.patients import find_patients, same_person
 from minris.orders.scheduling import schedule
@@ -170,7 +170,7 @@ def test_what_is_plain_stays_as_it_is():
 @pytest.mark.parametrize(("pasted", "plainly"), SAME[:14])
 def test_the_search_box_and_the_same_person_know_both_forms(ctx, pasted, plainly):
     content = f"name,id,device,exam\n{pasted},P1,CT1,CT\n".encode()
-    import_file(ctx, "day.csv", content)
+    import_now(ctx, "day.csv", content)
     patient = Patient.get()
     assert same_person(text_elements(PatientName=plainly), patient)
     for text in (plainly.replace("^", " "), pasted.replace("^", " "), "Ｐ１"):

@@ -18,7 +18,7 @@ from minris.interchange.cells import (
 )
 from minris.interchange.csv_tables import csv_keyword, read_csv
 from minris.interchange.decoding import ReadAs
-from minris.interchange.files import import_file
+from minris.interchange.imports import How, import_now
 from minris.orders.patients import correct_patient
 from minris.orders.scheduling import move_step, reschedule, schedule
 from minris.standard.status import Refusal
@@ -35,7 +35,8 @@ def row(
 
 def imported(ctx, *lines, end="\r\n", head=HEAD, **read_as):
     """Import a list: the patients."""
-    import_file(ctx, "day.csv", end.join([head, *lines, ""]).encode(), ReadAs(**read_as))
+    content = end.join([head, *lines, ""]).encode()
+    import_now(ctx, "day.csv", content, How(ReadAs(**read_as)))
     return [*Patient.select().order_by(Patient.id)]
 
 
@@ -54,7 +55,7 @@ def refused(ctx, *lines, head=HEAD, words=None):
 @pytest.mark.parametrize("said", ["", "sep=;\r\n", '"sep=;"\r\n', "SEP=;\n"])
 def test_ends_of_lines_and_a_line_that_names_the_separator_are_read(ctx, end, said):
     text = said + end.join([HEAD, row(), row("Li Na", "P2")]).replace(",", ";") + end
-    import_file(ctx, "day.csv", text.encode())
+    import_now(ctx, "day.csv", text.encode())
     assert [one.patient_id for one in Patient.select()] == ["P1", "P2"]
 
 
@@ -62,21 +63,21 @@ def test_ends_of_lines_and_a_line_that_names_the_separator_are_read(ctx, end, sa
 def test_the_separator_is_the_one_that_finds_headings(ctx, delimiter):
     lines = [HEAD, row()]
     text = "\n".join(line.replace(",", delimiter) for line in lines)
-    import_file(ctx, "day.csv", text.encode())
+    import_now(ctx, "day.csv", text.encode())
     assert Patient.select().count() == 1
 
 
 def test_a_title_blank_rows_and_a_repeated_heading_are_no_rows(ctx):
     lines = ["", row(), ",,,,,,,", HEAD, row("Li Na", "P2"), "\xa0,,,,,,,"]
     text = "\n".join(["Worklist of Monday,,,,,,,", "", HEAD, *lines])
-    import_file(ctx, "day.csv", text.encode())
+    import_now(ctx, "day.csv", text.encode())
     assert [one.patient_id for one in Patient.select()] == ["P1", "P2"]
 
 
 def test_rows_have_the_numbers_of_the_spreadsheet(ctx):
     text = "\n".join(["Worklist of Monday,,,,,,,", HEAD, "", row(birth="1970-02-31")])
     with pytest.raises(Refusal, match="row 4: "):
-        import_file(ctx, "day.csv", text.encode())
+        import_now(ctx, "day.csv", text.encode())
 
 
 def test_a_row_that_is_longer_than_the_heading_is_refused(ctx):
@@ -112,8 +113,8 @@ def test_unknown_columns_are_listed_and_left_out_on_demand(ctx, name):
     words = refused(ctx, line, head=head)
     assert words.split("\n") == [f"There is no column {name}", "There is no column shoe size"]
     text = f"{head}\n{line}\n".encode()
-    done = import_file(ctx, "day.csv", text, ReadAs(leave_out=True))
-    assert done == f"1 imported; columns left out: {name}, shoe size"
+    done = import_now(ctx, "day.csv", text, How(ReadAs(leave_out=True)))
+    assert done == f"day.csv: 1 imported; columns left out: {name}, shoe size"
 
 
 @pytest.mark.parametrize(
