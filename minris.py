@@ -19322,6 +19322,9 @@ SECURITY_HEADERS = (
 # Routes for programs, and their answers: data sets or a refusal (PS3.18 8.5).
 # ------------------------------------------------------------------------------------------------
 
+ROW_NUMBER = "[0-9]{1,18}"  # as <name:row> in the path of a route or page
+
+
 class Route(NamedTuple):
     """A route: method, path, the function that answers, and the least role that may call it.
 
@@ -19718,7 +19721,7 @@ def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> l
 STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step:path>"
 ROUTES = (
     Route("POST", "/api/worklist", api_schedule, "schedule items", "desk", success=(201, 202)),
-    Route("GET", "/api/imports/<number:int>", api_import, "one import", "desk", success=(200, 202)),
+    Route("GET", "/api/imports/<number:row>", api_import, "one import", "desk", success=(200, 202)),
     Route("GET", "/api/worklist", api_list, "the steps of a day", "desk"),
     Route("GET", STEP_PATH, api_get, "one step", "desk"),
     Route("PUT", STEP_PATH, api_put, "change a step", "desk"),
@@ -24396,7 +24399,6 @@ def static_answer(name: str, request: Any) -> Any:
 # What all pages share: the request and its answer, layout, menu, lists.
 # ------------------------------------------------------------------------------------------------
 
-ROW_NUMBER = "[0-9]{1,18}"
 LAYOUT = """<!DOCTYPE html>
 <html lang="{{t.language}}">
 <head>
@@ -29224,7 +29226,6 @@ def add_pages(app: Any, web: Web) -> None:
     import bottle
 
     site = Site(web, PAGES, Boards(web))
-    app.router.add_filter("row", lambda _: (ROW_NUMBER, int, str))
 
     def answer(role: str, function: Answer) -> Answer:
         def view(**arguments: Any) -> str | bytes:
@@ -29300,6 +29301,7 @@ def build_app(web: Web) -> Any:
 
     bottle.BaseRequest.MEMFILE_MAX = web.config.web.maximum_body
     app = bottle.Bottle()
+    app.router.add_filter("row", lambda _: (ROW_NUMBER, int, str))
     add_api(app, web)
     add_dicomweb(app, web)
     add_pages(app, web)

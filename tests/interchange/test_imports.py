@@ -290,6 +290,7 @@ def test_an_import_is_of_no_concern_to_another_login(web, appliance, monkeypatch
     with httpx.Client(base_url=appliance.url, headers=headers, trust_env=False) as other:
         assert other.get(f"/api/imports/{number}").status_code == 404
         assert other.get(f"/import?number={number}").status_code == 404
+        assert other.get(f"/api/imports/{'9' * 20}").status_code == 404  # nobody's
 
 
 def test_a_page_says_that_a_file_was_imported_before(web, appliance):

@@ -22,10 +22,9 @@ from minris.seen import Thing, as_seen, mark_of, state_mark
 from minris.standard.dictionary import is_date
 from minris.standard.status import HttpRefusal, Message, Problem, Refusal, Status
 from minris.store.writer import Core
-from minris.web.answers import note_reason
+from minris.web.answers import ROW_NUMBER, note_reason
 from minris.web.request import Web, cookie_name, enter, is_secure, scheme_of
 
-ROW_NUMBER = "[0-9]{1,18}"
 LAYOUT = template("layout.html")
 SHARED_PART = template("parts.html")  # functions that the templates of pages call
 ERROR_PAGE = template("error.html")

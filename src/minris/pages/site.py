@@ -48,7 +48,7 @@ from minris.pages.day.leftovers import (
     unscheduled_page,
 )
 from minris.pages.day.paper import accession_svg, label_page, patient_svg, slip_page
-from minris.pages.frame import ERROR_PAGE, ROW_NUMBER, Answer, Page, PageRequest, Site
+from minris.pages.frame import ERROR_PAGE, Answer, Page, PageRequest, Site
 from minris.pages.login import (
     ask_to_log_in,
     choose_page_language,
@@ -92,7 +92,7 @@ from minris.pages.patients.search import search_page
 from minris.pages.static import static_answer
 from minris.seen import ChangedMeanwhile
 from minris.standard.status import HttpRefusal, Refusal, Status, http_status
-from minris.web.answers import note_reason
+from minris.web.answers import ROW_NUMBER, note_reason
 from minris.web.api import add_api
 from minris.web.request import Web, find_login, problem_json
 
@@ -173,7 +173,6 @@ def add_pages(app: Any, web: Web) -> None:
     import bottle
 
     site = Site(web, PAGES, Boards(web))
-    app.router.add_filter("row", lambda _: (ROW_NUMBER, int, str))
 
     def answer(role: str, function: Answer) -> Answer:
         def view(**arguments: Any) -> str | bytes:
@@ -249,6 +248,7 @@ def build_app(web: Web) -> Any:
 
     bottle.BaseRequest.MEMFILE_MAX = web.config.web.maximum_body
     app = bottle.Bottle()
+    app.router.add_filter("row", lambda _: (ROW_NUMBER, int, str))
     add_api(app, web)
     add_dicomweb(app, web)
     add_pages(app, web)

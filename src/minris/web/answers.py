@@ -12,6 +12,8 @@ from minris.dataset.elements import ElementIndex
 from minris.standard.status import Refusal, http_status, warning_text
 from minris.web.request import Web, enter, problem_json
 
+ROW_NUMBER = "[0-9]{1,18}"  # as <name:row> in the path of a route or page
+
 
 class Route(NamedTuple):
     """A route: method, path, the function that answers, and the least role that may call it.

@@ -96,7 +96,7 @@ def api_delete(web: Web, request: Any, ctx: Context, study: str, step: str) -> l
 STEP_PATH = "/api/worklist/<study:re:[0-9.]+>/<step:path>"
 ROUTES = (
     Route("POST", "/api/worklist", api_schedule, "schedule items", "desk", success=(201, 202)),
-    Route("GET", "/api/imports/<number:int>", api_import, "one import", "desk", success=(200, 202)),
+    Route("GET", "/api/imports/<number:row>", api_import, "one import", "desk", success=(200, 202)),
     Route("GET", "/api/worklist", api_list, "the steps of a day", "desk"),
     Route("GET", STEP_PATH, api_get, "one step", "desk"),
     Route("PUT", STEP_PATH, api_put, "change a step", "desk"),
