@@ -508,6 +508,11 @@ change state | 0106 | what is no DICOM JSON: of the web alone
 change state | 0124 | what a login may not do: of the web alone
 change state | 0212 | a content type: of the web alone
 change state | 0213 | a size: each door has its own limit, before any operation
+page         | 0105 | what a form sends: of the pages alone
+page         | 0106 | what a form sends: of the pages alone
+page         | 0115 | what a form sends: of the pages alone
+page         | 0120 | what a form sends: of the pages alone
+page         | 0121 | what a form sends: of the pages alone
 """
 
 SUCCESS = {  # PS3.18 11.4 to 11.12, 15.4 to 15.6
