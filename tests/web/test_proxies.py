@@ -354,7 +354,8 @@ def test_forms_redirects_and_cookies_are_below_the_path(known):
         page = page[page.index('action="/minris/register"') :]
         form = dict(re.findall(r'<input[^>]* name="(\w+)"[^>]* value="([^"]*)"', page))
         form |= {"family_name": "Wang", "device": "CT1", "procedure": "CT chest", "time": "09:30"}
-        answer = browser.post("/register", data=form | {"date": "2026-07-05"})
+        form |= {"date": "2026-07-05", "event": "anyway"}  # without birth date and sex
+        answer = browser.post("/register", data=form)
         assert re.match(r"/minris/step/\d+\?registered=1", answer.headers["Location"])
         back = {"Referer": f"{url}/why?q=1", "Origin": "/".join(url.split("/")[:3])}
         csrf = re.search('name="csrf" value="([^"]+)', browser.get("/").text)[1]
