@@ -2624,7 +2624,7 @@ UNREADABLE = {
 
 
 def test_requests_that_cannot_be_read_fill_no_log(tmp_path):
-    """Neither with our own lines nor with those of the libraries."""
+    """Neither with our own lines nor with those of the libraries: a line of each kind, once."""
     with running_alone(tmp_path, "accept_unknown_devices = yes") as alone:
         before = alone.words()
         for _ in range(3):
@@ -2633,7 +2633,9 @@ def test_requests_that_cannot_be_read_fill_no_log(tmp_path):
                     peer.send(request, pdu(ABORT))
                     peer.rest()
         lines = alone.words().removeprefix(before).splitlines()
-    assert len(lines) <= 1, lines
+    kinds = ("not an AE title", "proposes what is not served here: an invalid UID")
+    assert [sum(kind in line for line in lines) for kind in kinds] == [1, 1], lines
+    assert len(lines) == len(kinds), lines
 
 
 # Peers of others --------------------------------------------------------------------------------
