@@ -22594,14 +22594,15 @@ td:hover > .free { color: var(--accent); }
 @page wide { size: landscape; }
 @page label { size: 50mm 30mm; margin: 1mm; }
 @media print {
-  header, nav, .rail, .bar, .skip, .actions, .day, .noprint, .notice, #offline { display: none !important; }
+  header, nav, .rail, .bar, .skip, .actions, .day, .noprint, .notice, #offline, #told { display: none !important; }
   body, body.framed { display: block; background: #fff; color: #000; font-size: 11pt; }
   main { padding: 0; max-width: none; }
   table, dl, fieldset { border-color: #999; }
-  .calendar { page: wide; display: block; }
+  body:has(.calendar) { page: wide; }  /* all of it: where the page changes, a sheet ends */
+  .calendar { display: block; }
   .months { display: none; }
   .label { page: label; width: 48mm; height: 27.9mm; border: 0; padding: 0; }
-  body:has(.label) h1 { display: none; }
+  body:has(.label) main > :not(.label) { display: none; }
 }
 """,
     "minris.js": r"""// minris: live board, help while typing. Every page works without this file.

@@ -64,8 +64,24 @@ def test_a_line_of_the_label_is_high_enough_for_descenders(label):
     assert all(height >= 1.25 * size for height, size in heights)
 
 
-def test_the_label_is_one_page_of_its_size(label):
-    pdf = label.page.pdf(path=ARTEFACTS / "label.pdf", prefer_css_page_size=True)
-    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == 1
-    [box] = re.findall(rb"/MediaBox\s*\[([^\]]*)\]", pdf)
-    assert [round(float(n) / 72 * 25.4) for n in box.split()[2:]] == [50, 30]
+def sheets_of(page, name):
+    """The sizes of the sheets that a page is printed on, in mm."""
+    pdf = page.pdf(path=ARTEFACTS / name, prefer_css_page_size=True)
+    boxes = re.findall(rb"/MediaBox\s*\[([^\]]*)\]", pdf)
+    assert len(boxes) == len(re.findall(rb"/Type\s*/Page\b", pdf))
+    return [tuple(round(float(n) / 72 * 25.4) for n in box.split()[2:]) for box in boxes]
+
+
+@pytest.mark.parametrize("problem", ["", "the disk is full"])
+def test_the_label_is_one_page_of_its_size(label, problem):
+    """Whatever else the page says, as that the last backup failed."""
+    label.appliance.appliance.backup_problem = problem
+    label.page.reload(wait_until="load")
+    assert problem in label.page.locator("main").inner_text()
+    assert sheets_of(label.page, "label.pdf") == [(50, 30)]
+
+
+def test_the_calendar_lies_on_wide_sheets(label):
+    label.page.goto("/calendar", wait_until="load")
+    sheets = sheets_of(label.page, "calendar.pdf")
+    assert all(width > height for width, height in sheets), sheets
