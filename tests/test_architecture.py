@@ -162,6 +162,11 @@ def test_a_name_stands_once_in_the_package():
     amalgamate.check_names(MODULES)
 
 
+def test_a_module_of_tests_has_a_name_of_its_own():
+    names = collections.Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert max(names.values()) == 1, names.most_common(1)
+
+
 @each_module
 def test_a_module_says_what_it_is_about(module):
     assert module.docstring.splitlines()[0].endswith((".", "?"))
