@@ -66,7 +66,8 @@ def test_the_number_finds_its_patient(appliance, desk):
 
 def test_the_same_number_again_is_asked_about(appliance, desk):
     register(desk, identity=NUMBER)
-    answer = register(desk, identity=NUMBER, family_name="Zhao", given_name="Min", chinese_name="")
+    other = {"family_name": "Zhao", "given_name": "Min", "chinese_name": "", "same_person": ""}
+    answer = register(desk, identity=NUMBER, **other)
     assert answer.status_code == 422
     assert "P000001" in words_of(answer)
 
