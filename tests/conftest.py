@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import compileall
 import contextlib
 import datetime
 import functools
@@ -57,10 +58,17 @@ TMPFS = Path("/dev/shm")
 ROOM = 1 << 30  # bytes that a whole run may need there
 
 
-def pytest_configure():
-    """Folders of tests lie in memory where there is room: thousands of commits wait for no disk."""
+def pytest_configure(config):
+    """Folders of tests lie in memory where there is room: thousands of commits wait for no disk.
+
+    Both forms of the package are compiled once, even where Python is told to keep no compiled
+    form: else each of the hundreds of processes that tests start compiles a megabyte anew.
+    """
     if os.access(TMPFS, os.W_OK) and shutil.disk_usage(TMPFS).free > ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(TMPFS))
+    if not hasattr(config, "workerinput"):  # once, not by each of the workers
+        compileall.compile_file(MADE, quiet=1)
+        compileall.compile_dir(ROOT / "src", quiet=1)
 
 
 REAL_SCRYPT = hashlib.scrypt
