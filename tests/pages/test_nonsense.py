@@ -115,6 +115,7 @@ def test_no_parameter_of_a_page_ends_in_an_error(admin, value):
                 )
 
 
+@functools.cache
 def source_of(function):
     """The source of the module of a page."""
     return inspect.getsource(inspect.getmodule(function))
@@ -123,6 +124,7 @@ def source_of(function):
 VERBS = ("event", "do", "kind")  # the fields that say what a form is to do
 
 
+@functools.cache
 def verbs_of(page):
     """What the forms of a page can do: the words in its function, and the keys of tables it uses."""
     source = inspect.getsource(page.post)
