@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_config
+from test_dimse import wait_until
 from test_housekeeping import at_night, run_here, stored
 from test_pages import employ, visiting, words_of
 
@@ -93,9 +94,7 @@ def test_each_backup_goes_to_the_second_folder_too(run_appliance, stick, monkeyp
     box = appliance.appliance
     at_night(monkeypatch, appliance, 5)
     job_backup(box)
-    with box.second.lock:  # it may be under way
-        pass
-    job_second_backup(box)
+    wait_until(lambda: box.second.last)
     [ours], [theirs] = backups(appliance.config.backup_folder), backups(stick)
     assert ours.read_bytes() == theirs.read_bytes()
     assert stat.S_IMODE(theirs.stat().st_mode) == 0o600
@@ -110,9 +109,7 @@ def test_a_stick_that_is_away_is_said_and_tried_again(run_appliance, stick, monk
     appliance = run_appliance(f"[housekeeping]\nsecond_backup_folder = {stick}\n")
     box = appliance.appliance
     job_backup(box)
-    with box.second.lock:
-        pass
-    job_second_backup(box)
+    wait_until(lambda: box.second.problem)
     told = f"could not be copied to {stick}: there is no such folder"
     with visiting(appliance) as client:
         employ(appliance, client)
