@@ -1467,6 +1467,7 @@ PREGNANCY_STATUS = {
     3: "definitely pregnant",
     4: "unknown",
 }
+MAY_BE_PREGNANT = (2, 3)  # values of (0010,21C0) that must be seen before an exam
 START_DATE, START_TIME = 0x00400002, 0x00400003
 # What a user may do to a step, by its state.
 STEP_TRANSITIONS = transition_table(
@@ -2833,7 +2834,8 @@ def normal_date(text: str) -> str:
     return text.replace(".", "") if text.count(".") == 2 else text
 
 
-MONTH_NAMES = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+MONTH_NUMBERS = {name: number for number, name in enumerate(MONTHS, 1)}
 
 
 def typed_dates(text: str, today: datetime.date) -> list[str]:
@@ -2844,8 +2846,8 @@ def typed_dates(text: str, today: datetime.date) -> list[str]:
     """
     month = re.search("[a-z]{3,}", text.casefold())
     numbers = [int(number) for number in re.findall("[0-9]{1,8}", text)]
-    if month and month[0][:3] in MONTH_NAMES and len(numbers) == 2:
-        orders = [(numbers[1], MONTH_NAMES.index(month[0][:3]) + 1, numbers[0])]
+    if month and month[0][:3].capitalize() in MONTH_NUMBERS and len(numbers) == 2:
+        orders = [(numbers[1], MONTH_NUMBERS[month[0][:3].capitalize()], numbers[0])]
     elif re.fullmatch("[0-9]{8}", text.strip()):
         orders = [(numbers[0] // 10000, numbers[0] // 100 % 100, numbers[0] % 100)]
     elif not re.fullmatch(r"[0-9]{1,4}([-./ ]|年)[0-9]{1,2}([-./ ]|月)[0-9]{1,4}日?", text.strip()):
@@ -11366,6 +11368,12 @@ def step_item(step: ScheduledProcedureStep) -> ElementIndex:
     return ElementIndex(step.data).item("ScheduledProcedureStepSequence")
 
 
+def exam_name(index: ElementIndex) -> str:
+    """What people call the exam of a worklist item: its step's description, else its procedure's."""
+    step = index.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepDescription")
+    return step or index.get("RequestedProcedureDescription")
+
+
 # ------------------------------------------------------------------------------------------------
 # minris.orders.notes
 # Undo notes: what people changed, before and after, kept for a day.
@@ -15944,10 +15952,6 @@ def damaged_identifiers(texts: Iterable[str]) -> dict[str, Message]:
     return found
 
 
-MONTH_NUMBERS = {name: number for number, name in enumerate(
-    "jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}  # fmt: skip
-
-
 def day_comes_first(texts: Iterable[str]) -> bool | None:
     """Whether dates such as 25/2/2026 have the day first, None if none of them tells."""
     told = set()
@@ -15971,11 +15975,11 @@ def read_date(text: str, day_first: bool | None = None) -> str:
         day, month = (parts[1], parts[2]) if day_first else (parts[2], parts[1])
         return f"{parts[3]}{month:0>2}{day:0>2}"
     words = re.fullmatch(r"(\d{1,2})[- .]+([A-Za-z]{3})[a-z]*[-., ]+(\d{4})", text)
-    if words and words[2].lower() in MONTH_NUMBERS:
-        return f"{words[3]}{MONTH_NUMBERS[words[2].lower()]:02}{words[1]:0>2}"
+    if words and words[2].capitalize() in MONTH_NUMBERS:
+        return f"{words[3]}{MONTH_NUMBERS[words[2].capitalize()]:02}{words[1]:0>2}"
     words = re.fullmatch(r"([A-Za-z]{3})[a-z]*[. ]+(\d{1,2}),? +(\d{4})", text)
-    if words and words[1].lower() in MONTH_NUMBERS:
-        return f"{words[3]}{MONTH_NUMBERS[words[1].lower()]:02}{words[2]:0>2}"
+    if words and words[1].capitalize() in MONTH_NUMBERS:
+        return f"{words[3]}{MONTH_NUMBERS[words[1].capitalize()]:02}{words[2]:0>2}"
     if re.fullmatch(r"\d{1,2}([-/. ])(\d{1,2}|[A-Za-z]{3,})\1\d\d|\d\d[-/]\d\d[-/]\d\d", text):
         raise BadCell(Message("{value} has a year of two digits", value=text))
     if re.fullmatch(r"\d{1,5}([.,]\d+)?", text):
@@ -22014,7 +22018,6 @@ class Translator:
 
 
 DATES = {"en": "{day} {month} {year}", "zh-CN": "{year}年{number}月{day}日"}
-MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def choose_language(languages: Iterable[str], wanted: str, accepted: str, default: str) -> str:
@@ -25327,12 +25330,9 @@ def ask_if_sure(p: PageRequest, title: str, sentence: str, button: str) -> str:
 def exam_words(t: Translator, index: ElementIndex) -> str:
     """Return patient, exam and time of an exam's data set, to name it in a sentence."""
     item = index.item("ScheduledProcedureStepSequence")
-    exam = item.get("ScheduledProcedureStepDescription") or index.get(
-        "RequestedProcedureDescription"
-    )
     at = item.get("ScheduledProcedureStepStartDate"), item.get("ScheduledProcedureStepStartTime")
     when = f"{t.date(at[0])} {shown_time(at[1])}".strip()
-    return ", ".join(filter(None, (t.name(index.get("PatientName")), exam, when)))
+    return ", ".join(filter(None, (t.name(index.get("PatientName")), exam_name(index), when)))
 
 
 def thing_words(p: PageRequest, about: Thing) -> str:
@@ -26134,7 +26134,7 @@ BOARD_PART = """
 <table class="board">
 <thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th><th scope="col">{{t('Exam')}}</th>
 <th scope="col">{{t('Status')}}</th><th scope="col"><span class="hidden">{{t('Actions')}}</span></th></tr></thead>
-% for heading, note, steps in groups:
+% for heading, steps, _, note in groups:
 <tbody>
 % if heading:
 <tr class="group"><th scope="rowgroup" colspan="5"><h2>{{heading}}</h2> <span>{{note}}</span></th></tr>
@@ -26198,7 +26198,7 @@ WAITING_PART = """
 """
 PRINT_PAGE = """
 <p class="noprint"><a href="/?date={{date}}">{{t('Back')}}</a></p>
-% for device, _, steps in devices:
+% for device, steps, *_ in devices:
 <section class="wide"><h2>{{device}}</h2>
 <table><thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th>
 <th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th>
@@ -26218,22 +26218,20 @@ def board_step(
     """Return one row of the board, as its template wants it."""
     step_id, state, start_time, data, arrived_at, started_at, ended_at, station, study = row
     index = ElementIndex(bytes(data))
-    item = index.item("ScheduledProcedureStepSequence")
     since = ended_at or (started_at if state == "STARTED" else arrived_at)
     events = person_events(state, does_report(ctx, [station] if station else [], reporting))
     main = next((event for event in events if event in NEXT_EVENTS), "")
     actions = [(event, t(PERSON_EVENTS[event])) for event in events]
     about = (t.of_person(index, ctx.local_now().date()), index.get("PatientID"))
-    exam = item.get("ScheduledProcedureStepDescription")
     order = index.get("AccessionNumber"), t.name(index.get("ReferringPhysicianName"))
     return {
         "row_id": step_id, "path": f"/step/{step_id}", "mark": mark_of(state, study), "state": state,
         "minute": start_time[:4], "time": shown_time(start_time),
         "name": t.name(index.get("PatientName")), "patient_id": index.get("PatientID"),
         "accession": order[0], "about": " · ".join(filter(None, about)),
-        "exam": exam or index.get("RequestedProcedureDescription"),
+        "exam": exam_name(index),
         "order": " · ".join(filter(None, order)), "tags": tags_of(t, index),
-        "since": ended_words(ctx, ended_at) or elapsed(ctx, t, since),
+        "since": clock_words(ctx, ended_at) or elapsed(ctx, t, since),
         "main": [one for one in actions if one[0] == main],
         "others": [one for one in actions if one[0] != main],
     }  # fmt: skip
@@ -26242,11 +26240,9 @@ def board_step(
 NEXT_EVENTS = ("arrive", "finish", "reschedule")  # what comes next is a button, the rest folded
 
 
-def ended_words(ctx: Context, stamp: str) -> str:
-    """Return when an exam has ended, as 10:21 of the clinic's clock; "" for one that has not."""
-    if not stamp:
-        return ""
-    return f"{datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone):%H:%M}"
+def clock_words(ctx: Context, stamp: str) -> str:
+    """Return a time stamp of the store as 10:21 of the clinic's clock; "" for none."""
+    return shown_instant(stamp, ctx.config.zone)[11:16]
 
 
 def tags_of(t: Translator, index: ElementIndex) -> list[str]:
@@ -26258,12 +26254,9 @@ def tags_of(t: Translator, index: ElementIndex) -> list[str]:
         t(priority) if priority in ("STAT", "HIGH") else "",
         f"{t('Allergies')}: {allergies}" if allergies else "",
         index.get("MedicalAlerts"),
-        t(PREGNANCY_STATUS[pregnant]) if pregnant in PREGNANT else "",
+        t(PREGNANCY_STATUS[pregnant]) if pregnant in MAY_BE_PREGNANT else "",
     ]
     return [text.replace("\\", ", ") for text in found if text]
-
-
-PREGNANT = (2, 3)  # possibly, definitely: (0010,21C0) in PS3.3 table C.2-4
 
 
 class BoardView(NamedTuple):
@@ -26295,11 +26288,12 @@ BOARD_ORDERS = {
 
 
 class Group(NamedTuple):
-    """Rows of the board under one heading; `note` is what is said of a device."""
+    """Rows of the board under one heading; `station` is the AE title of a device, `note` what is said of it."""
 
     heading: str
-    note: str
     steps: list[dict[str, Any]]
+    station: str = ""
+    note: str = ""
 
 
 def exams_in_groups(
@@ -26312,7 +26306,7 @@ def exams_in_groups(
     stations: dict[str, str] = {}
     for row in web.read(steps_of_day, view.date) if found is None else found:
         device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
-        stations[device] = row[7]
+        stations[device] = row[7] or ""
         step = board_step(ctx, t, row, reporting)
         step |= {"device": names.get(row[7], row[7] or "?"), "doubtful": row[0] in doubtful}
         key = {"state": row[1], "time": ""}.get(view.by, device)
@@ -26320,11 +26314,9 @@ def exams_in_groups(
     for steps in groups.values():
         note_now(ctx, view.date, steps)
     if view.by == "state":
-        return [Group(t(state), "", groups[state]) for state in STEP_STATES if state in groups]
+        return [Group(t(state), groups[state]) for state in STEP_STATES if state in groups]
     return [
-        Group(
-            device, device_note(web, ctx, t, view.date, stations[device]) if device else "", steps
-        )
+        Group(device, steps, stations[device] if device else "")
         for device, steps in sorted(groups.items())
     ]
 
@@ -26343,15 +26335,11 @@ def device_note(web: Web, ctx: Context, t: Translator, date: str, station: str) 
     bookings = web.read(diary, ctx, station, date, date)
     free = free_times(ctx, bookings, date, ctx.config.clinic.slot_minutes)
     asked = web.read(last_query, device.ae_titles if device else (station,))
-    at = (
-        f"{datetime.datetime.fromisoformat(asked.last_at).astimezone(ctx.config.zone):%H:%M}"
-        if asked
-        else ""
-    )
-    today = asked and asked.last_at >= ctx.stamp()[:10]
+    last = shown_instant(asked.last_at, ctx.config.zone) if asked else ""
+    asked_today = last[:10] == shown_date(ctx.today()) and date == ctx.today()
     return " · ".join(filter(None, (
         t("next free {time}", time=clock(free[0])) if free else "",
-        t("machine last asked {time}", time=at) if today else "",
+        t("machine last asked {time}", time=last[11:16]) if asked_today else "",
     )))  # fmt: skip
 
 
@@ -26369,10 +26357,12 @@ def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
     chips += [(state, t(state), counted[state]) for state in STEP_STATES if counted[state]]
     shown = [row for row in found if view.state in ("", row[1])]
     return bottle.template(
-        BOARD_PART, t=t, date=view.date == ctx.today(), view=view,
+        BOARD_PART, t=t, view=view,
         chips=[(f"/?{view._replace(state=state).query}", state, words, number)
                for state, words, number in chips],
-        groups=exams_in_groups(web, ctx, t, view, shown), by_device=view.by == "device",
+        groups=[one._replace(note=device_note(web, ctx, t, view.date, one.station))
+                if one.station else one for one in exams_in_groups(web, ctx, t, view, shown)],
+        by_device=view.by == "device",
     )  # fmt: skip
 
 
@@ -28614,10 +28604,9 @@ def match_page(p: PageRequest) -> str:
         index = ElementIndex(bytes(step.data))
         item = step_item(step)
         stations = item.values(tag_of("ScheduledStationAETitle"))
-        exam = item.get("ScheduledProcedureStepDescription")
         cells = (", ".join(map(t, why)), t.name(index.get("PatientName")), step.patient_id,
                  t.date(index.get("PatientBirthDate")),
-                 exam or index.get("RequestedProcedureDescription"),
+                 exam_name(index),
                  ", ".join(names.get(one, one) for one in stations),
                  f"{t.date(step.start_date)} {shown_time(step.start_time)}",
                  step.accession_number, t(step.status))  # fmt: skip

@@ -41,7 +41,8 @@ def normal_date(text: str) -> str:
     return text.replace(".", "") if text.count(".") == 2 else text
 
 
-MONTH_NAMES = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+MONTH_NUMBERS = {name: number for number, name in enumerate(MONTHS, 1)}
 
 
 def typed_dates(text: str, today: datetime.date) -> list[str]:
@@ -52,8 +53,8 @@ def typed_dates(text: str, today: datetime.date) -> list[str]:
     """
     month = re.search("[a-z]{3,}", text.casefold())
     numbers = [int(number) for number in re.findall("[0-9]{1,8}", text)]
-    if month and month[0][:3] in MONTH_NAMES and len(numbers) == 2:
-        orders = [(numbers[1], MONTH_NAMES.index(month[0][:3]) + 1, numbers[0])]
+    if month and month[0][:3].capitalize() in MONTH_NUMBERS and len(numbers) == 2:
+        orders = [(numbers[1], MONTH_NUMBERS[month[0][:3].capitalize()], numbers[0])]
     elif re.fullmatch("[0-9]{8}", text.strip()):
         orders = [(numbers[0] // 10000, numbers[0] // 100 % 100, numbers[0] % 100)]
     elif not re.fullmatch(r"[0-9]{1,4}([-./ ]|年)[0-9]{1,2}([-./ ]|月)[0-9]{1,4}日?", text.strip()):

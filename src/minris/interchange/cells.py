@@ -9,6 +9,7 @@ from pydicom import datadict
 from minris.dataset.names import listed_name, resident_number, typed_name
 from minris.dataset.plausible import is_odd, is_proper
 from minris.dataset.spelling import typed_value
+from minris.dataset.times import MONTH_NUMBERS
 from minris.standard.dictionary import vr_of
 from minris.standard.status import Message
 
@@ -108,10 +109,6 @@ def damaged_identifiers(texts: Iterable[str]) -> dict[str, Message]:
     return found
 
 
-MONTH_NUMBERS = {name: number for number, name in enumerate(
-    "jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)}  # fmt: skip
-
-
 def day_comes_first(texts: Iterable[str]) -> bool | None:
     """Whether dates such as 25/2/2026 have the day first, None if none of them tells."""
     told = set()
@@ -135,11 +132,11 @@ def read_date(text: str, day_first: bool | None = None) -> str:
         day, month = (parts[1], parts[2]) if day_first else (parts[2], parts[1])
         return f"{parts[3]}{month:0>2}{day:0>2}"
     words = re.fullmatch(r"(\d{1,2})[- .]+([A-Za-z]{3})[a-z]*[-., ]+(\d{4})", text)
-    if words and words[2].lower() in MONTH_NUMBERS:
-        return f"{words[3]}{MONTH_NUMBERS[words[2].lower()]:02}{words[1]:0>2}"
+    if words and words[2].capitalize() in MONTH_NUMBERS:
+        return f"{words[3]}{MONTH_NUMBERS[words[2].capitalize()]:02}{words[1]:0>2}"
     words = re.fullmatch(r"([A-Za-z]{3})[a-z]*[. ]+(\d{1,2}),? +(\d{4})", text)
-    if words and words[1].lower() in MONTH_NUMBERS:
-        return f"{words[3]}{MONTH_NUMBERS[words[1].lower()]:02}{words[2]:0>2}"
+    if words and words[1].capitalize() in MONTH_NUMBERS:
+        return f"{words[3]}{MONTH_NUMBERS[words[1].capitalize()]:02}{words[2]:0>2}"
     if re.fullmatch(r"\d{1,2}([-/. ])(\d{1,2}|[A-Za-z]{3,})\1\d\d|\d\d[-/]\d\d[-/]\d\d", text):
         raise BadCell(Message("{value} has a year of two digits", value=text))
     if re.fullmatch(r"\d{1,5}([.,]\d+)?", text):

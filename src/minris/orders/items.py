@@ -128,3 +128,9 @@ def patient_columns(index: ElementIndex) -> dict[str, Any]:
 def step_item(step: ScheduledProcedureStep) -> ElementIndex:
     """The one item of a stored step's Scheduled Procedure Step Sequence."""
     return ElementIndex(step.data).item("ScheduledProcedureStepSequence")
+
+
+def exam_name(index: ElementIndex) -> str:
+    """What people call the exam of a worklist item: its step's description, else its procedure's."""
+    step = index.item("ScheduledProcedureStepSequence").get("ScheduledProcedureStepDescription")
+    return step or index.get("RequestedProcedureDescription")

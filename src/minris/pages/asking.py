@@ -1,6 +1,7 @@
 """What a person is asked before it is done: after a change by others, or for good."""
 
 from minris.dataset.elements import ElementIndex
+from minris.orders.items import exam_name
 from minris.orders.lookup import get_step
 from minris.orders.patients import get_patient
 from minris.pages.frame import PageRequest
@@ -48,12 +49,9 @@ def ask_if_sure(p: PageRequest, title: str, sentence: str, button: str) -> str:
 def exam_words(t: Translator, index: ElementIndex) -> str:
     """Return patient, exam and time of an exam's data set, to name it in a sentence."""
     item = index.item("ScheduledProcedureStepSequence")
-    exam = item.get("ScheduledProcedureStepDescription") or index.get(
-        "RequestedProcedureDescription"
-    )
     at = item.get("ScheduledProcedureStepStartDate"), item.get("ScheduledProcedureStepStartTime")
     when = f"{t.date(at[0])} {shown_time(at[1])}".strip()
-    return ", ".join(filter(None, (t.name(index.get("PatientName")), exam, when)))
+    return ", ".join(filter(None, (t.name(index.get("PatientName")), exam_name(index), when)))
 
 
 def thing_words(p: PageRequest, about: Thing) -> str:

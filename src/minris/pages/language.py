@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from minris.access.context import Context
 from minris.dataset.elements import ElementIndex
 from minris.dataset.names import shown_name
-from minris.dataset.times import datetime_bounds, shown_date
+from minris.dataset.times import MONTHS, datetime_bounds, shown_date
 from minris.orders.diary import Booking
 from minris.standard.dictionary import is_date, tag_of, vr_of
 from minris.standard.mpps import TAKEN_ANSWERS
@@ -60,7 +60,6 @@ class Translator:
 
 
 DATES = {"en": "{day} {month} {year}", "zh-CN": "{year}年{number}月{day}日"}
-MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 def choose_language(languages: Iterable[str], wanted: str, accepted: str, default: str) -> str:

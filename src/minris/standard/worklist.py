@@ -168,6 +168,7 @@ PREGNANCY_STATUS = {
     3: "definitely pregnant",
     4: "unknown",
 }
+MAY_BE_PREGNANT = (2, 3)  # values of (0010,21C0) that must be seen before an exam
 START_DATE, START_TIME = 0x00400002, 0x00400003
 # What a user may do to a step, by its state.
 STEP_TRANSITIONS = transition_table(

@@ -14,6 +14,7 @@ from minris.dataset.names import masked_name
 from minris.dataset.times import shown_date
 from minris.mpps.linking import does_report, doubtful_steps, reporting_stations
 from minris.orders.diary import diary, free_times
+from minris.orders.items import exam_name
 from minris.orders.lookup import steps_of_day
 from minris.orders.steps import person_events
 from minris.orders.trace import last_query
@@ -26,13 +27,14 @@ from minris.pages.language import (
     day_of,
     device_names,
     elapsed,
+    shown_instant,
     shown_time,
 )  # fmt: skip
 from minris.pages.template import template
 from minris.recent import Recent
 from minris.seen import mark_of
 from minris.standard.status import Message
-from minris.standard.worklist import PREGNANCY_STATUS, STEP_STATES
+from minris.standard.worklist import MAY_BE_PREGNANT, PREGNANCY_STATUS, STEP_STATES
 from minris.web.proxies import below_path
 from minris.web.request import Web, takes_gzip
 
@@ -50,22 +52,20 @@ def board_step(
     """Return one row of the board, as its template wants it."""
     step_id, state, start_time, data, arrived_at, started_at, ended_at, station, study = row
     index = ElementIndex(bytes(data))
-    item = index.item("ScheduledProcedureStepSequence")
     since = ended_at or (started_at if state == "STARTED" else arrived_at)
     events = person_events(state, does_report(ctx, [station] if station else [], reporting))
     main = next((event for event in events if event in NEXT_EVENTS), "")
     actions = [(event, t(PERSON_EVENTS[event])) for event in events]
     about = (t.of_person(index, ctx.local_now().date()), index.get("PatientID"))
-    exam = item.get("ScheduledProcedureStepDescription")
     order = index.get("AccessionNumber"), t.name(index.get("ReferringPhysicianName"))
     return {
         "row_id": step_id, "path": f"/step/{step_id}", "mark": mark_of(state, study), "state": state,
         "minute": start_time[:4], "time": shown_time(start_time),
         "name": t.name(index.get("PatientName")), "patient_id": index.get("PatientID"),
         "accession": order[0], "about": " · ".join(filter(None, about)),
-        "exam": exam or index.get("RequestedProcedureDescription"),
+        "exam": exam_name(index),
         "order": " · ".join(filter(None, order)), "tags": tags_of(t, index),
-        "since": ended_words(ctx, ended_at) or elapsed(ctx, t, since),
+        "since": clock_words(ctx, ended_at) or elapsed(ctx, t, since),
         "main": [one for one in actions if one[0] == main],
         "others": [one for one in actions if one[0] != main],
     }  # fmt: skip
@@ -74,11 +74,9 @@ def board_step(
 NEXT_EVENTS = ("arrive", "finish", "reschedule")  # what comes next is a button, the rest folded
 
 
-def ended_words(ctx: Context, stamp: str) -> str:
-    """Return when an exam has ended, as 10:21 of the clinic's clock; "" for one that has not."""
-    if not stamp:
-        return ""
-    return f"{datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone):%H:%M}"
+def clock_words(ctx: Context, stamp: str) -> str:
+    """Return a time stamp of the store as 10:21 of the clinic's clock; "" for none."""
+    return shown_instant(stamp, ctx.config.zone)[11:16]
 
 
 def tags_of(t: Translator, index: ElementIndex) -> list[str]:
@@ -90,12 +88,9 @@ def tags_of(t: Translator, index: ElementIndex) -> list[str]:
         t(priority) if priority in ("STAT", "HIGH") else "",
         f"{t('Allergies')}: {allergies}" if allergies else "",
         index.get("MedicalAlerts"),
-        t(PREGNANCY_STATUS[pregnant]) if pregnant in PREGNANT else "",
+        t(PREGNANCY_STATUS[pregnant]) if pregnant in MAY_BE_PREGNANT else "",
     ]
     return [text.replace("\\", ", ") for text in found if text]
-
-
-PREGNANT = (2, 3)  # possibly, definitely: (0010,21C0) in PS3.3 table C.2-4
 
 
 class BoardView(NamedTuple):
@@ -127,11 +122,12 @@ BOARD_ORDERS = {
 
 
 class Group(NamedTuple):
-    """Rows of the board under one heading; `note` is what is said of a device."""
+    """Rows of the board under one heading; `station` is the AE title of a device, `note` what is said of it."""
 
     heading: str
-    note: str
     steps: list[dict[str, Any]]
+    station: str = ""
+    note: str = ""
 
 
 def exams_in_groups(
@@ -144,7 +140,7 @@ def exams_in_groups(
     stations: dict[str, str] = {}
     for row in web.read(steps_of_day, view.date) if found is None else found:
         device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
-        stations[device] = row[7]
+        stations[device] = row[7] or ""
         step = board_step(ctx, t, row, reporting)
         step |= {"device": names.get(row[7], row[7] or "?"), "doubtful": row[0] in doubtful}
         key = {"state": row[1], "time": ""}.get(view.by, device)
@@ -152,11 +148,9 @@ def exams_in_groups(
     for steps in groups.values():
         note_now(ctx, view.date, steps)
     if view.by == "state":
-        return [Group(t(state), "", groups[state]) for state in STEP_STATES if state in groups]
+        return [Group(t(state), groups[state]) for state in STEP_STATES if state in groups]
     return [
-        Group(
-            device, device_note(web, ctx, t, view.date, stations[device]) if device else "", steps
-        )
+        Group(device, steps, stations[device] if device else "")
         for device, steps in sorted(groups.items())
     ]
 
@@ -175,15 +169,11 @@ def device_note(web: Web, ctx: Context, t: Translator, date: str, station: str) 
     bookings = web.read(diary, ctx, station, date, date)
     free = free_times(ctx, bookings, date, ctx.config.clinic.slot_minutes)
     asked = web.read(last_query, device.ae_titles if device else (station,))
-    at = (
-        f"{datetime.datetime.fromisoformat(asked.last_at).astimezone(ctx.config.zone):%H:%M}"
-        if asked
-        else ""
-    )
-    today = asked and asked.last_at >= ctx.stamp()[:10]
+    last = shown_instant(asked.last_at, ctx.config.zone) if asked else ""
+    asked_today = last[:10] == shown_date(ctx.today()) and date == ctx.today()
     return " · ".join(filter(None, (
         t("next free {time}", time=clock(free[0])) if free else "",
-        t("machine last asked {time}", time=at) if today else "",
+        t("machine last asked {time}", time=last[11:16]) if asked_today else "",
     )))  # fmt: skip
 
 
@@ -201,10 +191,12 @@ def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
     chips += [(state, t(state), counted[state]) for state in STEP_STATES if counted[state]]
     shown = [row for row in found if view.state in ("", row[1])]
     return bottle.template(
-        BOARD_PART, t=t, date=view.date == ctx.today(), view=view,
+        BOARD_PART, t=t, view=view,
         chips=[(f"/?{view._replace(state=state).query}", state, words, number)
                for state, words, number in chips],
-        groups=exams_in_groups(web, ctx, t, view, shown), by_device=view.by == "device",
+        groups=[one._replace(note=device_note(web, ctx, t, view.date, one.station))
+                if one.station else one for one in exams_in_groups(web, ctx, t, view, shown)],
+        by_device=view.by == "device",
     )  # fmt: skip
 
 

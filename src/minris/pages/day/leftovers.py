@@ -16,7 +16,7 @@ from minris.mpps.linking import (
     unscheduled_steps,
 )
 from minris.orders.identities import differs
-from minris.orders.items import step_item
+from minris.orders.items import exam_name, step_item
 from minris.orders.lookup import leftovers, step_row
 from minris.orders.scheduling import change_rows
 from minris.pages.asking import PERSON_EVENTS, changed_words, exam_words
@@ -127,10 +127,9 @@ def match_page(p: PageRequest) -> str:
         index = ElementIndex(bytes(step.data))
         item = step_item(step)
         stations = item.values(tag_of("ScheduledStationAETitle"))
-        exam = item.get("ScheduledProcedureStepDescription")
         cells = (", ".join(map(t, why)), t.name(index.get("PatientName")), step.patient_id,
                  t.date(index.get("PatientBirthDate")),
-                 exam or index.get("RequestedProcedureDescription"),
+                 exam_name(index),
                  ", ".join(names.get(one, one) for one in stations),
                  f"{t.date(step.start_date)} {shown_time(step.start_time)}",
                  step.accession_number, t(step.status))  # fmt: skip
