@@ -24747,7 +24747,7 @@ class Site:
         self.menu = [page for page in self.pages if page.words]
         self.catalogues = load_catalogues()
         self.light_until, self.worst = 0.0, "good"
-        self.counted: tuple[object, dict[str, int]] = (None, {})
+        self.count_until, self.counts = 0.0, dict[str, int]()
 
     def light(self) -> str:
         """Return the worst status of all components, at most 10 s old."""
@@ -24759,19 +24759,16 @@ class Site:
         return self.worst
 
     def attention(self, ctx: Context) -> dict[str, int]:
-        """Return how many things need attention, by page; counted anew after a change, each 15 s."""
-        key = self.web.writer.commits, int(time.monotonic() / 15), ctx.today()
-        if key != self.counted[0]:
-            read = self.web.read
-            self.counted = (
-                key,
-                {
-                    "/unscheduled": len(read(unscheduled_steps)),
-                    "/leftovers": len(read(leftovers, ctx.today())),
-                    "/orphans": len(read(orphans, ctx)),
-                },
-            )
-        return self.counted[1]
+        """Return how many things need attention, by page, at most 15 s old; a person's own act counts at once."""
+        now = time.monotonic()
+        if now > self.count_until:
+            self.count_until, read = now + 15, self.web.read
+            self.counts = {
+                "/unscheduled": len(read(unscheduled_steps)) + len(read(doubtful_steps)),
+                "/leftovers": len(read(leftovers, ctx.today())),
+                "/orphans": len(read(orphans, ctx)),
+            }
+        return self.counts
 
 
 class PageRequest:
@@ -24855,7 +24852,9 @@ class PageRequest:
 
     def write(self, core: Core, *arguments: Any) -> Any:
         """Call a core function in the store thread with the user's context; wait for the commit."""
-        return self.web.write(core, self.ctx, *arguments)
+        done = self.web.write(core, self.ctx, *arguments)
+        self.site.count_until = 0.0
+        return done
 
     def write_seen(self, about: Thing, event: str, core: Core, *arguments: Any) -> Any:
         """Call a core function likewise, if a thing is as the form or button has it.

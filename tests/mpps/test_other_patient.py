@@ -281,3 +281,11 @@ def test_after_the_decision_the_exam_says_who_the_images_name(web, doubtful):
     assert "Patient at the machine Bloggs Joe, P9" in words
     assert "the order is for" not in words
     assert words.count("P7") == 1
+
+
+def test_the_menu_counts_it_until_a_person_has_decided(web, doubtful):
+    """The way to the page is not hidden while somebody has to decide there."""
+    entry = r'<li><a href="/unscheduled"[^>]*>.*?<span class="count">(\d+)</span>'
+    assert re.search(entry, web.get("/").text, re.S)[1] == "1"
+    web.post("/unscheduled/accept", data={"performed": "1", "step": doubtful.rpartition("/")[2]})
+    assert '<li><a href="/unscheduled"' not in web.get("/").text

@@ -12,7 +12,7 @@ from minris.access.context import Actor, Context
 from minris.access.users import Login, permit
 from minris.config.ini import Device
 from minris.housekeeping.stuck import orphans
-from minris.mpps.linking import unscheduled_steps
+from minris.mpps.linking import doubtful_steps, unscheduled_steps
 from minris.orders.lookup import leftovers
 from minris.orders.undo import undoable
 from minris.pages.language import LANGUAGES, Translator, choose_language, shown_instant
@@ -135,7 +135,7 @@ class Site:
         self.menu = [page for page in self.pages if page.words]
         self.catalogues = load_catalogues()
         self.light_until, self.worst = 0.0, "good"
-        self.counted: tuple[object, dict[str, int]] = (None, {})
+        self.count_until, self.counts = 0.0, dict[str, int]()
 
     def light(self) -> str:
         """Return the worst status of all components, at most 10 s old."""
@@ -147,19 +147,16 @@ class Site:
         return self.worst
 
     def attention(self, ctx: Context) -> dict[str, int]:
-        """Return how many things need attention, by page; counted anew after a change, each 15 s."""
-        key = self.web.writer.commits, int(time.monotonic() / 15), ctx.today()
-        if key != self.counted[0]:
-            read = self.web.read
-            self.counted = (
-                key,
-                {
-                    "/unscheduled": len(read(unscheduled_steps)),
-                    "/leftovers": len(read(leftovers, ctx.today())),
-                    "/orphans": len(read(orphans, ctx)),
-                },
-            )
-        return self.counted[1]
+        """Return how many things need attention, by page, at most 15 s old; a person's own act counts at once."""
+        now = time.monotonic()
+        if now > self.count_until:
+            self.count_until, read = now + 15, self.web.read
+            self.counts = {
+                "/unscheduled": len(read(unscheduled_steps)) + len(read(doubtful_steps)),
+                "/leftovers": len(read(leftovers, ctx.today())),
+                "/orphans": len(read(orphans, ctx)),
+            }
+        return self.counts
 
 
 class PageRequest:
@@ -243,7 +240,9 @@ class PageRequest:
 
     def write(self, core: Core, *arguments: Any) -> Any:
         """Call a core function in the store thread with the user's context; wait for the commit."""
-        return self.web.write(core, self.ctx, *arguments)
+        done = self.web.write(core, self.ctx, *arguments)
+        self.site.count_until = 0.0
+        return done
 
     def write_seen(self, about: Thing, event: str, core: Core, *arguments: Any) -> Any:
         """Call a core function likewise, if a thing is as the form or button has it.
