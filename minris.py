@@ -540,49 +540,49 @@ STATUS_WORDS: dict[int, tuple[Message, Message]] = {
     int(row.code, 16): (Message(row.meaning), Message(row.mend))
     for row in table("""
     code | meaning | mend
-    0000 | Done | Nothing is to be done.
-    0001 | Done; attributes that are not known here were left out | Nothing is to be done.
+    0000 | Done | Nothing to do.
+    0001 | Done; unknown attributes were left out                 | Nothing to do.
     0105 | An attribute was sent that may not be there | Look at the device's settings for this service; the log names the attribute.
     0106 | A value is wrong | Correct the value that is named, here or at the device.
-    0107 | Done; some of what was asked for is not there | Nothing is to be done.
-    0110 | It could not be done | Read the sentence beside it; look at The box and the log.
-    0111 | It is there already | Nothing is to be done if it was sent twice; else give it another number.
-    0112 | It is not there | It may have been erased, or the device speaks to another system.
+    0107 | Done; some of what was requested is missing   | Nothing to do.
+    0110 | It could not be done | Read the sentence beside it; see System and the log.
+    0111 | It already exists   | Nothing to do if it was sent twice; otherwise give it another number.
+    0112 | It does not exist | It may have been erased, or the device speaks to another system.
     0113 | This kind of event is not known | The device sends more than the service has: update it, or ignore it.
-    0115 | An argument is wrong | Correct what is named, at the device.
-    0117 | A UID is wrong | The device's software is at fault: tell its maker.
+    0115 | An argument is wrong | Correct what is named on the device.
+    0117 | A UID is wrong | This is a fault of the device's software: inform its maker.
     0118 | This service is not known there | Switch it off at the device, or there.
-    0119 | Class and instance do not belong together | The device's software is at fault: tell its maker.
-    0120 | An attribute is missing | Fill it in at the device, or in the order.
-    0121 | A value is missing | Fill it in at the device, or in the order.
+    0119 | Class and instance do not belong together | This is a fault of the device's software: inform its maker.
+    0120 | An attribute is missing | Enter it on the device or in the order.
+    0121 | A value is missing | Enter it on the device or in the order.
     0122 | This service is not offered there | Switch it off at the device, or there.
     0123 | This action is not known | Update the device, or ignore it.
     0124 | It is not allowed | Register the device, or give it the right.
-    0131 | The same request came before | Nothing is to be done: the first one counts.
+    0131 | The same request came before | Nothing to do: the first one counts.
     0211 | This message is not known there | Switch it off at the device, or there.
-    0212 | A message is malformed | The device's software is at fault: tell its maker.
-    0213 | There is no room for it now | Try again later; look at The box for disk and memory.
+    0212 | A message is malformed | This is a fault of the device's software: inform its maker.
+    0213 | No room for it now          | Try again later; see System for disk and memory.
     A700 | More answers than are sent at once | Ask for fewer: a day, a station, a name.
-    A710 | It has ended and cannot be changed | Nothing is to be done: the first end counts.
+    A710 | It has ended and cannot be changed | Nothing to do: the first end counts.
     A900 | The question does not fit the service | Set the device's query to the worklist; the log names the key.
-    B301 | The deletion lock was not granted | Nothing is to be done: it is watched without a lock.
-    B304 | It was canceled before | Nothing is to be done.
-    B306 | It was completed before | Nothing is to be done.
-    C000 | It could not be done | Read the sentence beside it; look at The box and the log.
-    C300 | It has ended and cannot be changed | Nothing is to be done: the first end counts.
+    B301 | The deletion lock was not granted | Nothing to do: the subscription has no lock.
+    B304 | It was cancelled before | Nothing to do.
+    B306 | It was completed before | Nothing to do.
+    C000 | It could not be done | Read the sentence beside it; see System and the log.
+    C300 | It has ended and cannot be changed | Nothing to do: the first end counts.
     C301 | Somebody else has claimed it | Choose another workitem, or ask who has it.
     C302 | It is in progress already | Choose another workitem, or ask who has it.
-    C303 | It cannot be scheduled a second time | Make a new workitem.
-    C304 | What was performed is not told completely | Fill in what is missing at the workstation.
-    C307 | There is no such workitem | It has ended and was erased: load the list anew.
+    C303 | It cannot be scheduled a second time | Create a new workitem.
+    C304 | What was performed is not reported completely | Enter what is missing on the workstation.
+    C307 | There is no such workitem | It has ended and was erased: reload the list.
     C308 | The receiver is not known | Register it as a device with its address.
-    C309 | A workitem begins as scheduled | The workstation's software is at fault: tell its maker.
+    C309 | A workitem begins as scheduled | This is a fault of the workstation's software: inform its maker.
     C310 | It is not in progress | Claim it first.
-    C311 | It is completed: it cannot be canceled | Nothing is to be done.
+    C311 | It is completed and cannot be cancelled | Nothing to do.
     C312 | The performer cannot be reached | Call the person who has it.
     C313 | The performer does not want to cancel | Ask the person who has it.
-    C314 | This cannot be done with it | Do it with one workitem, not with all.
-    FE00 | The device stopped its question | Nothing is to be done.
+    C314 | This cannot be done with it | Do this for one workitem, not for all.
+    FE00 | The device stopped its question | Nothing to do.
     """)
 }
 
@@ -1133,7 +1133,7 @@ FAILURE_REASONS = {
     NOT_CHECKED: Message("could not be checked"),
     NOT_THERE: Message("is not in the archive"),
     OF_ANOTHER_CLASS: Message("is in the archive as an object of another class"),
-    NOT_STORED: Message("is no object that is stored"),
+    NOT_STORED: Message("is not an object that can be stored"),
     UID_IN_USE: Message("was asked for under a number that is in use"),
     NO_ROOM: Message("has no room in the archive"),
 }
@@ -1487,10 +1487,10 @@ STEP_TRANSITIONS = transition_table(
 )
 # What reported the end of an exam, if not a user.
 TOLD_BY = {
-    "performed step": Message("the machine's report"),
+    "performed step": Message("MPPS from the machine"),
     "availability": Message("the archive's notice of images"),
     "archive": Message("the images found in the archive"),
-    "commitment": Message("the machine's question whether its images are safe"),
+    "commitment": Message("the machine's storage commitment request"),
 }
 
 
@@ -2222,13 +2222,13 @@ SETTINGS = setting_table(r"""
     ups | restart_receivers | | titles | further AE titles notified after a restart, comma-separated
     ups | auto_subscribe_creator | no | bool | subscribe whoever creates a workitem to it
     ups | tell_going_down | yes | bool | notify subscribers when minris is stopped
-    commitment | evidence | archive | evidence | accepted proof that an image is safe, in this order, comma-separated: archive, commitment, availability
+    commitment | evidence | archive | evidence | accepted proof that an image is in the archive, in this order, comma-separated: archive, commitment, availability
     commitment | archive | | ae_or_none | AE title of the archive to query; empty: the device whose role is archive
     commitment | answer_minutes | 60 | int 1 1440 | minutes to wait for the archive's own commitment before asking again
     commitment | look_minutes | 5 | int 0 1440 | minutes between archive queries for expected images (0: never)
     commitment | quiet_minutes | 10 | int 0 1440 | minutes without a new image before an exam counts as ended, for machines without MPPS
     commitment | missing_minutes | 5 | int 0 1440 | minutes to keep looking for an image that the archive does not have
-    commitment | give_up_hours | 24 | int 1 720 | hours without proof, such as with the archive down, before images are reported as not safe
+    commitment | give_up_hours | 24 | int 1 720 | hours without proof, such as with the archive down, before images are reported as not in the archive
     commitment | report_hours | 72 | int 1 720 | hours to keep retrying delivery of a result to the machine
     commitment | keep_days | 90 | int 1 36500 | days to keep results and availability notifications
     commitment | maximum_instances | 20000 | int 1 1000000 | maximum images per request
@@ -2267,7 +2267,7 @@ SETTINGS = setting_table(r"""
     housekeeping | backups_kept | 7 | int 1 1000 | number of days whose last backup is kept, as far as there is room
     housekeeping | backups_kept_weeks | 4 | int 0 1000 | number of weeks whose last backup is kept
     housekeeping | backups_kept_months | 12 | int 0 1000 | number of months whose last backup is kept
-    housekeeping | restore_damaged | no | bool | let the newest good backup replace a store that is found damaged; what came after the backup is missing then
+    housekeeping | restore_damaged | no | bool | replace a damaged database by the newest good backup; what came after the backup is then missing
     housekeeping | no_show_after_closing | no | bool | mark open exams as no-show at closing time (devices with MPPS only)
     housekeeping | keep_queries_days | 7 | int 1 3650 | days to keep the query log
     housekeeping | keep_steps_days | 0 | int 0 36500 | days to keep ended steps and what was performed for them (0: for ever)
@@ -2275,16 +2275,16 @@ SETTINGS = setting_table(r"""
     housekeeping | keep_workitems_days | 7 | int 1 36500 | minimum days to keep an ended workitem; a deletion lock keeps it longer
     housekeeping | keep_workitem_history_days | 0 | int 0 36500 | days to keep the events of purged workitems (0: for ever)
     housekeeping | keep_deliveries_days | 30 | int 1 3650 | days to keep the record of deliveries
-    housekeeping | stuck_lock_hours | 24 | int 1 8760 | hours after a workitem's end before a deletion lock on it is listed as stuck
-    housekeeping | stuck_workitem_hours | 8 | int 1 8760 | hours without an update before a workitem in progress is listed as stuck
-    housekeeping | stuck_exam_hours | 4 | int 1 8760 | hours without an update before a started exam is listed as stuck
-    housekeeping | stuck_events_minutes | 10 | int 1 10080 | minutes before undelivered events and reports are listed as stuck
+    housekeeping | stuck_lock_hours | 24 | int 1 8760 | hours after a workitem's end before a deletion lock on it is listed under Other problems
+    housekeeping | stuck_workitem_hours | 8 | int 1 8760 | hours without an update before a workitem in progress is listed under Other problems
+    housekeeping | stuck_exam_hours | 4 | int 1 8760 | hours without an update before a started exam is listed under Other problems
+    housekeeping | stuck_events_minutes | 10 | int 1 10080 | minutes before undelivered events and reports are listed under Other problems
     housekeeping | give_up_events_hours | 72 | int 1 8760 | hours to keep retrying delivery of an event or report
     housekeeping | release_locks_days | 0 | int 0 3650 | days before deletion locks on ended workitems are released (0: only by hand)
-    housekeeping | cancel_silent_workitems_hours | 0 | int 0 87600 | hours without an update before workitems in progress are canceled (0: only by hand)
+    housekeeping | cancel_silent_workitems_hours | 0 | int 0 87600 | hours without an update before workitems in progress are cancelled (0: only by hand)
     housekeeping | cancel_expired_workitems | no | bool | cancel scheduled workitems past their expiration
     housekeeping | keep_audit_days | 0 | int 0 36500 | days to keep audit lines (0: for ever)
-    housekeeping | audit_megabytes | 64 | int 1 65536 | megabytes of audit lines in the store; older ones go to compressed files in the backup folder
+    housekeeping | audit_megabytes | 64 | int 1 65536 | maximum audit entries in the database, MB; older ones move to compressed files in the backup folder
     log | level | INFO | choice DEBUG INFO WARNING ERROR | minimum log level; at DEBUG the log may hold patient data
     log | format | text | choice text json | log format
     log | file | | text | log file, rotated at 10 MB; empty: standard error
@@ -4166,7 +4166,7 @@ def check_uid(uid: str) -> None:
 
 def exists_already(uid: str) -> Refusal:
     """The refusal (0111) of a new instance whose UID is in use."""
-    return Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} exists already", uid=uid))
+    return Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} already exists", uid=uid))
 
 
 def check_instance(index: ElementIndex, sop_class: str, uid: str) -> None:
@@ -6338,24 +6338,24 @@ def new_schema() -> str:
 # What the store may suffer from, for people. The first 64 characters are told to devices.
 TROUBLES = {
     "full": Message(
-        "The disk is full: nothing can be saved. What was saved before is shown. Make room on the"
-        " disk of this box; it goes on by itself then."
+        "The disk is full: nothing can be saved. What was saved before is shown. Free space "
+        "on the disk of this computer; saving then resumes by itself."
     ),
     "read-only": Message(
-        "The store can only be read: nothing can be saved. What was saved before is shown. It goes"
-        " on by itself when the store can be written."
+        "The database is read-only: nothing can be saved. What was saved before is shown. "
+        "Saving resumes by itself once the database can be written."
     ),
     "failing": Message(
-        "The disk fails: nothing can be saved now. What can be read is shown. Make a backup, and"
-        " have the disk of this box looked at."
+        "The disk is failing: nothing can be saved now. What can be read is shown. Make a "
+        "backup, and have the disk of this computer checked."
     ),
     "gone": Message(
-        "The store was moved or replaced: nothing is saved any more. Stop minris, put the store in"
-        " its place, and start again."
+        "The database was moved or replaced: nothing more is saved. Stop minris, put the "
+        "database back and start again."
     ),
     "damaged": Message(
-        "The store is damaged: nothing is saved in it any more. What can be read is shown. Restore"
-        " a backup."
+        "The database is damaged: nothing more is saved in it. What can be read is shown. "
+        "Restore a backup."
     ),
 }
 
@@ -6938,8 +6938,8 @@ class NotSaved(HttpRefusal):
         super().__init__(503, words, Status.RESOURCE_LIMITATION)
 
 
-BUSY_WRITING = Message("Too much is being written: nothing was saved. Try again")
-STOPPING = Message("minris is stopping: nothing was saved. Try again")
+BUSY_WRITING = Message("The database is busy: not saved. Try again")
+STOPPING = Message("minris is stopping: not saved. Try again")
 
 
 @dataclasses.dataclass
@@ -8417,8 +8417,8 @@ def words_of_cut_off() -> list[Message]:
     """The notice of an audit log that was cut off, until an administrator confirms it."""
     at = get_mark(_CUT_OFF)
     words = Message(
-        "The store has lost its last changes: the audit log had a line of {at} that is missing. An"
-        " administrator looks at /restored and confirms it.",
+        "The database has lost its last changes: an audit entry of {at} is missing. An "
+        "administrator must confirm this at /restored.",
         at=at[:16].replace("T", " "),
     )
     return [words] if at else []
@@ -8467,13 +8467,13 @@ class AccessRules:
         """
         if self.called and called != self.called:
             return 7, Message(
-                "it called {called}, our AE title is {ours}",
+                "it called {called}, but our AE title is {ours}",
                 called=repr(called),
                 ours=repr(self.called),
             )
         device = self.by_title.get(calling)
         if not device and not self.accept_unknown:
-            return 3, Message("{calling} is not registered as a device", calling=repr(calling))
+            return 3, Message("{calling} is not a registered device", calling=repr(calling))
         own = (device.host, *addresses) if device else ()
         if device and device.check_address and plain_address(address) not in own:
             return 3, Message(
@@ -8488,7 +8488,7 @@ def conflict_of(device: Device, others: Iterable[Device]) -> Message | None:
         taken = set(other.ae_titles) & set(device.ae_titles)
         if taken or other.name == device.name:
             value = ", ".join(sorted(taken)) or device.name
-            return Message("{value} belongs to {name} already", value=value, name=other.name)
+            return Message("{value} already belongs to {name}", value=value, name=other.name)
     return None
 
 
@@ -8561,7 +8561,7 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
     section = read_section(f"device {name}", DEVICE_SETTINGS, given, wrong)
     words = [Message("{key}: {value} {words}", **message.values) for message in wrong]
     if any(device.from_file and device.name == old_name for device in ctx.devices):
-        words.append(Message("It is of config.ini, and is changed there"))
+        words.append(Message("It is set in config.ini and can only be changed there"))
     if not re.fullmatch(r"[^\[\]\n]{1,64}", name.strip()):
         words.append(Message("A name has 1 to 64 characters"))
     for key in ("check_address", "passed_on"):
@@ -8605,7 +8605,7 @@ def adopt_title(ctx: Context, name: str, ae_title: str) -> None:
     record = DeviceRecord.get_or_none(DeviceRecord.name == name)
     if not record:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE,
-                      Message("It is of config.ini, and is changed there"))  # fmt: skip
+                      Message("It is set in config.ini and can only be changed there"))  # fmt: skip
     settings = json.loads(record.settings)
     settings["ae_title"] = f"{settings['ae_title']}, {ae_title}"
     save_device(ctx, name, settings, name)
@@ -8690,7 +8690,7 @@ def digest_of(secret: str) -> str:
 
 
 WRONG_PASSWORD = Message("The name or the password is wrong")
-TOO_MANY = Message("Too many wrong passwords: wait 15 minutes")
+TOO_MANY = Message("Too many failed attempts. Try again in 15 minutes.")
 # An unknown user takes as long to refuse as a wrong password.
 _NOBODY = "scrypt$14$8$1$" + "00" * 16 + "$" + "00" * 64
 
@@ -8952,7 +8952,7 @@ def make_token(ctx: Context, name: str, role: str, ae_titles: Iterable[str] = ()
     titles = [title.strip() for title in ae_titles]
     for title in titles:
         if not is_ae_title(title):
-            words = Message("{ae} is no AE title", ae=repr(title))
+            words = Message("{ae} is not an AE title", ae=repr(title))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
     secret = secrets.token_urlsafe(32)
     Token.delete().where(Token.name == name).execute()
@@ -10371,11 +10371,11 @@ class Ended(NamedTuple):
 
 
 ENDINGS = {
-    "released": Message("ended in order"),
-    "aborted": Message("broken off by the device"),
+    "released": Message("completed"),
+    "aborted": Message("aborted by the device"),
     "lost": Message("the connection was lost"),
-    "refused": Message("broken off by us: {words}"),
-    "rejected": Message("turned away: {words}"),
+    "refused": Message("aborted by minris: {words}"),
+    "rejected": Message("rejected: {words}"),
 }
 
 
@@ -10844,7 +10844,7 @@ def note_refused(
     for message in fetch_rows(Outbox, "id = ?", outbox_id):  # it may have been erased meanwhile
         if not message.given_up_at:
             return note_failed(ctx, receiver, answer, lane)
-        audit(ctx, "not passed on", message.sop_instance_uid, f"{receiver}: {answer[:200]}")
+        audit(ctx, "not forwarded", message.sop_instance_uid, f"{receiver}: {answer[:200]}")
     try_again(receiver, lane)
     return 0
 
@@ -11725,13 +11725,13 @@ def visit_of(row_id: int) -> list[Moment]:
     found = [
         Moment(step.created_at, Message("Registered")),
         *(
-            Moment(at, Message("First on the worklist of {ae}", ae=ae))
+            Moment(at, Message("First shown to {ae}", ae=ae))
             for ae, at in database.execute_sql(
                 "SELECT ae_title, at FROM step_seen WHERE step_id = ?", (row_id,)
             )
         ),
-        Moment(step.arrived_at, Message("Arrived")),
-        Moment(step.started_at, Message("Begun")),
+        Moment(step.arrived_at, Message("Checked in")),
+        Moment(step.started_at, Message("Started")),
         Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
         *_states_before(step),
     ]
@@ -11740,7 +11740,7 @@ def visit_of(row_id: int) -> list[Moment]:
     where = "about IN (?, ?) AND what IN ('rescheduled', 'change taken back') AND at >= ?"
     changes = fetch_rows(Audit, where, *study, f"step {row_id}", step.created_at)
     found += [Moment(line.at, Message("Changed") if line.what == "rescheduled" else
-                     Message("Taken back"), f"{line.detail} {line.who}") for line in changes]  # fmt: skip
+                     Message("Undone"), f"{line.detail} {line.who}") for line in changes]  # fmt: skip
     first, last, count = database.execute_sql(
         "SELECT coalesce(min(at), ''), coalesce(max(at), ''), count(DISTINCT sop_instance_uid)"
         f" FROM availability WHERE study_instance_uid = ? AND availability IN {RETRIEVABLE}",
@@ -11750,7 +11750,9 @@ def visit_of(row_id: int) -> list[Moment]:
     if count > 1:
         found.append(Moment(last, Message("{count} images in the archive", count=count)))
     found += [
-        Moment(at, Message("{ae} was told that {count} images are safe", ae=ae, count=safe))
+        Moment(
+            at, Message("{ae} was told that {count} images are in the archive", ae=ae, count=safe)
+        )
         for at, ae, safe in database.execute_sql(
             "SELECT c.told_at, c.requester, count(DISTINCT i.id) FROM commitment c JOIN commitment_instance i"
             " ON i.commitment_id = c.id JOIN availability a ON a.sop_instance_uid ="
@@ -11770,17 +11772,17 @@ def visit_of(row_id: int) -> list[Moment]:
         if state == "COMPLETED" and code in WORKITEM_MOMENTS:
             words = WORKITEM_MOMENTS[code]
         about = f"{label} {performer}".strip()
-        found += [Moment(created, Message("Workitem made"), label),
+        found += [Moment(created, Message("Workitem created"), label),
                   Moment(claimed, Message("Workitem claimed"), about), Moment(ended, words, about)]  # fmt: skip
     return sorted((one for one in found if one.at), key=lambda one: one.at)
 
 
-# The words of the time line for a state that was entered; of others, that it ended.
+# The words of the timeline for a state that was entered; of others, that it ended.
 STATE_MOMENTS = {
-    "SCHEDULED": Message("Back on the list"),
-    "ARRIVED": Message("Arrived"),
-    "READY": Message("Arrived"),
-    "STARTED": Message("Begun"),
+    "SCHEDULED": Message("Put back on the worklist"),
+    "ARRIVED": Message("Checked in"),
+    "READY": Message("Checked in"),
+    "STARTED": Message("Started"),
 }
 
 
@@ -12463,14 +12465,14 @@ def undoable(ctx: Context, about: str) -> tuple[Any, Message | None]:
     where = "about = ? AND at >= ? ORDER BY id DESC LIMIT 1"
     note = first_row(UndoNote, where, about, ctx.stamp(hours=-UNDO_HOURS))
     if not note:
-        return None, Message("There is nothing to take back")
+        return None, Message("There is nothing to undo")
     for table, row_id, old, new in json.loads(note.images):
         now, was_removed = row_as_noted((table, row_id)), bool(old and not new)
         if now | new != now or was_removed == bool(now):
-            return note, Message("It was changed again since, and cannot be taken back")
+            return note, Message("It was changed again since then and cannot be undone")
         gone_on = database.execute_sql(_EXAMS_GONE_ON[table], (row_id, note.at)).fetchone()
         if gone_on and old.keys() - {"state"}:
-            return note, Message("An exam has gone on since: it cannot be taken back")
+            return note, Message("An exam has progressed since then: this cannot be undone")
     return note, None
 
 
@@ -13571,7 +13573,7 @@ def can_be_told(ctx: Context, ae_title: str) -> bool:
 def check_receiver(ae_title: str) -> None:
     """Refuse (0115) an invalid AE title."""
     if not is_ae_title(ae_title):
-        raise Refusal(Status.INVALID_ARGUMENT_VALUE, Message("That is no AE title"))
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, Message("That is not an AE title"))
 
 
 def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:
@@ -13941,7 +13943,7 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
     check_instance(index, UPS_PUSH, uid)
     if known or is_purged(uid):
         state = known.state if known else "COMPLETED"
-        raise Refusal(UPS_TRANSITIONS["create", state], Message("{uid} exists already", uid=uid))
+        raise Refusal(UPS_TRANSITIONS["create", state], Message("{uid} already exists", uid=uid))
     forgiven = check_created(ctx, index)
     made = text_elements(
         SOPClassUID=UPS_PUSH,
@@ -14176,7 +14178,7 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
             words = Message("The performer has declined: {reason}", reason=workitem.declined)
             raise Refusal(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL, words)
         if outcome == "IN PROGRESS" and not told and not workitem.by_person:
-            words = Message("{performer} does not watch it and cannot be told",
+            words = Message("{performer} has not subscribed to it and cannot be notified",
                             performer=workitem.performer)  # fmt: skip
             raise Refusal(Status.PERFORMER_CANNOT_BE_CONTACTED, words)
         contact = tag_of("ContactURI"), tag_of("ContactDisplayName")
@@ -14271,7 +14273,7 @@ def claimed_by(ctx: Context, uid: str) -> Any:
     if workitem.state == "SCHEDULED":
         raise Refusal(Status.NOT_YET_IN_PROGRESS, Message("Nobody has claimed it yet"))
     if not workitem.by_person or workitem.performer != ctx.actor.name:
-        words = Message("It is {performer}'s", performer=workitem.performer)
+        words = Message("Claimed by {performer}", performer=workitem.performer)
         raise Refusal(Status.TRANSACTION_UID_INCORRECT, words)
     return workitem
 
@@ -14326,7 +14328,7 @@ def decline_cancellation(ctx: Context, uid: str, remark: str) -> None:
     workitem = claimed_by(ctx, uid)
     asked = EVENT_TYPES["UPS Cancel Requested"]
     if not any(one.event_type == asked for one in history_of(uid)):
-        words = Message("Nobody has asked for its cancellation")
+        words = Message("No cancellation has been requested")
         raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
     update_row(Workitem, workitem.id, declined=remark.strip()[:500])
     said = well_formed(text_elements(ReasonForCancellation=remark.strip()))
@@ -14511,7 +14513,7 @@ def end_workitem(
     with database.atomic():
         workitem = _not_ended(uid)
         if (state and workitem.state != state) or (before and workitem.updated_at >= before):
-            words = Message("It is not stuck any more")
+            words = Message("It no longer needs attention")
             raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, words)
         cancel_workitem(ctx, workitem, cancellation_reason(why, code))
         audit(ctx, "workitem ended", uid, why.strip()[:500])
@@ -14654,9 +14656,9 @@ def echo_words(our_ae_title: str, device: Device, outcome: str) -> Message:
 
 ECHO_WORDS = {
     "no address": Message("{name} has no address here"),
-    "unreached": Message("{name} is not reached at {host}, port {port}"),
+    "unreached": Message("Cannot reach {name} at {host}:{port}"),
     "insecure": Message("{name} and this system do not agree on TLS: {why}"),
-    "rejected": Message("{name} rejects us: is {ae} known to it?"),
+    "rejected": Message("{name} rejected the connection. Is {ae} configured there?"),
     "no answer": Message("{name} was reached, but did not answer C-ECHO"),
     "answers": Message("{name} answers"),
 }
@@ -14750,13 +14752,13 @@ def _turned_away(device: Device, called: Called) -> Iterator[Finding]:
         last = max((called.accepted[title].at for title in device.ae_titles
                     if title in called.accepted), default=0.0)  # fmt: skip
         if calling in device.ae_titles and at > last:
-            words = Message("It was turned away: {why}", why=why)
-            yield Finding("bad", words, _edit(device), Message("Change it here, or at the machine"))
+            words = Message("It was rejected: {why}", why=why)
+            yield Finding("bad", words, _edit(device), Message("Change it here or on the machine"))
         elif device.host and same_host(device.host, address) and calling not in device.ae_titles:
-            words = Message("It calls itself {calling}, and is registered as {ae}",
+            words = Message("It uses the AE title {calling} but is registered as {ae}",
                             calling=calling, ae=device.ae_title)  # fmt: skip
             if calling not in called.accepted:
-                mend = Message("Take {calling} too", calling=calling)
+                mend = Message("Also accept {calling}", calling=calling)
                 yield Finding("bad", words, "", mend, calling)
 
 
@@ -14764,27 +14766,27 @@ def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Findin
     """Its last association: address and SOP classes."""
     calls = [called.accepted[title] for title in device.ae_titles if title in called.accepted]
     if not calls:
-        yield Finding("warning", Message("It has not called since this system was started"), "",
-                      Message("Ask for the worklist at the machine"))  # fmt: skip
+        yield Finding("warning", Message("No contact since minris was started"), "",
+                      Message("Query the worklist on the machine"))  # fmt: skip
         return
     last = max(calls, key=lambda call: call.at)
     at = datetime.datetime.fromtimestamp(last.at, ctx.config.zone)
     classes = ", ".join(UID(uid).name for uid in last.classes)
-    words = Message("It called at {at} from {address}, for {classes}",
+    words = Message("Last call {at} from {address}, for {classes}",
                     at=f"{at:%Y-%m-%d %H:%M}", address=last.address, classes=classes)  # fmt: skip
     yield Finding("good", words)
     if device.host and not same_host(device.host, last.address):
-        words = Message("It called from {address}, and is registered for {host}",
+        words = Message("It called from {address} but is registered for {host}",
                         address=last.address, host=device.host)  # fmt: skip
         yield Finding("warning", words, _edit(device), Message("Correct its address"))
     if last.not_served:
-        words = Message("It proposed what is not served here: {names}",
+        words = Message("It requested services that are not provided here: {names}",
                         names=", ".join(last.not_served))  # fmt: skip
-        mend = Message("Switch that off at the machine, or let it call the system that serves it")
+        mend = Message("Switch that off on the machine, or point it to the system that provides it")
         yield Finding("warning", words, "", mend)
     if device.role == "modality" and MODALITY_WORKLIST not in last.classes:
-        words = Message("In its last call it did not offer the worklist")
-        yield Finding("warning", words, "", Message("Set the worklist up at the machine"))
+        words = Message("On its last call it did not request the worklist service")
+        yield Finding("warning", words, "", Message("Set up the worklist on the machine"))
 
 
 def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
@@ -14793,19 +14795,19 @@ def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
         return
     query = last_query(device.ae_titles)
     if not query:
-        words = Message("It has not asked for the worklist of late")
-        yield Finding("warning", words, "", Message("Ask for the worklist at the machine"))
+        words = Message("No recent worklist query")
+        yield Finding("warning", words, "", Message("Query the worklist on the machine"))
         return
-    why, mend = "/why", Message("Why not there?")
+    why, mend = "/why", Message("Not on the machine?")
     at = _shown_at(ctx, query.last_at)
     if query.status != Status.SUCCESS:
-        yield Finding("bad", Message("Its last query failed, at {at}", at=at), why, mend)
+        yield Finding("bad", Message("Its last query failed at {at}", at=at), why, mend)
     elif query.answers:
-        words = Message("It asked for the worklist at {at} and was told of {count} exams",
+        words = Message("Last worklist query {at}: {count} exams returned",
                         at=at, count=query.answers)  # fmt: skip
         yield Finding("good", words)
     else:
-        words = Message("It asked for the worklist at {at} and was told of nobody", at=at)
+        words = Message("Last worklist query {at}: no patients returned", at=at)
         yield Finding("warning", words, why, mend)
 
 
@@ -14826,11 +14828,11 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
     performed = first_row(PerformedProcedureStep, where, *device.ae_titles)
     if not performed:
         light = "bad" if device.mpps == "yes" else "good"
-        words = Message("It does not report performed steps: its exams end by its images, or a tap")
+        words = Message("Sends no MPPS; its exams are closed by incoming images or by hand")
         yield Finding(light, words)
         return
     at = _shown_at(ctx, performed.created_at)
-    yield Finding("good", Message("It reports performed steps, the last one at {at}", at=at))
+    yield Finding("good", Message("Sends MPPS, the last one at {at}", at=at))
     index = ElementIndex(performed.data)
     date, time = (index.get(f"PerformedProcedureStepStart{part}") for part in ("Date", "Time"))
     try:
@@ -14840,7 +14842,7 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
     skew = (said - datetime.datetime.fromisoformat(performed.created_at)).total_seconds()
     if abs(skew) > MOST_SKEW_S:
         words = Message("Its clock is {minutes} minutes off ours", minutes=round(skew / 60))
-        yield Finding("bad", words, "", Message("Set its clock, or ours"))
+        yield Finding("bad", words, "", Message("Correct its clock, or this one"))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -15919,7 +15921,7 @@ def _check_identifier(text: str) -> None:
     if re.fullmatch(r"\d+[.,]0+|\d{1,3}([,\u0020]\d{3})+", text):
         raise BadCell(Message("{value} is written as a number, not as an identifier", value=text))
     if text.casefold() in NO_VALUE or (text and not any(c.isalnum() for c in text)):
-        raise BadCell(Message("{value} is no identifier", value=text))
+        raise BadCell(Message("{value} is not an identifier", value=text))
 
 
 def damaged_identifiers(texts: Iterable[str]) -> dict[str, Message]:
@@ -16032,7 +16034,7 @@ def read_cell(keyword: str, cell: str, day_first: bool | None = None) -> dict[st
         return _read_moment(keyword, vr, text, day_first)
     if keyword == "PatientSex":
         if text and text.casefold() not in SEXES:
-            raise BadCell(Message("{value} is no sex: M, F or O", value=text))
+            raise BadCell(Message("{value} is not a sex: M, F or O", value=text))
         return {keyword: SEXES.get(text.casefold(), "")}
     if keyword in ("PatientWeight", "PatientSize"):
         return {keyword: read_number(keyword, text)}
@@ -16313,7 +16315,7 @@ CSV_COLUMNS: dict[str, str] = {
     """)
     for name in row.names.split(", ")
 }
-NO_COLUMN = "There is no column {value}"
+NO_COLUMN = "Unknown column {value}"
 
 
 def csv_keyword(name: str) -> str:
@@ -16476,7 +16478,7 @@ def import_procedures(ctx: Context, content: bytes, encoding: str = "") -> int:
     columns, count = [name.casefold() for name in head], 0
     problems = twice(name for name in columns if name in known_columns)
     problems += [
-        Message("There is no column {column}", column=column)
+        Message("Unknown column {column}", column=column)
         for column in ("code", "meaning")
         if column not in columns
     ]
@@ -17745,14 +17747,14 @@ def words_of_gap(ctx: Context, gap: Gap) -> list[Message]:
     words = [
         Message("{backup}, whose newest change is of {since}, was restored at {at}.",
                 backup=gap.backup, since=since, at=clinic_time(ctx, gap.at)),
-        Message("Missing is what the replaced store had until {until}; patients: {patients},"
-                " exams: {exams}.", until=until, patients=gap.patients, exams=gap.exams)
+        Message("What the replaced database had until {until} is missing; patients: "
+                "{patients}, exams: {exams}.", until=until, patients=gap.patients, exams=gap.exams)
         if gap.until
-        else Message("Missing is what was entered since; there was no store that could tell it."),
-        Message("New identifiers leap by {count}, past all that may have been given since.",
+        else Message("Everything entered since is missing; there was no database left to compare with."),
+        Message("New identifiers skip {count} numbers, past all that may have been assigned since.",
                 count=gap.leap)
         if gap.leap
-        else Message("New identifiers go on after those that the replaced store had given."),
+        else Message("New identifiers continue after those assigned by the replaced database."),
     ]  # fmt: skip
     if gap.patient_ids:
         words.append(Message("Missing Patient IDs: {ids}.", ids=", ".join(gap.patient_ids)))
@@ -17761,21 +17763,23 @@ def words_of_gap(ctx: Context, gap: Gap) -> list[Message]:
         words.append(Message("Missing accession numbers: {numbers}.", numbers=told))
     if gap.erased:
         told = ", ".join(patient_id for _, patient_id in gap.erased)
-        words.append(Message("Erased since, and back: {ids}. Erase them again.", ids=told))
+        words.append(
+            Message("Erased after the backup and now back: {ids}. Erase them again.", ids=told)
+        )
     if gap.revived:
-        words.append(Message("Passwords and API tokens are those of the backup: what was withdrawn"
-                             " since is valid again."))  # fmt: skip
+        words.append(Message("Passwords and API tokens are those of the backup: any revoked "
+                             "since then are valid again."))  # fmt: skip
     if gap.unread:
         told = ", ".join(gap.unread)
-        words.append(Message("Could not be read in the replaced store: {what}.", what=told))
+        words.append(Message("Could not be read in the replaced database: {what}.", what=told))
     return words
 
 
 def notice_of_gap(ctx: Context, gap: Gap) -> Message:
     """The notice of a gap at the top of every page, and in the log: it names nobody."""
     return Message(
-        "A backup of {since} was restored: what was entered after it is missing. An administrator"
-        " looks at /restored and confirms it.",
+        "A backup of {since} was restored: everything entered after it is missing. An "
+        "administrator must confirm this at /restored.",
         since=clinic_time(ctx, gap.since),
     )
 
@@ -17802,7 +17806,7 @@ def end_silent_exam(ctx: Context, row_id: int, why: str) -> None:
     old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_exam_hours)
     silent = {row[1] for row in database.execute_sql(SILENT_EXAMS, (old,))}
     if row_id not in silent:
-        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It is not stuck any more"))
+        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It no longer needs attention"))
     change_rows(ctx, "finish", [row_id], why)
 
 
@@ -17810,7 +17814,7 @@ def end_leftover(ctx: Context, row_id: int, why: str) -> None:
     """Mark an exam from an earlier day as no-show. Refuses 0106, 0112, 0110, C300."""
     needs_reason(why)
     if step_row(row_id).start_date >= ctx.today():
-        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It is not stuck any more"))
+        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It no longer needs attention"))
     change_rows(ctx, "no show", [row_id], why)
 
 
@@ -19207,12 +19211,15 @@ def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
     if not login:
         raise HttpRefusal(401, Message("Log in first"), Status.NOT_AUTHORIZED)
     if not permit(login.role, least):
-        raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
+        raise Refusal(
+            Status.NOT_AUTHORIZED,
+            Message("Your account is not allowed to do this. Ask an administrator."),
+        )
     if request.method not in ("GET", "HEAD") and login.csrf:
         check_origin(web, request)
         given = request.get_header("X-CSRF-Token") or request.forms.getunicode("csrf") or ""
         if not login.sent(given):
-            raise Refusal(Status.NOT_AUTHORIZED, Message("The form is too old: load the page anew"))
+            raise Refusal(Status.NOT_AUTHORIZED, Message("This page has expired. Reload it."))
     return login, web.context(Actor(login.name, client_address(request), login.role))
 
 
@@ -22104,7 +22111,7 @@ def other_patient(t: Translator, told: ElementIndex, ours: ElementIndex) -> str:
 
 
 PASSED_ON_WORDS = {
-    ("mpps", "N-CREATE"): Message("Exam has begun"),
+    ("mpps", "N-CREATE"): Message("Exam has started"),
     ("mpps", "N-SET"): Message("Exam has changed or ended"),
     ("mpps_notification", "N-EVENT-REPORT"): Message("Notification of an exam"),
     ("availability", "N-CREATE"): Message("Images are in the archive"),
@@ -22970,28 +22977,21 @@ document.addEventListener("keydown", (event) => {
     "i18n/zh-CN.json": r"""{
  "1 change, show": "1 项变更，点击显示",
  "1 exam": "1 项检查",
- "1 image is not judged yet: do not delete it": "1 幅影像尚未判定：请勿删除",
- "1 image is not safe: do not delete it": "1 幅影像不安全：请勿删除",
- "1 image is safe: the machine may delete it": "1 幅影像安全：设备可以删除",
  "3D views": "三维视图",
- "A backup of {since} was restored: what was entered after it is missing. An administrator looks at /restored and confirms it.": "已恢复 {since} 的备份：此后录入的内容缺失。请管理员在 /restored 查看并确认。",
  "A UID is wrong": "UID 错误",
  "A filtered subscription needs keys": "带筛选的订阅需要匹配条件",
- "A machine was not told about its images": "设备未收到影像归档结果",
  "A message is malformed": "消息格式错误",
  "A name has 1 to 64 characters": "名称须为 1 至 64 个字符",
  "A password has at least 8 characters": "密码至少 8 个字符",
  "A patient of this name and birth date has the ID {value}": "同名且同出生日期的患者已有编号 {value}",
  "A patient of this name, born {birth_date}, has the ID {value}": "同名患者（出生日期 {birth_date}）的编号是 {value}",
- "A person": "人员",
  "A procedure needs a code and a meaning": "检查项目须有代码和名称",
- "A program (API token)": "程序（API 令牌）",
  "A reason is needed": "请填写原因",
  "A token needs a name and a role": "令牌须有名称和角色",
  "A user name has 1 to 64 characters, without spaces and : @ /": "用户名须为 1 至 64 个字符，不含空格和 : @ /",
  "A value is missing": "缺少值",
  "A value is wrong": "值错误",
- "A workitem begins as scheduled": "工作项必须以“已安排”状态开始",
+ "A workitem begins as scheduled": "任务须以“已计划”状态开始",
  "A workitem cannot be created {state}": "任务不能以 {state} 状态创建",
  "AE title": "AE 标题",
  "AE title of the archive to query; empty: the device whose role is archive": "所询问的归档系统的 AE 标题；空：角色为 archive 的设备",
@@ -23005,14 +23005,9 @@ document.addEventListener("keydown", (event) => {
  "Choose the exam": "选择检查",
  "Choosing an exam corrects the list here, not the images: they keep the patient that the machine had chosen, in the archive too.": "选择检查只更正这里的列表，不更正影像：影像（包括归档系统中的）仍带有设备上所选患者的信息。",
  "cut off audit log confirmed": "已确认审计日志被截断",
- "Delete the device {name}? It is refused from then on. This cannot be taken back.": "删除设备 {name}？此后将拒绝该设备的连接。此操作无法撤销。",
- "Delete the token {name}? Its program is refused from then on. This cannot be taken back.": "删除令牌 {name}？此后将拒绝使用它的程序。此操作无法撤销。",
- "Delete the user {name}? All logins end. This cannot be taken back.": "删除用户 {name}？其所有登录将结束。此操作无法撤销。",
- "Delete {name} from the catalogue? This cannot be taken back.": "从目录中删除 {name}？此操作无法撤销。",
  "Do it all the same": "仍然执行",
  "Do it all the same?": "仍然执行吗？",
  "It can no longer be done.": "现在已无法执行。",
- "It does not answer since {since}: {problem}. Nothing new can be called safe until it does; it was last asked at {at}.": "自 {since} 起无应答：{problem}。恢复应答前，无法确认新的影像是否安全；上次询问时间 {at}。",
  "Importing {file}: {done} of {count} rows": "正在导入 {file}：已完成 {done}/{count} 行",
  "Internal error, see the log": "内部错误，请查看日志",
  "It is the patient of the order": "确认是申请上的患者",
@@ -23022,7 +23017,6 @@ document.addEventListener("keydown", (event) => {
  "Keep the reason": "保存原因",
  "Leave it as it is": "保持不变",
  "Missing: {attributes}": "缺少：{attributes}",
- "Nothing was saved. Please look again:": "未保存任何内容。请重新查看：",
  "Only a global subscription can be suspended": "只能暂停全局订阅",
  "Performed Procedure Step Object may no longer be updated": "执行步骤不能再更改",
  "Put it back on the list?": "放回列表吗？",
@@ -23041,7 +23035,6 @@ document.addEventListener("keydown", (event) => {
  "Which exam was it?": "这是哪项检查？",
  "Why likely": "可能的依据",
  "a maximum PDU length of {maximum} bytes is too small": "最大 PDU 长度 {maximum} 字节太小",
- "let the newest good backup replace a store that is found damaged; what came after the backup is missing then": "发现数据库损坏时，用最新的完好备份替换；备份之后的内容将会缺失",
  "number of days whose last backup is kept, as far as there is room": "保留最后一份备份的天数，视可用空间而定",
  "number of months whose last backup is kept": "保留最后一份备份的月数",
  "number of weeks whose last backup is kept": "保留最后一份备份的周数",
@@ -23052,21 +23045,15 @@ document.addEventListener("keydown", (event) => {
  "Second backup": "第二备份",
  "protocol version 1 is not proposed": "未提议协议版本 1",
  "second folder that each backup is copied to, such as a stick or a share; empty: none": "每份备份另外复制到的第二个文件夹，如 U 盘或网络共享；为空：不复制",
- "The backup could not be copied to {folder}: {problem}. It is tried again.": "备份无法复制到 {folder}：{problem}。将会重试。",
- "The disk fails: nothing can be saved now. What can be read is shown. Make a backup, and have the disk of this box looked at.": "磁盘出现故障：现在无法保存任何内容。能读取的内容照常显示。请做备份，并检查本机磁盘。",
- "The disk is full: nothing can be saved. What was saved before is shown. Make room on the disk of this box; it goes on by itself then.": "磁盘已满：现在无法保存任何内容。之前保存的内容照常显示。请在本机磁盘上腾出空间，之后会自动恢复。",
  "Taking back what was imported of {file}": "正在撤回 {file} 中已导入的内容",
  "The images in the archive still carry the patient of the machine: if that is wrong, correct them in the archive or at the machine.": "归档系统中的影像仍标记为设备上的患者：如有错误，请在归档系统或设备上更正。",
  "The machine reported this exam for {told}; the order is for {ours}. Decide below. The images in the archive carry {told}: if that is wrong, correct them there too.": "设备上报此检查的患者是 {told}，申请上的患者是 {ours}。请在下方确认。归档系统中的影像标记的是 {told}：如有错误，也请在归档系统中更正。",
  "After a restore": "恢复之后",
  "backup restored": "恢复备份",
  "Checking {file}": "正在检查 {file}",
- "Could not be read in the replaced store: {what}.": "被替换的数据库中无法读取：{what}。",
  "Erase the data of {value}": "删除 {value} 的数据",
- "Erased since, and back: {ids}. Erase them again.": "此后已删除、现又出现：{ids}。请再次删除。",
- "Everybody knows: confirm": "各处均已知悉：确认",
  "file imported": "文件已导入",
- "further AE titles notified after a restart, comma-separated": "除所有订阅者外，重启时还要通知的 AE 标题，用逗号分隔",
+ "further AE titles notified after a restart, comma-separated": "重启后另外通知的 AE 标题，以逗号分隔",
  "ARRIVED": "已到达",
  "About": "关于",
  "Accession Number": "检查号",
@@ -23074,16 +23061,10 @@ document.addEventListener("keydown", (event) => {
  "patient accepted": "确认患者无误",
  "gap confirmed": "确认缺口",
  "Missing accession numbers: {numbers}.": "缺少的检查号：{numbers}。",
- "Missing is what the replaced store had until {until}; patients: {patients}, exams: {exams}.": "缺少被替换的数据库截至 {until} 的内容：{patients} 位患者、{exams} 项检查。",
- "Missing is what was entered since; there was no store that could tell it.": "此后录入的内容缺失；没有可以读取的原数据库。",
  "Missing Patient IDs: {ids}.": "缺少的患者 ID：{ids}。",
- "New identifiers go on after those that the replaced store had given.": "新编号接续被替换的数据库已发出的编号。",
- "New identifiers leap by {count}, past all that may have been given since.": "新编号跳过 {count} 个，越过此后可能已发出的全部编号。",
  "Nothing is missing since a restore.": "没有因恢复而缺失的内容。",
- "Passwords and API tokens are those of the backup: what was withdrawn since is valid again.": "密码和 API 令牌为备份中的内容：此后撤销的又重新有效。",
- "pattern of generated Accession Numbers": "未提供时生成的检查号",
+ "pattern of generated Accession Numbers": "自动生成的检查号的格式",
  "Accession number": "检查号",
- "Accession number (made if empty)": "检查号（空则自动生成）",
  "Actions": "操作",
  "Actual Human Performers Sequence": "实际执行人员序列",
  "Add Addendum to Report": "补充报告",
@@ -23092,78 +23073,56 @@ document.addEventListener("keydown", (event) => {
  "Admission ID": "住院号",
  "Admitting Diagnoses Code Sequence": "入院诊断代码序列",
  "Admitting Diagnoses Description": "入院诊断",
- "All is well with {name}.": "{name} 一切正常。",
  "All requests": "全部请求",
  "All worklists": "全部任务列表",
  "Allergies": "过敏史",
- "Already known?": "是否已登记？",
- "An administrator can end the others.": "其余的由管理员结束。",
  "An argument is wrong": "参数错误",
  "An attribute is missing": "缺少属性",
  "An attribute was sent that may not be there": "收到不允许出现的属性",
- "An exam has gone on since: it cannot be taken back": "此后检查已继续进行：无法撤销",
  "An exam or a workitem of this patient is under way: end it first": "该患者有检查或工作项正在进行：请先结束",
  "Another encoding": "其他编码",
- "Another exam in this order": "同一申请再加一项检查",
  "Another patient of the same name": "同名的另一位患者",
- "Another patient: make a new ID": "另一位患者：生成新编号",
  "Answer": "应答",
  "Answers": "结果数",
  "Arabic": "阿拉伯文",
  "Archive Requested": "要求归档",
- "Are they safe?": "图像安全吗？",
- "Arrived": "已到",
- "Arrived, did not come, cancel, exam is done": "已到达、未到、取消、检查完成",
  "Ask for fewer: a day, a station, a name.": "请缩小范围：某一天、某台设备或某个姓名。",
- "Ask for the worklist at the machine": "请在设备上查询工作列表",
  "Ask the person who has it.": "请询问领取它的人。",
  "Asked": "查询时间",
  "Asked by": "提问者",
  "Asked for": "查询条件",
- "Asked is the archive {ae}.": "所询问的归档系统是 {ae}。",
  "Assign it": "指派",
- "Associations": "连接记录",
- "At this time the device has:": "该设备此时已有：",
  "At {at} it answered.": "{at} 已应答。",
  "Audit log": "审计日志",
  "Back": "返回",
- "Back on the list": "放回列表",
  "Back up now": "立即备份",
  "Backup": "备份",
  "Baltic": "波罗的海",
  "Barcode Value": "条码值",
- "Begin": "开始",
- "Begun": "开始",
  "Birth date": "出生日期",
  "Bytes": "字节",
  "CANCELED": "已取消",
  "CD written": "光盘已刻录",
  "COMPLETED": "已完成",
- "minris is stopping: nothing was saved. Try again": "minris 正在停止：未保存任何内容。请重试",
- "modality (CT, MR, US, DX ...), preselected at registration": "CT、MR、US、DX 等：登记页上列出的检查类型",
- "Calendar": "日历",
- "Call the person who has it.": "请致电领取它的人。",
- "Cancel exam": "取消检查",
+ "modality (CT, MR, US, DX ...), preselected at registration": "检查类型（CT、MR、US、DX 等），登记时预选",
+ "Calendar": "预约日历",
+ "Call the person who has it.": "请致电认领者。",
  "Cancel it": "取消任务",
- "Canceled": "取消时间",
  "Cancellation declined": "已拒绝取消",
  "Catalogue": "项目目录",
  "Central Europe": "中欧",
  "Certificate": "证书",
  "Change exam": "修改检查",
- "Change it here, or at the machine": "请在此处或在设备上更改",
  "Change of procedure for correct charging": "为正确计费更改项目",
  "Change the password": "修改密码",
  "Changed": "已修改",
  "Character set": "字符集",
  "Check its address, or switch it on": "请检查其地址，或打开设备",
- "Chinese name": "中文姓名",
  "Chinese, simplified": "简体中文",
  "Chinese, traditional": "繁体中文",
  "Choose a station or name a person": "请选择工作站或填写人员",
  "Choose another workitem, or ask who has it.": "请选择其他工作项，或询问谁已领取。",
  "Chosen": "选中",
- "Claim it": "认领",
  "Claim it first.": "请先领取。",
  "Class and instance do not belong together": "SOP 类与实例不匹配",
  "Clock": "时钟",
@@ -23182,7 +23141,7 @@ document.addEventListener("keydown", (event) => {
  "Computer aided detection done": "计算机辅助检测已完成",
  "Computer aided diagnosis done": "计算机辅助诊断已完成",
  "Confidentiality Code": "保密代码",
- "Confidentiality Constraint on Patient Data Description": "患者资料保密说明",
+ "Confidentiality Constraint on Patient Data Description": "患者资料保密描述",
  "Contact": "联系方式",
  "Contact (telephone or e-mail)": "联系方式（电话或电子邮件）",
  "Contact Display Name": "联系人显示名",
@@ -23192,38 +23151,27 @@ document.addEventListener("keydown", (event) => {
  "Container Type Code Sequence": "容器类型代码序列",
  "Correct its address": "更正其地址",
  "Correct the value that is named, here or at the device.": "请在此处或设备上更正所指的值。",
- "Correct what is named, at the device.": "请在设备上更正所指内容。",
  "Create": "创建",
  "Current Patient Location": "患者当前位置",
  "Cyrillic": "西里尔文",
  "DEPARTED": "已离开",
- "DICOM door": "DICOM 服务",
  "DISCONTINUED": "已中止",
  "Date": "日期",
  "Delete": "删除",
  "Deletion lock": "删除锁",
  "Deletion lock on what has ended": "已结束任务上的删除锁",
- "Detail": "详情",
  "Device": "设备",
  "Device or address": "设备或地址",
  "Devices": "设备",
  "Devices and who has called, statuses, catalogue": "设备、连接记录、状态码、检查目录",
- "Devices reported these exams, and no order of ours was found for them.": "设备报告了这些检查，但没有找到对应的申请。",
- "Did not come": "未到",
  "Discontinued for unspecified reason": "未说明原因的中止",
  "Disk": "磁盘",
  "Display calibration": "显示器校准",
  "Distance source to detector (mm)": "射线源至探测器距离 (mm)",
- "Do it with one workitem, not with all.": "请对单个工作项操作，而不是全部。",
  "Do not cancel it": "拒绝取消",
- "Doctor": "诊断",
- "Doctor canceled procedure": "医生取消检查",
+ "Doctor canceled procedure": "医师取消检查",
  "Done": "完成",
- "Done; attributes that are not known here were left out": "已完成；此处不认识的属性已略去",
- "Done; some of what was asked for is not there": "已完成；所请求的部分内容不存在",
  "Dose area product (dGy·cm²)": "剂量面积乘积 (dGy·cm²)",
- "Double booking: at this time {device} has {exams} too.": "时间冲突：{device} 此时还有 {exams}。",
- "Drop it": "放弃",
  "Duplicate order": "重复申请",
  "Effective Start DateTime": "生效日期时间",
  "Effective Stop DateTime": "失效日期时间",
@@ -23231,10 +23179,8 @@ document.addEventListener("keydown", (event) => {
  "End": "结束",
  "End a subscription": "结束订阅",
  "End it": "结束",
- "End it, whoever has it": "强制结束（无论由谁认领）",
  "End its subscriptions": "结束其全部订阅",
  "End sessions": "结束会话",
- "End what is stuck, end subscriptions of others": "结束滞留任务、结束他人的订阅",
  "Ended": "结束",
  "Ended: {state}": "结束：{state}",
  "Enter its address": "填写其地址",
@@ -23246,64 +23192,40 @@ document.addEventListener("keydown", (event) => {
  "Erase a patient": "删除患者",
  "Erase a patient's data": "删除患者数据",
  "Erase this patient's data": "删除该患者的数据",
- "Erased are the patient, all exams, reports of machines, workitems and remembered queries. The audit log keeps ID and accession numbers, the archive its images, and backups what they have until they are dropped. This cannot be taken back.": "将删除患者、全部检查、设备报告、工作项和记住的查询。审计日志保留患者号和检查号，归档系统保留影像，备份在被替换之前保留原有内容。此操作无法撤销。",
  "Erased.": "已删除。",
  "Ethnic Group": "民族",
  "Events not delivered": "未送达的事件",
  "Exam": "检查项目",
  "Exam changed": "检查已修改",
- "Exam has begun": "检查已开始",
- "Exam has begun, and no news since": "检查已开始，此后没有消息",
  "Exam has changed or ended": "检查已更改或结束",
- "Exam is done": "检查已完成",
- "Exam of a day before, not begun": "往日未开始的检查",
- "Exam was given up": "检查已中止",
  "Exams": "检查数",
  "Exams a day": "每日检查数",
  "Exams by day": "每日检查数",
- "Exams of days before that have neither ended nor been taken off the list.": "前几日既未结束也未移出列表的检查。",
- "Exams of the last two days whose images are not all in the archive": "最近两天图像未全部归档的检查",
  "Exams of {date}": "{date} 的检查",
  "Expected Completion DateTime": "预计完成日期时间",
  "Expected end": "预计结束",
- "Expires after": "过期时间",
  "Exposure": "曝光",
  "Exposure time (ms)": "曝光时间 (ms)",
  "Exposures": "曝光次数",
  "F": "女",
- "Family name (Latin letters)": "姓（拼音，空则自动生成）",
  "Female": "女",
- "Figures": "统计",
  "File": "文件",
  "File: CSV, DICOM JSON or a DICOM worklist file": "文件：CSV、DICOM JSON 或 DICOM 工作列表文件",
- "Fill in what is missing at the workstation.": "请在工作站补全缺少的内容。",
- "Fill it in at the device, or in the order.": "请在设备上或申请中填写。",
  "Filler Order Number / Imaging Service Request": "执行方申请号",
  "Filter": "筛选",
  "First image in the archive": "首幅图像已归档",
- "First on the worklist of {ae}": "首次出现在 {ae} 的工作列表",
  "Fluoroscopy (s)": "透视时间 (s)",
- "For the screen in the room: this page alone": "候诊室屏幕：仅显示此页",
- "Free is {time}.": "空闲时间：{time}。",
  "Free times:": "空闲时间：",
  "Fri": "周五",
  "From": "来源",
- "From config.ini, to be changed there": "来自 config.ini，请在该文件中修改",
  "From day": "起始日期",
- "Further": "更多",
  "Gender Identity Code Sequence": "性别认同代码序列",
  "Gender Identity Comment": "性别认同备注",
  "Gender Identity Sequence": "性别认同序列",
- "Give it up": "放弃",
- "Give the exam {asked}": "将检查改为 {asked}",
- "Give them up": "放弃发送",
- "Given name (Latin letters)": "名（拼音，空则自动生成）",
- "Given up": "中止",
- "Given up, of those begun": "已开始检查的中止率",
+ "Give the exam {asked}": "将该检查改为：{asked}",
  "Greek": "希腊文",
  "HIGH": "优先",
  "HL7 Structured Document Reference Sequence": "HL7 结构化文档引用序列",
- "Hears of": "接收内容",
  "Hebrew": "希伯来文",
  "Height (cm)": "身高 (cm)",
  "How it ended": "结束方式",
@@ -23320,19 +23242,14 @@ document.addEventListener("keydown", (event) => {
  "Imaging Service Request Comments": "影像申请备注",
  "Import": "导入",
  "Import a CSV file": "导入 CSV 文件",
- "Import them all": "全部导入",
- "In its last call it did not offer the worklist": "最近一次呼叫时它未提供工作列表服务",
- "In order of": "排列",
  "In progress without news": "进行中但无消息",
  "In the archive": "已归档",
- "In the room, minutes (median)": "检查用时，分钟（中位数）",
  "Incorrect procedure ordered": "申请了错误的检查",
  "Incorrect side ordered": "申请了错误的侧别",
  "Incorrect worklist entry selected": "选错了工作列表条目",
  "Input Information Sequence": "输入信息序列",
  "Input Readiness State": "输入就绪状态",
  "Input sets": "输入组数",
- "Inputs": "输入数据",
  "Institution Address": "机构地址",
  "Institution Name": "机构名称",
  "Institutional Department Name": "科室名称",
@@ -23344,136 +23261,73 @@ document.addEventListener("keydown", (event) => {
  "Issuer of Patient ID": "患者编号签发者",
  "Issuer of Patient ID Qualifiers Sequence": "患者编号签发者限定序列",
  "Issuer of Service Episode ID Sequence": "就诊号签发者序列",
- "It asked for the worklist at {at} and was told of nobody": "它于 {at} 查询工作列表，没有患者",
- "It asked for the worklist at {at} and was told of {count} exams": "它于 {at} 查询工作列表，得到 {count} 项检查",
  "It asked for {name} {asked}; the exam has {has}.": "设备查询的{name}为 {asked}，而该检查为 {has}。",
- "It called at {at} from {address}, for {classes}": "它在 {at} 从 {address} 呼叫，服务：{classes}",
- "It called from {address}, and is registered for {host}": "它从 {address} 呼叫，而登记的是 {host}",
- "It calls itself {calling}, and is registered as {ae}": "它自称 {calling}，而登记的是 {ae}",
  "It cannot be scheduled a second time": "不能再次安排",
  "It could not be done": "未能完成",
- "It does not report performed steps: its exams end by its images, or a tap": "它不报告执行步骤：其检查由图像或点按结束",
  "It has been purged; its history remains.": "该任务已清除；其历史仍保留。",
  "It has ended already": "已经结束",
  "It has ended and cannot be changed": "已结束，不能更改",
- "It has ended and was erased: load the list anew.": "它已结束并被删除：请重新加载列表。",
- "It has not asked for the worklist of late": "近期未查询工作列表",
- "It has not called since this system was started": "本系统启动以来它未曾呼叫",
- "It is completed: it cannot be canceled": "已完成，不能取消",
- "It is done": "完成",
  "It is found.": "能查到。",
  "It is in progress already": "已在进行中",
  "It is not allowed": "不允许",
  "It is not certain how the letters of the file are encoded: it is not UTF-8. Choose the encoding, or save the file as UTF-8": "无法确定文件的文字编码：不是 UTF-8。请选择编码，或将文件另存为 UTF-8",
  "It is not in progress": "未在进行中",
- "It is not stuck any more": "已不再滞留",
- "It is not there": "不存在",
- "It is of config.ini, and is changed there": "该设备来自 config.ini，请在该文件中修改",
- "It is there already": "已存在",
- "It is tried again now.": "现在重试。",
- "It is {performer}'s": "由 {performer} 认领",
- "It may have been erased, or the device speaks to another system.": "它可能已被删除，或设备连接的是另一个系统。",
- "It reports performed steps, the last one at {at}": "它会报告执行步骤，最近一次在 {at}",
- "It was canceled before": "此前已取消",
- "It was changed again since, and cannot be taken back": "此后又有更改，无法撤销",
+ "It may have been erased, or the device speaks to another system.": "可能已被删除，或设备连接的是另一个系统。",
  "It was completed before": "此前已完成",
- "It was turned away: {why}": "它被拒绝：{why}",
  "Its clock is {minutes} minutes off ours": "其时钟与本系统相差 {minutes} 分钟",
- "Its day has passed: a machine that asks for today does not find it.": "日期已过：查询当天的设备找不到它。",
- "Its last query failed, at {at}": "它最近的查询失败，时间 {at}",
  "Japanese": "日文",
- "Judgement": "判定",
  "KVP": "管电压 (kV)",
- "Keys": "快捷键",
  "Kind of reason": "原因类别",
  "Kind of station": "工作站类别",
- "Kind of work": "工作类别",
- "Known": "已知情况",
  "Korean": "韩文",
  "LOW": "低",
- "Label": "标签",
  "Last": "最近",
  "Last Menstrual Date": "末次月经日期",
- "Last heard": "最近送达",
  "Last login": "最近登录",
- "Leave out the columns that are not known": "略去未知的列",
  "Left out by the device": "设备未提供",
- "Leftovers": "遗留检查",
- "Light": "指示灯",
  "Local Namespace Entity ID": "本地命名空间标识",
  "Log in": "登录",
  "Log in first": "请先登录",
  "Log out": "退出",
  "Long Code Value": "长代码值",
- "Look at it first": "先预览",
  "Look at the device's settings for this service; the log names the attribute.": "请查看设备上此服务的设置；日志中有该属性的名称。",
  "M": "男",
  "MEDIUM": "中",
- "Made": "创建时间",
- "Make a new workitem.": "请新建工作项。",
- "Make, claim and end workitems": "创建、领取和结束任务",
  "Male": "男",
- "Match what came without an order; why not there; import": "匹配无申请的检查；为何查不到；导入",
- "Matched by": "匹配依据",
- "Matched.": "已匹配。",
  "Meaning": "含义",
  "Media Import": "介质导入",
  "Medical Alerts": "医疗警示",
  "Medical alerts": "医疗警示",
- "Mended: the next query of the device finds the exam.": "已更正：设备下次查询即可找到该检查。",
  "Merge": "合并",
  "Minutes": "分钟",
  "Modality": "检查类型",
- "Modality (that of the device if empty)": "检查类型（空则取设备的类型）",
  "Mon": "周一",
  "More answers than are sent at once": "结果超过一次发送的数量",
  "Move to today": "改到今天",
- "N: register a patient; /: search; T: today; arrows: the day before or after; P: print; ?: this help": "N：登记患者；/：搜索；T：今天；左右箭头：前一天或后一天；P：打印；?：本帮助",
  "NO SHOW": "未到",
  "Name": "名称",
  "Name to Use": "使用的姓名",
  "Name to Use Comment": "使用姓名备注",
  "Name, ID or birth date": "姓名、编号或出生日期",
- "Names as this device is sent them": "该设备收到的姓名",
  "Names of Intended Recipients of Results": "结果接收人姓名",
  "New device": "新设备",
- "New exam for this patient": "为该患者新建检查",
  "New password": "新密码",
  "New subscription": "新订阅",
  "New user or token": "新建用户或令牌",
  "New workitem": "新任务",
- "New, or changed": "新建或更改",
- "No archive is set: nothing can be called safe. Register it as a device with the role archive.": "未设置归档系统：无法判定任何图像安全。请将其登记为角色为 archive 的设备。",
  "No connection to the server. What is shown may be old.": "与服务器的连接已断开，显示的内容可能不是最新。",
  "No device has asked for a worklist.": "还没有设备查询过工作列表。",
- "No exams on this day.": "当天没有检查。",
- "No machine has asked whether its images are safe.": "还没有设备询问其图像是否安全。",
- "No order": "没有申请",
- "Nobody has asked for its cancellation": "没有人请求取消",
  "Nobody has claimed it yet": "尚无人认领",
- "Nobody is subscribed.": "没有订阅者。",
- "Nobody is waiting.": "没有人在等候。",
- "Nobody was found.": "没有找到。",
  "Nobody.": "无。",
  "None.": "无。",
- "Not passed on": "未能转发",
  "Nothing found.": "未找到。",
- "Nothing is passed on: set passed_on at a device.": "没有转发任何内容：请在设备上设置 passed_on。",
- "Nothing is stuck.": "没有滞留项。",
- "Nothing is to be done if it was sent twice; else give it another number.": "如果重复发送，无需处理；否则请换一个编号。",
- "Nothing is to be done.": "无需处理。",
- "Nothing is to be done: it is watched without a lock.": "无需处理：已订阅，但没有删除锁。",
- "Nothing is to be done: the first end counts.": "无需处理：以第一次结束为准。",
- "Nothing is to be done: the first one counts.": "无需处理：以第一次为准。",
  "Nothing was chosen": "没有选择任何内容",
  "Nothing was imported:": "没有导入任何内容：",
- "Nothing was saved. Please correct:": "尚未保存，请更正：",
  "Nothing yet.": "尚无内容。",
  "Notification of an exam": "检查通知",
  "Nursing unit cancel": "护理单元取消",
  "O": "其他",
  "Occupation": "职业",
- "Of what a device repeats, the last time is shown.": "设备重复的操作只显示最后一次。",
  "Older": "更早",
  "Open": "未结束",
  "Open now": "当前连接",
@@ -23491,19 +23345,13 @@ document.addEventListener("keydown", (event) => {
  "Output Information Sequence": "输出信息序列",
  "Output sets": "输出组数",
  "Pages": "页面",
- "Passed on": "转发",
- "Passed on to {device}": "已转发给 {device}",
  "Password": "密码",
- "Password (of a person)": "密码（人员）",
- "Password until now": "当前密码",
  "Past its expiration": "已过期",
  "Patient": "患者",
  "Patient Comments": "患者备注",
  "Patient ID": "患者编号",
- "pattern of generated Patient IDs": "未提供时生成的患者编号",
- "Patient ID of the one who stays": "保留者的患者编号",
- "Patient ID, once more": "再次输入患者号",
- "Patient Species Description": "物种说明",
+ "pattern of generated Patient IDs": "自动生成的患者编号的格式",
+ "Patient Species Description": "物种描述",
  "Patient State": "患者状态",
  "Patient Transport Arrangements": "患者转运安排",
  "Patient allergic to media/contrast": "患者对造影剂过敏",
@@ -23542,7 +23390,7 @@ document.addEventListener("keydown", (event) => {
  "Performed Procedure Step Start DateTime": "执行步骤开始日期时间",
  "Performed Procedure Step Start Time": "执行步骤开始时间",
  "Performed Procedure Step Status": "执行步骤状态",
- "Performed Procedure Type Description": "执行类型说明",
+ "Performed Procedure Type Description": "执行类型描述",
  "Performed Processing Parameters Sequence": "执行处理参数序列",
  "Performed Protocol Code Sequence": "执行协议代码序列",
  "Performed Series Sequence": "执行序列",
@@ -23558,7 +23406,6 @@ document.addEventListener("keydown", (event) => {
  "Performing Physician's Name": "执行医生姓名",
  "Person": "人员",
  "Person Names to Use Sequence": "称呼姓名序列",
- "Persons": "人员",
  "Pertinent Documents Sequence": "相关文档序列",
  "Phone": "电话",
  "Place": "地点",
@@ -23583,7 +23430,6 @@ document.addEventListener("keydown", (event) => {
  "Procedure Step Progress Information Sequence": "步骤进度信息序列",
  "Procedure Step Progress Parameters Sequence": "步骤进度参数序列",
  "Procedure Step State": "步骤状态",
- "Programs (API tokens)": "程序（API 令牌）",
  "Progress": "进度说明",
  "Progress (%)": "进度（%）",
  "Pronoun Code Sequence": "代词代码序列",
@@ -23599,7 +23445,6 @@ document.addEventListener("keydown", (event) => {
  "Radiation mode": "辐射模式",
  "Read": "已阅片",
  "Read as {encoding}": "按 {encoding} 读取",
- "Read the sentence beside it; look at The box and the log.": "请看旁边的说明；并查看“主机”页面和日志。",
  "Reason": "原因",
  "Reason For Performed Procedure Code Sequence": "执行原因代码序列",
  "Reason for Cancellation": "取消原因",
@@ -23615,7 +23460,7 @@ document.addEventListener("keydown", (event) => {
  "Referenced Request Sequence": "引用申请序列",
  "Referenced SOP Class UID": "引用 SOP 类 UID",
  "Referenced SOP Instance UID": "引用 SOP 实例 UID",
- "Referenced Study Sequence": "引用检查序列",
+ "Referenced Study Sequence": "引用检查（条目）序列",
  "Referring Physician's Name": "申请医生姓名",
  "Referring physician": "申请医生",
  "Register": "登记",
@@ -23626,14 +23471,11 @@ document.addEventListener("keydown", (event) => {
  "Register it as a device with its address.": "请将其登记为设备并填写地址。",
  "Register on {date} at {time}": "在 {date} {time} 登记",
  "Register the device, or give it the right.": "请登记该设备，或授予权限。",
- "Register, find and correct patients, merge two who are one": "登记、查找、更正患者，合并重复患者",
  "Registered": "已登记",
  "Registered. The device finds the patient on its worklist.": "登记完成，设备可在工作列表中找到该患者。",
  "Relationship": "关联信息",
  "Release a deletion lock": "解除删除锁",
  "Release the lock": "解除锁",
- "Remark": "说明",
- "Remark on dose": "剂量说明",
  "Replaced Procedure Step Sequence": "被替换步骤序列",
  "Report Verification": "报告审核",
  "Report verified": "报告已审核",
@@ -23645,7 +23487,7 @@ document.addEventListener("keydown", (event) => {
  "Requested Procedure Comments": "申请检查备注",
  "Requested Procedure Description": "申请检查说明",
  "Requested Procedure ID": "申请检查编号",
- "pattern of generated Requested Procedure IDs": "未提供时生成的申请检查编号",
+ "pattern of generated Requested Procedure IDs": "自动生成的申请检查编号的格式",
  "Requested Procedure Location": "申请检查地点",
  "Requested Procedure Priority": "申请检查优先级",
  "Requested procedure ID": "申请检查编号",
@@ -23668,41 +23510,36 @@ document.addEventListener("keydown", (event) => {
  "Sat": "周六",
  "Save": "保存",
  "Saved.": "已保存。",
- "Saved. Open exams follow.": "已保存，未结束的检查同步更新。",
- "Says": "依据",
  "Scheduled": "已安排",
- "Scheduled Human Performers Sequence": "预定执行人员序列",
+ "Scheduled Human Performers Sequence": "计划执行人员序列",
  "Scheduled Performing Physician's Name": "预约执行医生姓名",
  "Scheduled Procedure Step Description": "预约步骤说明",
  "Scheduled Procedure Step End Date": "预约步骤结束日期",
  "Scheduled Procedure Step End Time": "预约步骤结束时间",
- "Scheduled Procedure Step Expiration DateTime": "预定步骤过期日期时间",
+ "Scheduled Procedure Step Expiration DateTime": "计划步骤截止日期时间",
  "Scheduled Procedure Step ID": "预约步骤编号",
- "pattern of generated Scheduled Procedure Step IDs": "未提供时生成的预约步骤编号",
+ "pattern of generated Scheduled Procedure Step IDs": "自动生成的预约步骤编号的格式",
  "Scheduled Procedure Step Location": "预约步骤地点",
- "Scheduled Procedure Step Location (0040,0011) of its steps": "该设备检查的 Scheduled Procedure Step Location (0040,0011)",
- "Scheduled Procedure Step Modification DateTime": "预定步骤修改日期时间",
- "Scheduled Procedure Step Priority": "预定步骤优先级",
+ "Scheduled Procedure Step Location (0040,0011) of its steps": "该设备检查的预约步骤地点 (0040,0011)",
+ "Scheduled Procedure Step Modification DateTime": "计划步骤修改日期时间",
+ "Scheduled Procedure Step Priority": "计划步骤优先级",
  "Scheduled Procedure Step Sequence": "预约步骤序列",
- "Scheduled Procedure Step Start Date": "预约日期",
- "Scheduled Procedure Step Start DateTime": "预定步骤开始日期时间",
- "Scheduled Procedure Step Start Time": "预约时间",
+ "Scheduled Procedure Step Start Date": "预约步骤开始日期",
+ "Scheduled Procedure Step Start DateTime": "计划步骤开始日期时间",
+ "Scheduled Procedure Step Start Time": "预约步骤开始时间",
  "Scheduled Procedure Step Status": "预约步骤状态",
- "Scheduled Processing Parameters Sequence": "预定处理参数序列",
+ "Scheduled Processing Parameters Sequence": "计划处理参数序列",
  "Scheduled Protocol Code Sequence": "预约协议代码序列",
  "Scheduled Specimen Sequence": "预约标本序列",
  "Scheduled Station AE Title": "预约设备 AE 标题",
- "Scheduled Station Class Code Sequence": "预定工作站类别代码序列",
- "Scheduled Station Geographic Location Code Sequence": "预定工作站地理位置代码序列",
+ "Scheduled Station Class Code Sequence": "计划工作站类别代码序列",
+ "Scheduled Station Geographic Location Code Sequence": "计划工作站地理位置代码序列",
  "Scheduled Station Name": "预约设备名称",
- "Scheduled Station Name (0040,0010) of its steps": "该设备检查的 Scheduled Station Name (0040,0010)",
- "Scheduled Station Name Code Sequence": "预定工作站名称代码序列",
+ "Scheduled Station Name (0040,0010) of its steps": "该设备检查的预约设备名称 (0040,0010)",
+ "Scheduled Station Name Code Sequence": "计划工作站名称代码序列",
  "Scheduled Step Attributes Sequence": "预约步骤属性序列",
- "Scheduled Workitem Code Sequence": "预定任务代码序列",
+ "Scheduled Workitem Code Sequence": "计划任务代码序列",
  "Search": "查找",
- "See the board, the calendar and the day on paper": "查看看板、日历和打印当日安排",
- "See what is stuck, settle what has no order": "查看滞留任务，处理没有申请的内容",
- "Send it now": "现在提交",
  "Sending of images": "发送图像",
  "Series Description": "序列说明",
  "Series Instance UID": "序列实例 UID",
@@ -23710,13 +23547,10 @@ document.addEventListener("keydown", (event) => {
  "Service Episode Description": "就诊说明",
  "Service Episode ID": "就诊号",
  "Sessions": "会话",
- "Set its clock, or ours": "请校正其时钟或本系统时钟",
  "Set its inputs": "设置输入状态",
  "Set the device's query to the worklist; the log names the key.": "请将设备的查询设为工作列表；日志中有该查询键的名称。",
- "Set the worklist up at the machine": "请在设备上设置工作列表",
  "Setting": "设置项",
  "Settings": "设置",
- "Settings are changed in the file, and taken at the next start: {path}": "设置在文件中更改，下次启动时生效：{path}",
  "Several patients have this ID": "有多名患者使用此编号",
  "Sex": "性别",
  "Sex Parameters for Clinical Use Category Code Sequence": "临床用性别参数类别代码序列",
@@ -23724,26 +23558,18 @@ document.addEventListener("keydown", (event) => {
  "Sex Parameters for Clinical Use Category Reference": "临床用性别参数类别参考",
  "Sex Parameters for Clinical Use Category Sequence": "临床用性别参数类别序列",
  "Show": "显示",
- "Show names as sent": "预览姓名的发送形式",
- "Since the start, the newest first": "启动以来，最新的在前",
  "Since when": "起始时间",
- "Slip": "检查单",
  "Smoking Status": "吸烟状况",
  "Somebody else has claimed it": "已被他人领取",
- "Somebody wants it to be canceled; see the time line.": "有人请求取消；见时间线。",
- "Something went wrong. It is in the log.": "出错了，详情见日志。",
  "Special Needs": "特殊需要",
  "Specific Character Set": "字符集",
- "Specimen Description Sequence": "标本说明序列",
+ "Specimen Description Sequence": "标本描述序列",
  "Specimen Identifier": "标本标识",
  "Specimen UID": "标本 UID",
  "State": "状态",
  "Station": "工作站",
- "Status": "状态码",
- "Statuses": "状态码",
+ "Status": "状态",
  "Step ID": "步骤编号",
- "Store": "数据库",
- "Stuck": "滞留任务",
  "Study Date": "检查日期",
  "Study ID": "检查 ID",
  "Study Instance UID": "检查实例 UID",
@@ -23751,28 +23577,16 @@ document.addEventListener("keydown", (event) => {
  "Subscribe a device": "为设备订阅",
  "Subscribe to all workitems": "订阅全部任务",
  "Sun": "周日",
- "Switch it off at the device, or there.": "请在设备上或对方系统中关闭它。",
- "Take back: {what} ({who}, {at})": "撤销：{what}（{who}，{at}）",
- "Take {calling} too": "也接受 {calling}",
- "Taken back": "已撤销",
- "Taken back.": "已撤销。",
+ "Switch it off at the device, or there.": "请在设备上或对方系统中关闭该服务。",
  "Text": "文本",
  "Thai": "泰文",
- "That did not work": "操作未成功",
- "That is no AE title": "这不是 AE 标题",
  "That is the same patient": "这是同一名患者",
- "The backup is tried again at {time}": "将在 {time} 重试备份",
- "The box": "系统",
  "The cancellation was declined: {reason}": "取消请求已被拒绝：{reason}",
  "The certificate {file} expires on {day}": "证书 {file} 将于 {day} 过期",
  "The certificate {file} has expired on {day}": "证书 {file} 已于 {day} 过期",
- "The day after": "后一天",
- "The day before": "前一天",
  "The deletion lock was not granted": "未授予删除锁",
- "The device gets": "设备收到",
  "The device sends more than the service has: update it, or ignore it.": "设备发送的内容超出此服务：请更新设备，或忽略。",
  "The device stopped its question": "设备中止了查询",
- "The device's software is at fault: tell its maker.": "设备软件有误：请联系厂商。",
  "The exam is {state}; that is not shown to devices.": "该检查{state}，此状态不向设备显示。",
  "The export is damaged: {problem}": "导出文件已损坏：{problem}",
  "The file has no item": "文件中没有任何条目",
@@ -23783,12 +23597,9 @@ document.addEventListener("keydown", (event) => {
  "The file is not text in the encoding {value}": "文件不是编码 {value} 的文本",
  "The file reads, in the encoding": "按以下编码读取文件",
  "The first {shown} of {count}. Choose a state or a worklist.": "共 {count} 项，仅显示前 {shown} 项。请按状态或任务列表筛选。",
- "The form is too old: load the page anew": "表单已过期：请重新打开页面",
  "The gap": "缺口",
  "The last backup failed: {problem}": "最近一次备份失败：{problem}",
- "The log was changed behind our back: the line of {at} does not follow from the one before it.": "日志被人擅自改动：{at} 的记录与前一条不衔接。",
  "The name or the password is wrong": "用户名或密码错误",
- "The newest": "最新",
  "The performer cannot be reached": "无法联系执行者",
  "The performer does not want to cancel": "执行者不愿取消",
  "The performer has declined: {reason}": "执行者已拒绝取消：{reason}",
@@ -23796,37 +23607,25 @@ document.addEventListener("keydown", (event) => {
  "The question does not fit the service": "查询不符合此服务",
  "The receiver is not known": "接收方未登记",
  "The request comes from another site": "请求来自其他网站",
- "The store has lost its last changes: the audit log had a line of {at} that is missing. An administrator looks at /restored and confirms it.": "数据库丢失了最后的更改：审计日志中曾有 {at} 的一行，现已缺失。请管理员查看 /restored 并确认。",
  "This system is not called {host}: see [web] public_url and hosts": "本系统不叫 {host}：见 [web] public_url 与 hosts",
  "The request comes from another site, {site}. If that is this system behind a proxy: set [web] public_url": "请求来自其他网站 {site}。若那是代理后的本系统：请设置 [web] public_url",
  "The same patient: correct the name": "同一患者：更正姓名",
  "The same patient: use the ID {value}": "同一患者：使用编号 {value}",
- "The same person": "同一人",
- "The same person as another one": "与另一患者是同一人",
  "The same request came before": "此前已收到相同请求",
  "The step is {state}": "该步骤为 {state}",
- "The store can only be read: nothing can be saved. What was saved before is shown. It goes on by itself when the store can be written.": "数据库只能读取：现在无法保存任何内容。之前保存的内容照常显示。数据库可以写入后会自动恢复。",
- "The store is damaged: nothing is saved in it any more. What can be read is shown. Restore a backup.": "数据库已损坏：不再向其中保存任何内容。能读取的内容照常显示。请恢复备份。",
- "The store was moved or replaced: nothing is saved any more. Stop minris, put the store in its place, and start again.": "数据库文件被移动或替换：不再保存任何内容。请停止 minris，把数据库放回原处，再重新启动。",
  "The token, shown this once: {secret}": "令牌（仅显示这一次）：{secret}",
  "The week after": "后一周",
  "The week before": "前一周",
- "The workstation's software is at fault: tell its maker.": "工作站软件有误：请联系厂商。",
  "There are no such images": "没有这些影像",
  "There are none.": "没有。",
- "There are several archives: nothing can be called safe until [commitment] archive names one.": "有多个归档系统：在 [commitment] archive 指定其一之前，无法判定任何图像安全。",
  "There are {count} columns for {value}": "{value} 有 {count} 列",
  "There is no column for the patient's name": "没有患者姓名列",
- "There is no column {column}": "没有列 {column}",
- "There is no column {value}": "没有 {value} 这一列",
  "There is no device {name}": "没有设备 {name}",
  "There is no procedure {code}": "没有检查项目 {code}",
  "There is no role {role}": "没有角色 {role}",
- "There is no room for it now": "目前没有空间",
  "There is no such action": "没有这个操作",
  "There is no such import": "没有这次导入",
  "There is no such match": "没有这个匹配",
- "There is no such page.": "没有这个页面。",
  "There is no such patient": "没有这位患者",
  "There is no such reason": "没有这个原因",
  "There is no such request": "没有这样的请求",
@@ -23835,15 +23634,12 @@ document.addEventListener("keydown", (event) => {
  "There is no such workitem": "没有这个任务",
  "There is no token {name}": "没有令牌 {name}",
  "There is no user {name}": "没有用户 {name}",
- "There is nothing to take back": "没有可撤销的操作",
  "Third Person Pronouns Sequence": "第三人称代词序列",
  "This Patient ID is known with another name": "该编号已属于另一姓名",
  "This action is not known": "未知操作",
  "This cannot be done here.": "此处不能这样操作。",
  "This cannot be done with it": "不能这样操作",
  "This file was imported already at {time}. Import it again only if its rows shall be there twice.": "此文件已于 {time} 导入。仅当需要重复这些行时才再次导入。",
- "This is an export of a whole store: stop minris, import it, and start minris again": "这是整个数据库的导出文件：请停止 minris，导入后再启动",
- "This is no valid identity number: a digit may be wrong.": "身份证号无效：可能有数字输错。",
  "This is not the ID of the patient": "这不是该患者的患者号",
  "This is the last administrator": "这是最后一位管理员",
  "This kind of event is not known": "未知事件类型",
@@ -23853,29 +23649,20 @@ document.addEventListener("keydown", (event) => {
  "This name is known": "此姓名已有登记",
  "This service is not known there": "对方不认识此服务",
  "This service is not offered there": "对方不提供此服务",
- "This was another exam": "这是另一项检查",
  "Thu": "周四",
  "Time": "时间",
- "Time line": "时间线",
  "Times in the hour": "该小时次数",
  "Timezone Offset From UTC": "时区",
- "To be told": "待通知",
  "To day": "结束日期",
- "To the board": "回到看板",
- "Told by": "通知方式",
  "The body is too large": "请求正文过大",
  "The form has too many fields": "表单字段过多",
  "Too many large requests at once: try again": "同时的大请求过多：请重试",
- "Too many wrong passwords: wait 15 minutes": "密码错误次数过多：请等待 15 分钟",
- "Too much is being written: nothing was saved. Try again": "正在写入的数据过多：未保存任何内容。请重试",
  "Transaction UID": "事务 UID",
  "Transcription": "转录",
- "Try again later; look at The box for disk and memory.": "请稍后再试；在“主机”页面查看磁盘和内存。",
  "Try again now": "立即重试",
  "Tube current (µA)": "管电流 (µA)",
  "Tue": "周二",
  "Turkish": "土耳其文",
- "Turned away since the start": "启动以来被拒绝的连接",
  "UNAVAILABLE": "不可用",
  "UPS Assigned": "任务指派",
  "UPS Cancel Requested": "请求取消任务",
@@ -23887,72 +23674,51 @@ document.addEventListener("keydown", (event) => {
  "Universal Entity ID": "通用实体标识",
  "Universal Entity ID Type": "通用实体标识类型",
  "Unknown attribute": "未知属性",
- "Unknown emergency patient": "身份不明的急诊患者",
- "Unscheduled": "无申请的检查",
  "Update the device, or ignore it.": "请更新设备，或忽略。",
- "Use: {profile}": "套用：{profile}",
  "User name": "用户名",
  "Users": "用户",
  "Users, tokens, audit log, settings, backup": "用户、令牌、审计日志、设置、备份",
  "Value": "值",
  "Vietnamese": "越南文",
  "Waiting room": "候诊室",
- "Waiting, minutes (median)": "等候，分钟（中位数）",
- "Watched by": "订阅者",
- "Watchers": "订阅者",
- "Watchers, what is passed on, are they safe": "订阅者、转发、影像是否安全",
- "maximum open WebSockets": "同时打开的 WebSocket 数",
+ "maximum open WebSockets": "同时打开的 WebSocket 的最大数",
  "Wed": "周三",
  "Week": "周",
  "Week from {first} to {last}": "{first} 至 {last} 的一周",
  "Weight (kg)": "体重 (kg)",
  "Western Europe": "西欧",
  "What": "项目",
- "What came of it": "结果",
  "What devices show, and what is in the log.": "设备上显示的和日志中的状态码。",
  "What each role may do": "各角色的权限",
- "What is known": "已知情况",
- "What is to be done": "要做什么",
- "What it is": "类别",
  "What to do": "可执行操作",
  "What was done": "执行内容",
- "What was performed is not told completely": "执行内容不完整",
- "What you had typed": "您之前输入的内容",
  "Who": "操作者",
  "Why": "原因",
- "Why is my patient not on the machine?": "为什么设备上查不到我的患者？",
- "Why not there?": "为何查不到",
  "Workitem": "任务",
  "Workitem assignment rejected by assigned resource": "被指派方拒绝任务",
  "Workitem claimed": "任务已领取",
  "Workitem ended: {state}": "任务已结束：{state}",
  "Workitem expired": "任务已过期",
- "Workitem made": "任务已创建",
  "Workitems": "任务",
  "Worklist": "任务列表",
  "Worklist Label": "任务列表标签",
  "Worklist Label (0074,1202) of workitems created without one": "未指定时任务的工作列表标签 (0074,1202)",
  "Write a CD": "刻录光盘",
- "Writing to the store": "写入数据库",
- "You may leave this page: it goes on.": "可以离开此页：操作会继续进行。",
- "Your role may not do this": "您的角色无权执行此操作",
  "Your session has ended, and nothing was saved yet. Log in: what you typed is kept.": "会话已结束，尚未保存。请登录：您输入的内容已保留。",
  "[{section}] {key}: {value} {words}": "[{section}] {key}：{value} {words}",
  "[{section}] {key}: {words}": "[{section}] {key}：{words}",
  "all letters": "所有文字",
- "hours after a workitem's end before a deletion lock on it is listed as stuck": "任务结束这么多小时后仍有的删除锁列为滞留",
- "hours until a login expires": "登录在这么多小时后失效",
- "hours to keep retrying delivery of a result to the machine": "设备不接收的结果在这么多小时后放弃",
- "hours without an update before a workitem in progress is listed as stuck": "进行中的任务这么多小时没有消息则列为滞留",
- "minimum days to keep an ended workitem; a deletion lock keeps it longer": "已结束的任务至少保留这么多天，有删除锁时一直保留",
- "address of the machine (needed only if minris connects to it)": "设备的网络地址",
+ "hours until a login expires": "登录有效小时数",
+ "hours to keep retrying delivery of a result to the machine": "向设备重试送达存储确认结果的小时数，超过则放弃",
+ "minimum days to keep an ended workitem; a deletion lock keeps it longer": "已结束任务的最短保留天数；有删除锁时继续保留",
+ "address of the machine (needed only if minris connects to it)": "设备的网络地址（仅当本系统需要连接该设备时）",
  "See its certificate, and tls_ca and tls_certificate of [dicom]": "请查看其证书，以及 [dicom] 的 tls_ca 与 tls_certificate",
  "the application context is not DICOM's": "应用上下文不是 DICOM",
  "the calling AE title is empty": "主叫 AE 标题为空",
  "{name} and this system do not agree on TLS: {why}": "{name} 与本系统的 TLS 连接不成：{why}",
  "any_name": "任何主机名",
- "whether minris calls it over TLS; any_name: even if its certificate names another host": "呼叫它时是否用 TLS；any_name：其证书写的是其他主机名也可",
- "public URL if behind a reverse proxy, such as https://ris.clinic.example or https://clinic.example/minris": "浏览器使用的地址（端口前有代理时），如 https://ris.clinic.example 或 https://clinic.example/minris",
+ "whether minris calls it over TLS; any_name: even if its certificate names another host": "连接该设备时是否使用 TLS；any_name：证书中的主机名不同也可",
+ "public URL if behind a reverse proxy, such as https://ris.clinic.example or https://clinic.example/minris": "使用反向代理时的公开网址，如 https://ris.clinic.example 或 https://clinic.example/minris",
  "further names of this system; once these or public_url are set, requests for any other name are refused (421)": "本系统的其他主机名；设置此项或 public_url 后，以其他名称发来的请求一律拒绝（421）",
  "addresses or networks of reverse proxies, comma-separated; their X-Forwarded-For names the caller": "反向代理的地址或网段，以逗号分隔；其 X-Forwarded-For 说明真正的来访地址",
  "address to listen on": "监听地址",
@@ -23960,73 +23726,63 @@ document.addEventListener("keydown", (event) => {
  "all": "全部",
  "all workitems": "全部任务",
  "alphabetic": "仅拼音",
- "archive supports relational queries": "仅凭图像自身 UID 即可查到图像的归档系统",
- "minutes to wait for the archive's own commitment before asking again": "把请求转给归档系统自行确认后，这么多分钟没有答复则重新询问",
+ "archive supports relational queries": "归档系统支持关系查询（仅凭影像 UID 即可查到）",
+ "minutes to wait for the archive's own commitment before asking again": "等待归档系统自身存储确认的分钟数，超过则重新请求",
  "same Patient ID": "患者 ID 相同",
  "same accession number": "检查号相同",
  "same birth date": "出生日期相同",
  "same device": "设备相同",
  "same name": "姓名相同",
- "seconds without a message before an association is aborted": "这么长时间没有消息的连接将被中止",
- "hours to keep retrying delivery of an event or report": "无法送达的事件或转发内容在这么多小时后放弃",
- "hours without an update before a started exam is listed as stuck": "已开始的检查这么多小时没有消息则列为滞留",
+ "seconds without a message before an association is aborted": "关联(association)无消息超过该秒数即中止",
+ "hours to keep retrying delivery of an event or report": "事件或报告重试送达的小时数，超过则放弃",
  "minutes to keep looking for an image that the archive does not have": "归档系统中没有的图像在这段时间内会再次查找",
  "and {count} more": "另有 {count} 条",
  "return empty sequences; no: omit them": "返回空序列；no：省略空序列",
  "archive": "归档",
  "as asked": "随查询",
  "as_subscribed": "按其订阅方式",
- "maximum associations at once": "同时的连接数",
- "megabytes of audit lines in the store; older ones go to compressed files in the backup folder": "库中审计记录的最大 MB 数；更早的记录移入备份文件夹的压缩文件",
- "days to keep audit lines (0: for ever)": "审计记录在这么多天后删除（0：从不）",
+ "maximum associations at once": "同时的最大关联(association)数",
+ "days to keep audit lines (0: for ever)": "审计记录的保留天数（0：永久）",
  "auto": "自动",
  "availability notified": "收到影像可用通知",
- "being judged": "正在判定",
  "both": "两者都用",
- "broken off by the device": "被设备中断",
- "broken off by us: {words}": "被本系统中断：{words}",
- "authorities file (PEM); callers must present a certificate issued by one of them": "呼叫方须出示由此文件中机构签发的证书，PEM",
+ "authorities file (PEM); callers must present a certificate issued by one of them": "签发机构文件（PEM）；呼叫方须出示其中机构签发的证书",
  "authorities file (PEM) of devices called over TLS; empty: tls_client_ca, else those of the system": "minris 以 TLS 呼叫的设备，其证书的签发机构文件，PEM；为空：同 tls_client_ca，否则用系统自带的",
  "allow calls from 127.0.0.1 to /api and /dicom-web without a token": "来自 127.0.0.1 的 /api 和 /dicom-web 调用不需要令牌",
  "cannot be changed here": "不能在此修改",
  "cannot be read in the character set of the file": "无法按文件的字符集读取",
  "cannot be read: {error}": "无法读取：{error}",
- "change taken back": "修改已撤销",
  "closed": "休息",
- "commitment asked": "请求归档确认",
- "commitment dropped": "放弃归档确认",
- "commitment judged": "归档确认已判定",
- "commitment not told": "归档结果未送达",
- "commitment of the archive": "归档系统的确认",
- "commitment tried again": "重试归档确认",
+ "commitment asked": "请求存储确认",
+ "commitment dropped": "放弃存储确认",
+ "commitment judged": "存储确认已核对",
+ "commitment not told": "存储确认结果未送达",
+ "commitment of the archive": "归档系统的存储确认",
+ "commitment tried again": "重试存储确认",
  "config.ini": "config.ini",
- "maximum connections per address, not counting WebSockets": "来自同一地址的连接数（不含 WebSocket）",
- "maximum connections without an association yet": "尚未建立关联的连接数",
+ "maximum connections per address, not counting WebSockets": "每个地址的最大连接数（不含 WebSocket）",
+ "maximum connections without an association yet": "尚未建立关联(association)的最大连接数",
  "could not be checked": "无法核实",
- "could not be told": "无法通知",
  "days of the week without exams, such as sat, sun": "没有检查的星期，例如 sat, sun",
  "maximum nesting of sequences": "序列的最大嵌套层数",
  "default": "默认",
  "definitely pregnant": "确定妊娠",
- "days before deletion locks on ended workitems are released (0: only by hand)": "已结束任务的删除锁在这么多天后释放（0：只能由人释放）",
- "desk": "前台",
+ "days before deletion locks on ended workitems are released (0: only by hand)": "已结束任务的删除锁的保留天数，到期释放（0：只能手动释放）",
+ "desk": "登记员",
  "device deleted": "删除设备",
  "device saved": "保存设备",
  "dimse": "DIMSE",
- "does not work": "不工作",
  "double booking": "时间冲突",
  "dropped": "已丢弃",
  "encoding of imported files other than UTF-8, such as GB18030 or windows-1252; empty: asked for if uncertain": "非 UTF-8 导入文件的编码，如 GB18030 或 windows-1252；留空：不确定时询问",
- "ended in order": "正常结束",
  "events given up": "放弃事件",
- "days to keep the events of purged workitems (0: for ever)": "已清除任务的事件在这么多天后删除（0：从不）",
+ "days to keep the events of purged workitems (0: for ever)": "已清除任务的事件的保留天数（0：永久）",
  "events tried again": "重试事件",
- "minutes before undelivered events and reports are listed as stuck": "这么多分钟未能送达的事件和转发内容列为滞留",
- "log file, rotated at 10 MB; empty: standard error": "写入的文件，满 10 MB 轮换；空：标准错误输出",
- "private key file (PEM)": "其私钥文件，PEM",
- "certificate chain file (PEM)": "我方证书及其上级证书的文件，PEM",
- "certificate chain file of the pages (PEM); set it to serve them by https": "网页证书文件，PEM：网页以 https 提供",
- "log format": "每行的格式",
+ "log file, rotated at 10 MB; empty: standard error": "日志文件，满 10 MB 轮换；留空：标准错误输出",
+ "private key file (PEM)": "私钥文件（PEM）",
+ "certificate chain file (PEM)": "本机证书链文件（PEM）",
+ "certificate chain file of the pages (PEM); set it to serve them by https": "页面的证书链文件（PEM）；设置后以 https 提供页面",
+ "log format": "日志格式",
  "given up": "已放弃",
  "given up, {answer}": "已放弃，{answer}",
  "grant deletion locks; no: subscribers get none (B301)": "授予删除锁；no：订阅者得不到 (B301)",
@@ -24037,14 +23793,12 @@ document.addEventListener("keydown", (event) => {
  "has no room in the archive": "归档系统空间不足",
  "has no value": "没有值",
  "has several values": "含有多个值",
- "how workitem events reach it: as_subscribed, or always dimse, websocket or both": "如何向它通知工作项：按它（或替它订阅者）的订阅方式",
- "default length of an exam, minutes, if its procedure is not in the catalogue": "目录中没有的检查项目所需的分钟数",
+ "how workitem events reach it: as_subscribed, or always dimse, websocket or both": "任务事件的通知方式：as_subscribed（按订阅方式），或始终 dimse、websocket、both",
+ "default length of an exam, minutes, if its procedure is not in the catalogue": "检查项目不在目录中时的默认时长（分钟）",
  "ideographic": "仅汉字",
  "idle for {seconds} s": "空闲 {seconds} 秒",
  "images settled": "处理无申请影像",
  "import refused": "导入被拒绝",
- "in order": "正常",
- "is before its begin": "早于开始时间",
  "is changed by N-ACTION": "须用 N-ACTION 更改",
  "is in a character set that is not known here": "使用了未知的字符集",
  "is in the archive as an object of another class": "在归档系统中，但属于另一类对象",
@@ -24053,7 +23807,6 @@ document.addEventListener("keydown", (event) => {
  "is missing: ask for it, or register anyway": "未填写：请询问，或仍然登记",
  "is neither yes nor no": "既不是 yes 也不是 no",
  "is nested too deep": "嵌套过深",
- "is no object that is stored": "不是可存储的对象",
  "is not JSON: {error}": "不是 JSON：{error}",
  "is not a date and time or a range of them": "不是日期时间或其范围",
  "is not a kind of work": "不是工作类别",
@@ -24064,62 +23817,52 @@ document.addEventListener("keydown", (event) => {
  "is not an object of DICOM JSON": "不是 DICOM JSON 对象",
  "is not an offset": "不是时区偏移",
  "is not in the archive": "不在归档系统中",
- "is not judged yet": "尚未判定",
  "is not known": "未知",
  "is not one of {choices}": "不是以下之一：{choices}",
  "is not some of {choices}": "不是 {choices} 中的若干项",
  "is not that of the command set": "与命令集不一致",
  "is not that of the identity number": "与身份证号不符",
- "is safe": "安全",
  "is there beside (0008,1199)": "与 (0008,1199) 同时出现",
  "is there twice": "出现了两次",
  "is {value} already": "已经是 {value}",
- "it called {called}, our AE title is {ours}": "它呼叫的是 {called}，本机的 AE title 是 {ours}",
  "item": "条目",
- "default language of the pages": "浏览器两种语言都未要求时网页的语言",
+ "default language of the pages": "页面的默认语言",
  "maximum PDU accepted, bytes": "可接受的最大 PDU，字节",
  "maximum command set, bytes": "最大命令集，字节",
- "maximum data set, bytes; larger ones are discarded and answered 0213": "最大数据集，字节；更大的读过即丢，应答 0213",
+ "maximum data set, bytes; larger ones are discarded and answered 0213": "最大数据集，字节；超过则丢弃并返回 0213",
  "maximum request of a program or with a file, bytes; a form has 64 KiB": "程序请求或带文件请求的最大长度，字节；表单为 64 KiB",
- "last told: {at}": "最近通知：{at}",
- "minimum log level; at DEBUG the log may hold patient data": "写入的最低级别；DEBUG 时日志可能含患者数据",
+ "minimum log level; at DEBUG the log may hold patient data": "日志最低级别；DEBUG 时日志可能含患者数据",
  "lock released": "释放删除锁",
  "login": "登录",
- "It proposed what is not served here: {names}": "它请求了本系统不提供的服务：{names}",
- "Switch that off at the machine, or let it call the system that serves it": "请在设备上关闭该服务，或让设备连接提供该服务的系统",
- "not served here: {names}": "本系统不提供：{names}",
  "audit lines archived": "审计记录已归档",
  "association rejected": "关联被拒绝",
  "login failed": "登录失败",
  "logout": "退出",
- "look at it": "需留意",
  "may not be set": "不允许修改",
  "may not have \\ or =": "不能含有 \\ 或 =",
  "modality": "影像设备",
  "more than {limit} matches": "超过 {limit} 条结果",
- "maximum answers per query of this device; empty: as [dicom] answer_limit": "每次查询最多返回条数；空：同 [dicom] answer_limit",
- "maximum answers per query; beyond it the query ends with A700": "一次查询的最多应答数；超过则以 A700 结束",
- "maximum elements in one data set": "一个数据集的最多元素数",
- "maximum images per request": "一次请求的最多图像数",
+ "maximum answers per query of this device; empty: as [dicom] answer_limit": "该设备每次查询的最多结果数；留空：同 [dicom] answer_limit",
+ "maximum answers per query; beyond it the query ends with A700": "每次查询的最多结果数；超过则以 A700 结束",
+ "maximum elements in one data set": "一个数据集的最大元素数",
+ "maximum images per request": "每次请求的最大影像数",
  "must be empty": "必须为空",
  "never": "从未",
  "no": "否",
  "no file: defaults": "无文件：默认值",
- "nobody opens its WebSocket": "没有人打开它的 WebSocket",
- "none yet": "尚无",
- "not passed on": "未转发",
+ "nobody opens its WebSocket": "没有程序打开其 WebSocket",
  "not pregnant": "未妊娠",
  "nothing": "空",
- "maximum per address": "其中来自同一地址的",
+ "maximum per address": "每个地址的最大数",
  "orders moved": "申请已转移",
- "AE title of this system; configure it on every machine": "我方 AE 标题，须在每台设备上填写",
- "bytes of one data set to discard before the association is aborted": "一个数据集超过这么多字节则中止连接",
+ "AE title of this system; configure it on every machine": "本机 AE 标题，须在各设备上配置",
+ "bytes of one data set to discard before the association is aborted": "一个数据集丢弃超过该字节数即中止关联(association)",
  "password changed": "修改密码",
  "patient corrected": "更正患者",
  "patient erased": "删除患者数据",
  "patient updated": "更新患者",
  "patients merged": "合并患者",
- "days to keep patients without steps (0: for ever)": "没有任何检查且这么多天未变的患者将被删除（0：从不）",
+ "days to keep patients without steps (0: for ever)": "没有检查的患者的保留天数（0：永久）",
  "performed step created": "新建执行步骤",
  "performed step matched": "匹配执行步骤",
  "performed step set": "更新执行步骤",
@@ -24127,7 +23870,7 @@ document.addEventListener("keydown", (event) => {
  "performed step unmatched": "取消匹配执行步骤",
  "perhaps known already, with other IDs: {names}": "可能已有登记，编号不同：{names}",
  "port for associations over TLS (0: none; 2762 is the registered one)": "TLS 连接端口（0：无；注册端口为 2762）",
- "port of the machine (needed only if minris connects to it)": "设备的端口",
+ "port of the machine (needed only if minris connects to it)": "设备的端口（仅当本系统需要连接该设备时）",
  "port to listen on (0: any free)": "监听端口（0：任意空闲）",
  "port to listen on; 104 is the registered one (0: any free; off: none but tls_port)": "监听端口；104 为注册端口（0：任一空闲端口；off：只用 tls_port）",
  "possibly pregnant": "可能妊娠",
@@ -24138,19 +23881,19 @@ document.addEventListener("keydown", (event) => {
  "reason": "原因",
  "refuse a performed step without its type 2 attributes (0120), or discontinued without series": "拒绝缺少 2 类属性 (0120) 或中止而无序列的执行步骤",
  "refuse a workitem without its type 2 attributes (0120)": "拒绝缺少 2 类属性的任务 (0120)",
- "reject calls to any other AE title": "拒绝呼叫非我方 AE 标题的连接",
+ "reject calls to any other AE title": "拒绝呼叫其他 AE 标题的连接",
  "reject its AE titles from any address other than host": "拒绝来自其他地址的该 AE 标题",
  "refused, {answer}": "被拒绝，{answer}",
- "requests per second and address before 429; 0: no limit": "同一地址每秒的请求数，超过则要求等待 (429)；0：不限",
+ "requests per second and address before 429; 0: no limit": "每个地址每秒的请求数，超过则返回 429；0：不限",
  "rescheduled": "修改检查",
- "days to keep results and availability notifications": "结果和可用性通知保留这么多天",
+ "days to keep results and availability notifications": "存储确认结果和影像可用通知的保留天数",
  "retired": "已停用",
  "row": "行",
  "scheduled": "登记检查",
- "cancel scheduled workitems past their expiration": "过期的预约任务将被取消",
+ "cancel scheduled workitems past their expiration": "取消已过截止时间的计划任务",
  "send command and data set in one PDU": "命令和数据集放在同一个 PDU 中发送",
- "send UPS events even if it rejects the SCP role": "即使对方不接受我方为 SCP，也向其发送 UPS 事件",
- "accept calls from AE titles that are not registered as devices": "为未登记为设备的 AE 标题提供服务",
+ "send UPS events even if it rejects the SCP role": "即使对方不接受本机的 SCP 角色，也向其发送 UPS 事件",
+ "accept calls from AE titles that are not registered as devices": "接受未登记为设备的 AE 标题的连接",
  "sessions ended": "结束会话",
  "character set of answers that character_set cannot encode": "character_set 无法表示时使用的字符集",
  "character set of answers to it, and of its texts without one; empty: as its query says, else UTF-8": "返回结果所用的字符集；空：按其查询，否则 UTF-8",
@@ -24161,43 +23904,35 @@ document.addEventListener("keydown", (event) => {
  "row {number} cannot be read: a quotation mark is not closed, or a cell is too long": "第 {number} 行无法读取：引号未闭合，或单元格过长",
  "row {number}, {column}: {words}": "第 {number} 行，{column}：{words}",
  "show only steps scheduled for its own AE titles, whatever it asks for": "只显示预约到该设备 AE 标题的检查",
- "name of the clinic, shown on the pages": "显示在网页上",
+ "name of the clinic, shown on the pages": "诊所名称，显示在页面上",
  "origins whose pages may call /api and /dicom-web with a token, such as https://viewer.example": "其网页可凭令牌调用 /api 和 /dicom-web 的网站，如 https://viewer.example",
  "step": "检查状态",
  "states in which steps are hidden from modalities": "处于这些状态的步骤不向设备显示",
- "days to keep ended steps and what was performed for them (0: for ever)": "结束这么多天的步骤及其执行记录将被删除（0：从不）",
- "subscribe whoever creates a workitem to it": "让创建任务者订阅该任务",
+ "days to keep ended steps and what was performed for them (0: for ever)": "已结束的预约步骤及其执行记录的保留天数（0：永久）",
+ "subscribe whoever creates a workitem to it": "创建任务者自动订阅该任务",
  "subscribed": "订阅",
  "suspended": "暂停订阅",
  "taken, {answer}": "已接收，{answer}",
  "technologist": "技师",
- "send storage commitment results on its own association first, while that is open": "存储确认的结果先在设备自己仍打开的连接上告知",
- "notify subscribers when minris is stopped": "停机时通知订阅者",
- "minutes between archive queries for expected images (0: never)": "每隔这么多分钟向归档系统查询待到的图像（0：从不）",
+ "send storage commitment results on its own association first, while that is open": "存储确认结果优先在设备仍打开的关联(association)上发送",
+ "notify subscribers when minris is stopped": "停止时通知订阅者",
+ "minutes between archive queries for expected images (0: never)": "向归档系统查询待到影像的间隔分钟数（0：从不）",
  "row {number}: {words}": "第 {number} 行：{words}",
  "the archive's notice of images": "归档系统的图像通知",
  "the clock has leapt: nothing is erased until it runs evenly": "时钟发生跳变：走时平稳前不删除任何内容",
  "the connection was lost": "连接中断",
- "minutes without a new image before an exam counts as ended, for machines without MPPS": "不报告的设备，这么长时间没有新图像即视为检查结束",
+ "minutes without a new image before an exam counts as ended, for machines without MPPS": "不发送 MPPS 的设备，超过该分钟数没有新影像即视为检查结束",
  "the images found in the archive": "在归档系统中找到的图像",
- "the last is {name}": "最近一份是 {name}",
- "the machine's question whether its images are safe": "设备询问图像是否安全",
- "the machine's report": "设备的报告",
  "there is no such setting": "没有这个设置",
- "seconds to receive one PDU, plus 1 s per 16 KiB": "已开始的 PDU 的时限，每 16 KiB 多一秒",
- "seconds a caller has to request an association": "呼叫方请求关联的时限",
- "seconds a caller has to accept what is sent": "呼叫方接收我方数据的时限",
- "seconds to receive a request": "请求传入的时限",
+ "seconds to receive one PDU, plus 1 s per 16 KiB": "接收一个 PDU 的时限（秒），每 16 KiB 加 1 秒",
+ "seconds a caller has to request an association": "呼叫方请求关联(association)的时限（秒）",
+ "seconds a caller has to accept what is sent": "呼叫方接收本机数据的时限（秒）",
+ "seconds to receive a request": "接收请求的时限（秒）",
  "time of the nightly backup; a missed one is made at the next start; empty: none": "夜间备份时间，错过则下次启动时补做；空：不备份",
  "time zone of the clinic, such as Asia/Shanghai; empty: that of the machine": "诊所时区，如 Asia/Shanghai；空：使用本机时区",
- "to be told": "待通知",
  "token deleted": "删除令牌",
  "token made": "新建令牌",
- "told": "已通知",
- "told by WebSocket": "经 WebSocket 通知",
- "told: {heard} of {all}": "已通知：{heard}/{all}",
  "too many at once: {own} of {count} are its own": "同时连接过多：{count} 个中有 {own} 个来自该地址",
- "turned away: {words}": "被拒绝：{words}",
  "unknown": "未知",
  "unsubscribed": "取消订阅",
  "user deleted": "删除用户",
@@ -24206,19 +23941,17 @@ document.addEventListener("keydown", (event) => {
  "was asked for under a number that is in use": "询问时使用了已被占用的编号",
  "was changed meanwhile: {value}": "期间已被他人改为：{value}",
  "websocket": "WebSocket",
- "kind of device": "设备角色",
+ "kind of device": "设备类别",
  "what is forwarded to it, comma-separated: mpps (performed steps), mpps_notification, availability": "向其转发的内容，用逗号分隔：mpps（执行步骤）、mpps_notification、availability",
- "name groups it receives: all, or only one": "发送姓名的哪部分：全部，或只发送其一",
- "accepted proof that an image is safe, in this order, comma-separated: archive, commitment, availability": "证明图像安全的依据，按此顺序，用逗号分隔：archive、commitment、availability",
- "opening time, for the calendar": "第一个检查可以开始的时间，用于日历",
- "closing time, for the calendar and no_show_after_closing": "最后一个检查结束的时间，用于日历和 no_show_after_closing",
- "backup folder; a relative path is relative to config.ini": "备份位置；相对路径以 config.ini 为准",
- "database; a relative path is relative to config.ini": "数据存放位置；相对路径以 config.ini 为准",
- "whether it sends MPPS; auto: if it ever has; no: its exams end when their images are in the archive": "设备是否报告执行步骤；auto：是否曾经报告过；否则其检查按归档系统的信息结束",
- "mark open exams as no-show at closing time (devices with MPPS only)": "对于会报告检查的设备，到下班时未到的患者视为未到",
- "days to keep the record of deliveries": "事件通知和转发的记录保留这么多天",
+ "name groups it receives: all, or only one": "发送的姓名组：全部，或仅一组",
+ "opening time, for the calendar": "开始检查的时间，用于预约日历",
+ "closing time, for the calendar and no_show_after_closing": "结束检查的时间，用于预约日历和 no_show_after_closing",
+ "backup folder; a relative path is relative to config.ini": "备份文件夹；相对路径以 config.ini 为准",
+ "database; a relative path is relative to config.ini": "数据库文件；相对路径以 config.ini 为准",
+ "whether it sends MPPS; auto: if it ever has; no: its exams end when their images are in the archive": "设备是否发送 MPPS；auto：依据以往是否发送过；no：影像归档后视为检查结束",
+ "mark open exams as no-show at closing time (devices with MPPS only)": "下班时将未到的检查标记为未到（仅限发送 MPPS 的设备）",
+ "days to keep the record of deliveries": "事件通知和转发记录的保留天数",
  "with deletion lock": "带删除锁",
- "hours without proof, such as with the archive down, before images are reported as not safe": "归档系统停机而无依据时，这么多小时后判为图像不安全",
  "within two hours": "相差不到两小时",
  "workitem": "任务状态",
  "workitem assigned": "分配任务",
@@ -24228,33 +23961,23 @@ document.addEventListener("keydown", (event) => {
  "workitem ended": "结束任务",
  "workitem purged": "清理任务",
  "workitem set": "更新任务",
- "hours without an update before workitems in progress are canceled (0: only by hand)": "进行中的任务这么多小时没有消息则取消（0：只能由人取消）",
  "workitems that match its filter": "符合其筛选条件的任务",
- "days to keep the query log": "工作列表查询记录保留这么多天",
+ "days to keep the query log": "工作列表查询记录的保留天数",
  "workstation": "工作站",
- "failed logins of a user, or of different users from one address, in 15 minutes before a lock-out": "15 分钟内同一用户的密码错误次数，或同一地址上出错的不同用户数，超过则须等待",
+ "failed logins of a user, or of different users from one address, in 15 minutes before a lock-out": "15 分钟内同一用户的登录失败次数，或同一地址上失败的不同用户数，超过则暂停登录",
  "yes": "是",
  "{ae} answered at {at}": "{ae} 于 {at} 应答",
- "{ae} does not answer since {at}: {problem}": "{ae} 自 {at} 起无应答：{problem}",
  "{ae} holds no lock on it": "{ae} 未持有其删除锁",
- "{ae} is no AE title": "{ae} 不是 AE 标题",
  "{ae} is not registered with an address": "{ae} 未登记地址",
- "{ae} was told that {count} images are safe": "已告知 {ae}：{count} 幅图像安全",
  "{backup}, whose newest change is of {since}, was restored at {at}.": "已于 {at} 恢复备份 {backup}，其最后改动为 {since}。",
- "{calling} is not registered as a device": "{calling} 不是已登记的设备",
  "{calling} is registered for {host}": "{calling} 登记的地址是 {host}",
  "{code} is used by open exams: it can only be retired": "{code} 仍被未结束的检查使用：只能停用",
  "{count} changes, show": "{count} 项变更，点击显示",
  "{count} exams": "{count} 项检查",
- "{count} exams lie on the time of another one.": "有 {count} 个检查时间冲突。",
  "{count} images": "{count} 幅影像",
  "{count} images are more than the {most} of one request": "{count} 幅图像超过一次请求的上限 {most}",
- "{count} images are not judged yet: do not delete them": "{count} 幅图像尚未判定：请勿删除",
- "{count} images are not safe: do not delete them": "{count} 幅图像不安全：请勿删除",
- "{count} images are safe: the machine may delete them": "{count} 幅图像安全：设备可以删除",
  "{count} images in the archive": "{count} 幅图像已归档",
  "{count} imported": "已导入 {count} 条",
- "{count} lines, unbroken; the last digest is {digest}.": "共 {count} 条，完整无改动；最后的摘要为 {digest}。",
  "{count} rows": "{count} 行",
  "{count} without birth date or sex": "{count} 项没有出生日期或性别",
  "{count}, see {page}": "{count}，见 {page}",
@@ -24265,12 +23988,9 @@ document.addEventListener("keydown", (event) => {
  "{minutes} min": "{minutes} 分钟",
  "{name} answers": "{name} 有应答",
  "{name} has no address here": "{name} 没有填写地址",
- "{name} is not reached at {host}, port {port}": "无法连接 {name}（{host} 端口 {port}）",
- "{name} rejects us: is {ae} known to it?": "{name} 拒绝了连接：它是否已登记 {ae}？",
  "{name} was deleted.": "已删除 {name}。",
- "{name} was reached, but did not answer C-ECHO": "已连接 {name}，但它没有应答 C-ECHO",
+ "{name} was reached, but did not answer C-ECHO": "已连接 {name}，但未应答 C-ECHO",
  "{number} of {count} images": "{count} 幅图像中的 {number} 幅",
- "{performer} does not watch it and cannot be told": "{performer} 未订阅此任务，无法通知，请直接联系",
  "{performer} has claimed it already": "已被 {performer} 认领",
  "{subject} was changed meanwhile.": "{subject}：其间已被更改。",
  "{subject}: {what}, by {who} at {at}.": "{subject}：{what}，{who} 于 {at}。",
@@ -24278,11 +23998,9 @@ document.addEventListener("keydown", (event) => {
  "{term} stands alone": "{term} 必须单独使用",
  "{title!r} is not an AE title (1 to 16 ASCII characters)": "{title!r} 不是 AE 标题（1 至 16 个 ASCII 字符）",
  "{title} is not an AE title": "{title} 不是有效的 AE 标题",
- "{uid} exists already": "{uid} 已存在",
  "{uid} is in use": "{uid} 已被使用",
  "{uid} is not known": "{uid} 未知",
  "{value} belongs to another patient": "{value} 属于另一位患者",
- "{value} belongs to {name} already": "{value} 已属于 {name}",
  "{value} belongs to {name}, born {birth_date}": "{value} 属于 {name}，出生日期 {birth_date}",
  "{value} contradicts another column": "{value} 与另一列矛盾",
  "{value} has a time: the day may be another one": "{value} 带有时间：日期可能不同",
@@ -24297,8 +24015,6 @@ document.addEventListener("keydown", (event) => {
  "{value} is an error of the spreadsheet": "{value} 是电子表格的错误值",
  "{value} is longer than {longest} characters": "{value} 超过 {longest} 个字符",
  "{value} is neither TRUE nor FALSE": "{value} 既不是 TRUE 也不是 FALSE",
- "{value} is no identifier": "{value} 不是编号",
- "{value} is no sex: M, F or O": "{value} 不是性别：M、F 或 O",
  "{value} is not IN PROGRESS": "{value} 不是 IN PROGRESS",
  "{value} is not a UID": "{value} 不是 UID",
  "{value} is not a birth date": "{value} 不是出生日期",
@@ -24319,7 +24035,6 @@ document.addEventListener("keydown", (event) => {
  "{value} may not have a backslash": "{value} 不能含有反斜杠",
  "{value} stands under no heading, in column {place}": "{value} 位于第 {place} 列，没有列标题",
  "{value} {unit} cannot be": "{value} {unit} 不可能",
- "{who} is the same person as": "{who} 与以下患者是同一人",
  "{years} years": "{years} 岁",
  "Today": "今日",
  "Front desk": "前台",
@@ -24352,16 +24067,296 @@ document.addEventListener("keydown", (event) => {
  "No machines yet.": "还没有设备。",
  "1 exam overlaps with another one.": "有 1 项检查时间冲突。",
  "exams": "项检查",
- "Patient ID (made if empty)": "患者编号（留空则自动生成）",
  "Identity number (China)": "身份证号",
- "is no valid identity number: a digit may be wrong": "不是有效的身份证号：可能有一位数字有误",
  "By device": "按设备",
  "By status": "按状态",
  "By time": "按时间",
  "All": "全部",
  "next free {time}": "最近空闲 {time}",
  "machine last asked {time}": "设备最近查询 {time}",
- "More for {name}": "{name} 的更多操作"
+ "More for {name}": "{name} 的更多操作",
+ "Checked in": "签到",
+ "Notified by": "通知方式",
+ "No-show": "未到",
+ "Status code": "状态码",
+ "Open exam": "打开检查",
+ "Exam details": "检查信息",
+ "Patient ID (leave empty to assign one)": "患者编号（留空则自动生成）",
+ "An exam has progressed since then: this cannot be undone": "此后检查已继续进行，无法撤销",
+ "It was changed again since then and cannot be undone": "此后又有更改，无法撤销",
+ "Delete the device {name}? Its calls will be rejected. This cannot be undone.": "删除设备 {name}？此后将拒绝该设备的连接。此操作无法撤销。",
+ "Delete the token {name}? Programs that use it will be rejected. This cannot be undone.": "删除令牌 {name}？此后将拒绝使用该令牌的程序。此操作无法撤销。",
+ "Delete the user {name}? All their logins end. This cannot be undone.": "删除用户 {name}？其所有登录将结束。此操作无法撤销。",
+ "Delete {name} from the catalogue? This cannot be undone.": "从目录中删除 {name}？此操作无法撤销。",
+ "This permanently erases the patient and all exams, machine reports, workitems and logged queries. The audit log keeps the ID and accession numbers; images stay in the archive, and existing backups keep their copy until they expire. This cannot be undone.": "将永久删除患者及其全部检查、设备报告、任务和查询记录。审计日志保留患者编号和检查号；影像留在归档系统中，现有备份在过期前仍保留副本。此操作无法撤销。",
+ "Cancelled": "取消时间",
+ "It is completed and cannot be cancelled": "已完成，不能取消",
+ "It was cancelled before": "此前已取消",
+ "hours without an update before workitems in progress are cancelled (0: only by hand)": "进行中的任务超过该小时数无消息即取消（0：只能手动取消）",
+ "hours after a workitem's end before a deletion lock on it is listed under Other problems": "任务结束后超过该小时数仍有删除锁即列为异常",
+ "hours without an update before a workitem in progress is listed under Other problems": "进行中的任务超过该小时数无消息即列为异常",
+ "hours without an update before a started exam is listed under Other problems": "已开始的检查超过该小时数无消息即列为异常",
+ "minutes before undelivered events and reports are listed under Other problems": "事件和转发内容超过该分钟数未送达即列为异常",
+ "A machine was not notified about its images": "存储确认结果未送达设备",
+ "What was performed is not reported completely": "执行内容不完整",
+ "last notified: {at}": "最近通知：{at}",
+ "pending": "待通知",
+ "notified": "已通知",
+ "{performer} has not subscribed to it and cannot be notified": "{performer} 未订阅此任务，无法通知，请直接联系",
+ "No answer since {since}: {problem}. No further images can be confirmed until it answers. Last query: {at}.": "自 {since} 起无应答：{problem}。恢复应答前无法确认新的影像。最近一次查询：{at}。",
+ "{ae} has not answered since {at}: {problem}": "{ae} 自 {at} 起无应答：{problem}",
+ "No archive is registered, so no images can be confirmed. Register it as a device with the role archive.": "未登记归档系统，无法确认任何影像。请将其登记为角色为“归档”的设备。",
+ "Several archives are registered: no images can be confirmed until [commitment] archive names one.": "已登记多个归档系统：在 [commitment] archive 指定其一之前，无法确认任何影像。",
+ "accepted proof that an image is in the archive, in this order, comma-separated: archive, commitment, availability": "影像已归档的可接受依据，按此顺序，以逗号分隔：archive、commitment、availability",
+ "hours without proof, such as with the archive down, before images are reported as not in the archive": "无依据（如归档系统停机）超过该小时数，即报告影像未归档",
+ "A backup of {since} was restored: everything entered after it is missing. An administrator must confirm this at /restored.": "已恢复 {since} 的备份：此后录入的内容缺失。请管理员在 /restored 查看并确认。",
+ "replace a damaged database by the newest good backup; what came after the backup is then missing": "发现数据库损坏时，用最新的完好备份替换；备份之后的内容将会缺失",
+ "Could not be read in the replaced database: {what}.": "被替换的数据库中无法读取：{what}。",
+ "What the replaced database had until {until} is missing; patients: {patients}, exams: {exams}.": "缺少被替换的数据库截至 {until} 的内容：{patients} 位患者、{exams} 项检查。",
+ "Everything entered since is missing; there was no database left to compare with.": "此后录入的内容缺失；没有可以读取的原数据库。",
+ "New identifiers continue after those assigned by the replaced database.": "新编号接续被替换的数据库已发出的编号。",
+ "New identifiers skip {count} numbers, past all that may have been assigned since.": "新编号跳过 {count} 个，越过此后可能已发出的全部编号。",
+ "Erased after the backup and now back: {ids}. Erase them again.": "备份后已删除、现又出现：{ids}。请再次删除。",
+ "Confirm: everybody knows": "各处均已知悉：确认",
+ "Passwords and API tokens are those of the backup: any revoked since then are valid again.": "密码和 API 令牌为备份中的内容：此后撤销的又重新有效。",
+ "The database has lost its last changes: an audit entry of {at} is missing. An administrator must confirm this at /restored.": "数据库丢失了最后的更改：缺少 {at} 的一条审计记录。请管理员在 /restored 查看并确认。",
+ "The database is read-only: nothing can be saved. What was saved before is shown. Saving resumes by itself once the database can be written.": "数据库只能读取：现在无法保存任何内容。之前保存的内容照常显示。数据库可以写入后会自动恢复。",
+ "The database is damaged: nothing more is saved in it. What can be read is shown. Restore a backup.": "数据库已损坏：不再向其中保存任何内容。能读取的内容照常显示。请恢复备份。",
+ "The database was moved or replaced: nothing more is saved. Stop minris, put the database back and start again.": "数据库文件被移动或替换：不再保存任何内容。请停止 minris，把数据库放回原处，再重新启动。",
+ "This is an export of a whole database: stop minris, import it, and start minris again": "这是整个数据库的导出文件：请停止 minris，导入后再启动",
+ "maximum audit entries in the database, MB; older ones move to compressed files in the backup folder": "数据库中审计记录的最大 MB 数；更早的记录移入备份文件夹的压缩文件",
+ "The disk is failing: nothing can be saved now. What can be read is shown. Make a backup, and have the disk of this computer checked.": "磁盘出现故障：现在无法保存任何内容。能读取的内容照常显示。请做备份，并检查本机磁盘。",
+ "The disk is full: nothing can be saved. What was saved before is shown. Free space on the disk of this computer; saving then resumes by itself.": "磁盘已满：现在无法保存任何内容。之前保存的内容照常显示。请在本机磁盘上腾出空间，之后会自动恢复。",
+ "See today's exams and the calendar, print the day's list": "查看今日检查和预约日历，打印当日安排",
+ "API token": "API 令牌",
+ "Password (of a user)": "密码（用户）",
+ "Created": "创建时间",
+ "Details": "详情",
+ "Start": "开始",
+ "Stopped": "中止",
+ "is before its start": "早于开始时间",
+ "Also accept {calling}": "也接受 {calling}",
+ "Its date has passed: a machine that asks for today's exams does not find it.": "日期已过：查询当天的设备找不到此检查。",
+ "You may leave this page; the import continues.": "可以离开此页，导入会继续进行。",
+ "Nothing to do if it was sent twice; otherwise give it another number.": "如果重复发送，无需处理；否则请换一个编号。",
+ "Nothing to do.": "无需处理。",
+ "Nothing to do: the subscription has no lock.": "无需处理：已订阅，但没有删除锁。",
+ "Nothing to do: the first end counts.": "无需处理：以第一次结束为准。",
+ "Nothing to do: the first one counts.": "无需处理：以第一次为准。",
+ "It does not exist": "不存在",
+ "It already exists": "已存在",
+ "It has ended and was erased: reload the list.": "已结束并被删除：请重新加载列表。",
+ "Done; unknown attributes were left out": "已完成；未知的属性已略去",
+ "Done; some of what was requested is missing": "已完成；所请求的部分内容不存在",
+ "Waiting time, minutes (median)": "等候时间，分钟（中位数）",
+ "Not saved. Please check:": "尚未保存，请核对：",
+ "minris is stopping: not saved. Try again": "minris 正在停止：尚未保存。请重试",
+ "The database is busy: not saved. Try again": "数据库繁忙：尚未保存。请重试",
+ "{value} already belongs to {name}": "{value} 已属于 {name}",
+ "{uid} already exists": "{uid} 已存在",
+ "{ae} is not an AE title": "{ae} 不是 AE 标题",
+ "That is not an AE title": "这不是 AE 标题",
+ "{value} is not an identifier": "{value} 不是编号",
+ "{value} is not a sex: M, F or O": "{value} 不是性别：M、F 或 O",
+ "is not an object that can be stored": "不是可存储的对象",
+ "is not a valid identity number: a digit may be wrong": "不是有效的身份证号：可能有一位数字有误",
+ "This is not a valid identity number: a digit may be wrong.": "身份证号无效：可能有一位数字有误。",
+ "Receives": "接收内容",
+ "Last delivered": "最近送达",
+ "Leave out unknown columns": "略去未知的列",
+ "Sent to the device": "发送给设备",
+ "No room for it now": "暂时无法容纳（容量不足）",
+ "aborted by minris: {words}": "被本系统中断：{words}",
+ "Retrying now.": "正在重试。",
+ "The backup could not be copied to {folder}: {problem}. It will be retried.": "备份无法复制到 {folder}：{problem}。将会重试。",
+ "The backup will be retried at {time}": "将在 {time} 重试备份",
+ "Switch that off on the machine, or point it to the system that provides it": "请在设备上关闭该服务，或让设备连接提供该服务的系统",
+ "It requested services that are not provided here: {names}": "该设备请求了本系统不提供的服务：{names}",
+ "not provided here: {names}": "本系统不提供：{names}",
+ "it called {called}, but our AE title is {ours}": "该设备呼叫的是 {called}，本机 AE 标题为 {ours}",
+ "Set up the worklist on the machine": "请在设备上设置工作列表",
+ "Query the worklist on the machine": "请在设备上查询工作列表",
+ "Change it here or on the machine": "请在此处或设备上更改",
+ "Correct what is named on the device.": "请在设备上更正所指内容。",
+ "Enter it on the device or in the order.": "请在设备上或申请中填写。",
+ "Enter what is missing on the workstation.": "请在工作站补全缺少的内容。",
+ "This is a fault of the device's software: inform its maker.": "设备软件有误：请联系厂商。",
+ "This is a fault of the workstation's software: inform its maker.": "工作站软件有误：请联系厂商。",
+ "Exams of the last two days with images missing in the archive": "最近两天影像未全部归档的检查",
+ "Exam of an earlier day, not started": "往日未开始的检查",
+ "Exam has started": "检查已开始",
+ "Exam has started, no news since": "检查已开始，此后没有消息",
+ "Set in config.ini; change it there": "来自 config.ini，请在该文件中修改",
+ "It is set in config.ini and can only be changed there": "该设备来自 config.ini，请在该文件中修改",
+ "An administrator can close the others.": "其余的由管理员结束。",
+ "Workitem created": "任务已创建",
+ "Create a new workitem.": "请新建任务。",
+ "Do this for one workitem, not for all.": "请对单个任务操作，而不是全部。",
+ "Another patient: assign a new ID": "另一位患者：生成新编号",
+ "Patient not on the machine?": "设备上查不到患者？",
+ "Stop rate": "中止率",
+ "Exam time, minutes (median)": "检查用时，分钟（中位数）",
+ "Since start-up, newest first": "启动以来，最新的在前",
+ "Repeated calls are shown once, with the latest time.": "重复的呼叫只显示一次，时间为最近一次。",
+ "Rejected since start-up": "启动以来被拒绝的连接",
+ "rejected: {words}": "被拒绝：{words}",
+ "{calling} is not a registered device": "{calling} 不是已登记的设备",
+ "completed": "正常结束",
+ "aborted by the device": "被设备中断",
+ "Nothing needs attention.": "没有待处理的异常。",
+ "It no longer needs attention": "已无需处理",
+ "Subscribers": "订阅者",
+ "No subscriptions.": "没有订阅。",
+ "Forwarded to {device}": "转发给 {device}",
+ "Nothing is forwarded. Choose what to forward on a device's page.": "没有转发任何内容。请在设备页面选择要转发的内容。",
+ "Not forwarded": "未能转发",
+ "not forwarded": "未转发",
+ "Archive checked: {ae}.": "核对的归档系统：{ae}。",
+ "1 image not checked yet: keep it on the machine": "1 幅影像尚未核对：请保留在设备上",
+ "{count} images not checked yet: keep them on the machine": "{count} 幅影像尚未核对：请保留在设备上",
+ "1 image not confirmed in the archive: keep it on the machine": "1 幅影像未确认归档：请勿从设备删除",
+ "{count} images not confirmed in the archive: keep them on the machine": "{count} 幅影像未确认归档：请勿从设备删除",
+ "1 image confirmed in the archive: it may be deleted at the machine": "1 幅影像已确认归档：可从设备删除",
+ "{count} images confirmed in the archive: they may be deleted at the machine": "{count} 幅影像已确认归档：可从设备删除",
+ "{ae} was told that {count} images are in the archive": "已通知 {ae}：{count} 幅影像已归档",
+ "No machine has asked for storage commitment yet. Where one does, its images and the answers appear here.": "还没有设备请求存储确认。设备请求后，其影像和结果显示在这里。",
+ "the machine's storage commitment request": "设备请求存储确认",
+ "checking": "正在核对",
+ "Result": "结果",
+ "is not checked yet": "尚未核对",
+ "is in the archive": "已归档",
+ "could not be notified": "无法通知",
+ "{heard} of {all} notified": "已通知 {heard}/{all}",
+ "Pending": "待通知",
+ "Troubleshoot": "连接排查",
+ "{name} works.": "{name} 工作正常。",
+ "No contact since minris was started": "本系统启动以来该设备未连接过",
+ "No recent worklist query": "近期未查询工作列表",
+ "Last worklist query {at}: no patients returned": "最近一次查询工作列表 {at}：未返回患者",
+ "Last worklist query {at}: {count} exams returned": "最近一次查询工作列表 {at}：返回 {count} 项检查",
+ "Sends no MPPS; its exams are closed by incoming images or by hand": "该设备不发送 MPPS：由影像归档或手动完成检查",
+ "Sends MPPS, the last one at {at}": "该设备发送 MPPS，最近一次在 {at}",
+ "On its last call it did not request the worklist service": "最近一次连接未请求工作列表服务",
+ "It uses the AE title {calling} but is registered as {ae}": "该设备使用的 AE 标题为 {calling}，登记的是 {ae}",
+ "It called from {address} but is registered for {host}": "该设备从 {address} 连接，登记的地址是 {host}",
+ "Last call {at} from {address}, for {classes}": "最近一次连接 {at}，来自 {address}，服务：{classes}",
+ "Its last query failed at {at}": "最近一次查询失败：{at}",
+ "It was rejected: {why}": "该设备被拒绝：{why}",
+ "Correct its clock, or this one": "请校正其时钟或本机时钟",
+ "Fixed: the next query of the device finds the exam.": "已更正：设备下次查询即可找到该检查。",
+ "Cannot reach {name} at {host}:{port}": "无法连接 {name}（{host}:{port}）",
+ "{name} rejected the connection. Is {ae} configured there?": "{name} 拒绝了连接：对方是否已登记 {ae}？",
+ "Group by": "分组",
+ "Previous day": "前一天",
+ "Next day": "后一天",
+ "No exams on this day": "当天没有检查",
+ "Cancel": "取消检查",
+ "Mark as done": "完成检查",
+ "Mark as no-show": "标记未到",
+ "Check in": "签到",
+ "Mark as stopped": "标记中止",
+ "Put back on the worklist": "恢复预约",
+ "Source": "状态来源",
+ "MPPS from the machine": "设备的 MPPS 报告",
+ "Timeline": "时间线",
+ "Started": "开始",
+ "First shown to {ae}": "首次出现在 {ae} 的工作列表",
+ "Wrong exam: unlink this report": "匹配错误，解除关联",
+ "Appointment slip": "预约单",
+ "Print label": "打印标签",
+ "Add exam to this order": "同一申请再加一项检查",
+ "New order": "新建申请",
+ "Back to today": "回到今日",
+ "Overlaps with {exams} on {device}.": "与 {device} 的 {exams} 时间冲突。",
+ "Next free: {time}.": "最近空闲：{time}。",
+ "Already booked:": "此时已预约：",
+ "{count} exams overlap.": "有 {count} 项检查时间冲突。",
+ "Is it one of these?": "是否为以下患者？",
+ "Family name": "姓（拼音）",
+ "Given name": "名（拼音）",
+ "Name in Chinese characters": "中文姓名",
+ "Accession number (leave empty to assign one)": "检查号（留空则自动生成）",
+ "Modality (default: from device)": "检查类型（默认取设备的类型）",
+ "Unidentified emergency patient": "身份不明的急诊患者",
+ "Not saved. Please correct:": "尚未保存，请更正：",
+ "Saved. Open exams were updated too.": "已保存，未结束的检查同步更新。",
+ "Merge with another record": "合并重复患者",
+ "Merge records": "合并患者",
+ "Merge {who} into": "将 {who} 合并到",
+ "Patient ID to keep": "保留的患者编号",
+ "Type the Patient ID to confirm": "再次输入患者编号以确认",
+ "These exams were reported by devices without a matching order.": "设备报告了这些检查，但没有找到对应的申请。",
+ "Linked by": "关联依据",
+ "Linked.": "已关联。",
+ "Accept without order": "标为无申请",
+ "Exams from earlier days that are still open.": "往日仍未结束的检查。",
+ "Discard": "不再处理",
+ "Stop retrying": "停止重试",
+ "Force-close": "强制结束",
+ "Task": "任务内容",
+ "Type": "类别",
+ "Images ready?": "影像是否就绪",
+ "Due": "截止时间",
+ "Note": "备注",
+ "Claim": "认领",
+ "Mark task as done": "完成任务",
+ "Stop": "中止",
+ "Claimed by {performer}": "由 {performer} 认领",
+ "No cancellation has been requested": "没有取消请求",
+ "Cancellation requested; see timeline.": "有人请求取消，见时间线。",
+ "OK": "正常",
+ "Check": "需检查",
+ "Failed": "故障",
+ "DICOM service": "DICOM 服务",
+ "Database": "数据库",
+ "Database writes": "写入数据库",
+ "No backup yet": "尚无备份",
+ "Last: {name}": "最近一份：{name}",
+ "{count} entries, chain intact; last hash {digest}.": "共 {count} 条，链完整；最后的摘要为 {digest}。",
+ "The audit log has been tampered with: the entry of {at} does not follow the one before it.": "审计日志被篡改：{at} 的记录与前一条不衔接。",
+ "API tokens": "API 令牌",
+ "User": "用户",
+ "Add or change": "新建或更改",
+ "Create, claim and finish workitems": "创建、认领和结束任务",
+ "Register, find and correct patients; merge duplicates": "登记、查找、更正患者，合并重复患者",
+ "Edit settings in this file and restart: {path}": "在此文件中修改设置，重启后生效：{path}",
+ "Names as sent to this device": "发送给该设备的姓名",
+ "Preview names": "预览姓名的发送形式",
+ "Profile: {profile}": "配置：{profile}",
+ "Preview": "预览",
+ "Import all": "全部导入",
+ "Unknown column {column}": "未知的列 {column}",
+ "Unknown column {value}": "未知的列 {value}",
+ "Nobody waiting.": "没有人在等候。",
+ "Full-screen view for the waiting room": "候诊大屏（全屏显示）",
+ "Submit": "提交",
+ "Your unsaved entry": "您尚未保存的内容",
+ "This page has expired. Reload it.": "页面已过期，请重新加载。",
+ "Not done": "操作未完成",
+ "Page not found": "页面不存在",
+ "Something went wrong; details are in the log.": "出错了，详情见日志。",
+ "Your account is not allowed to do this. Ask an administrator.": "您的账户无权执行此操作，请联系管理员。",
+ "Current password": "当前密码",
+ "Too many failed attempts. Try again in 15 minutes.": "密码错误次数过多，请 15 分钟后再试。",
+ "Keyboard shortcuts": "快捷键",
+ "N: register a patient; /: search; T: today; ← →: previous or next day; P: print; ?: this help": "N：登记患者；/：搜索；T：今天；← →：前一天或后一天；P：打印；?：本帮助",
+ "Undone.": "已撤销。",
+ "Undone": "已撤销",
+ "There is nothing to undo": "没有可撤销的操作",
+ "Undo: {what} ({who}, {at})": "撤销：{what}（{who}，{at}）",
+ "Outcome": "结果",
+ "According to": "依据",
+ "Latest": "最新",
+ "Try again later; see System for disk and memory.": "请稍后再试；在“系统”页面查看磁盘和内存。",
+ "Read the sentence beside it; see System and the log.": "请看旁边的说明；并查看“系统”页面和日志。",
+ "Check in, no-show, cancel, mark as done": "签到、未到、取消、完成检查",
+ "Link unmatched exams; patient not on the machine; import": "关联无申请的检查；设备上查不到；导入",
+ "Subscriptions, forwarding, images in the archive": "订阅、转发、影像归档确认",
+ "See what needs attention, settle exams without order": "查看待处理异常，处理无申请的检查",
+ "Close what needs attention, end subscriptions of others": "结束异常项、结束他人的订阅",
+ "Comments on dose": "剂量备注",
+ "change taken back": "修改已撤销",
+ "told by WebSocket": "经 WebSocket 通知"
 }
 """,
 }
@@ -24466,8 +24461,8 @@ LAYOUT = """<!DOCTYPE html>
 <details class="me"><summary>{{login.name}}</summary><div>
 <a href="/password">{{t('Change the password')}}</a>
 % choose_language()
-<details id="keys"><summary>{{t('Keys')}}</summary>
-<p class="small">{{t('N: register a patient; /: search; T: today; arrows: the day before or after; P: print; ?: this help')}}</p></details>
+<details id="keys"><summary>{{t('Keyboard shortcuts')}}</summary>
+<p class="small">{{t('N: register a patient; /: search; T: today; ← →: previous or next day; P: print; ?: this help')}}</p></details>
 <form method="post" action="/logout"><input type="hidden" name="csrf" value="{{login.form_token}}"><button>{{t('Log out')}}</button></form>
 </div></details>
 </header>
@@ -24607,7 +24602,7 @@ SHARED_PART = """% # Functions for all templates of pages.
 """
 ERROR_PAGE = """
 <p role="alert" class="problem">{{words}}</p>
-<p><a href="/">{{t('To the board')}}</a></p>
+<p><a href="/">{{t('Back to today')}}</a></p>
 """
 LIST_PAGE = """
 % if get('intro'):
@@ -24674,9 +24669,9 @@ class Action(NamedTuple):
 
 
 LIGHTS = {  # sign and words
-    "good": ("\N{BLACK CIRCLE}", Message("in order")),
-    "warning": ("\N{BLACK UP-POINTING TRIANGLE}", Message("look at it")),
-    "bad": ("\N{BLACK SQUARE}", Message("does not work")),
+    "good": ("\N{BLACK CIRCLE}", Message("OK")),
+    "warning": ("\N{BLACK UP-POINTING TRIANGLE}", Message("Check")),
+    "bad": ("\N{BLACK SQUARE}", Message("Failed")),
 }
 
 
@@ -24797,7 +24792,10 @@ class PageRequest:
     def need(self, least: str) -> None:
         """Refuse (0124) an action that needs a higher role than its page."""
         if not self.may(least):
-            raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
+            raise Refusal(
+                Status.NOT_AUTHORIZED,
+                Message("Your account is not allowed to do this. Ask an administrator."),
+            )
 
     @functools.cached_property
     def alarm(self) -> str:
@@ -24880,7 +24878,7 @@ class PageRequest:
         note, problem = self.read(undoable, self.ctx, about)
         if problem:
             return None
-        words = self.t("Take back: {what} ({who}, {at})", what=self.t(note.what), who=note.who,
+        words = self.t("Undo: {what} ({who}, {at})", what=self.t(note.what), who=note.who,
                        at=self.at(note.at)[:-3])  # fmt: skip
         return f"/{about.replace(' ', '/')}?undo_state={mark_of(note.id)}", words, note
 
@@ -25058,7 +25056,7 @@ class PageRequest:
 def row_number(text: str) -> int:
     """Return a row ID of an address or a form; 0, which no row has, for none. Refuses 0112."""
     if text and not re.fullmatch(ROW_NUMBER, text):
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such page."))
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("Page not found"))
     return int(text or 0)
 
 
@@ -25073,10 +25071,10 @@ def no_such_action() -> Refusal:
 # ------------------------------------------------------------------------------------------------
 
 COMMITMENT_STATES = {
-    "asked": Message("being judged"),
-    "judged": Message("to be told"),
-    "told": Message("told"),
-    "given up": Message("could not be told"),
+    "asked": Message("checking"),
+    "judged": Message("pending"),
+    "told": Message("notified"),
+    "given up": Message("could not be notified"),
     "dropped": Message("dropped"),
 }
 
@@ -25086,12 +25084,12 @@ def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: in
     if commitment.state == "dropped":
         return ""
     found = (
-        (good, Message("1 image is safe: the machine may delete it"),
-         Message("{count} images are safe: the machine may delete them", count=good)),
-        (bad, Message("1 image is not safe: do not delete it"),
-         Message("{count} images are not safe: do not delete them", count=bad)),
-        (open_, Message("1 image is not judged yet: do not delete it"),
-         Message("{count} images are not judged yet: do not delete them", count=open_)),
+        (good, Message("1 image confirmed in the archive: it may be deleted at the machine"),
+         Message("{count} images confirmed in the archive: they may be deleted at the machine", count=good)),
+        (bad, Message("1 image not confirmed in the archive: keep it on the machine"),
+         Message("{count} images not confirmed in the archive: keep them on the machine", count=bad)),
+        (open_, Message("1 image not checked yet: keep it on the machine"),
+         Message("{count} images not checked yet: keep them on the machine", count=open_)),
     )  # fmt: skip
     return "; ".join(t(one if count == 1 else many) for count, one, many in found if count)
 
@@ -25106,9 +25104,9 @@ def commitments_page(p: PageRequest) -> str:
             "" if one.repeats else f"/commitment/{urllib.parse.quote(one.transaction_uid, safe='')}"
         )
         asked.append(Row(cells, link, commitment_actions(t, one)))
-    part = p.listed("Asked | Asked by | Judgement | State | Problem | Transaction UID", asked,
-                    "No machine has asked whether its images are safe.")  # fmt: skip
-    return p.listing("Are they safe?", [part, missing_images(p)], intro=archive_words(p))
+    part = p.listed("Asked | Asked by | Result | State | Problem | Transaction UID", asked,
+                    "No machine has asked for storage commitment yet. Where one does, its images and the answers appear here.")  # fmt: skip
+    return p.listing("Images in the archive", [part, missing_images(p)], intro=archive_words(p))
 
 
 def missing_images(p: PageRequest) -> Part:
@@ -25124,7 +25122,7 @@ def missing_images(p: PageRequest) -> Part:
             f"/step/{one.step_id}" if one.step_id else "/unscheduled")
         for one in p.read(incomplete_arrivals, p.ctx)
     ]  # fmt: skip
-    heading = t("Exams of the last two days whose images are not all in the archive")
+    heading = t("Exams of the last two days with images missing in the archive")
     return p.listed("Ended | Patient | Patient ID | Exam | Device | In the archive", exams,
                     "There are none.", heading)  # fmt: skip
 
@@ -25134,12 +25132,12 @@ def archive_words(p: PageRequest) -> str:
     t, archive = p.t, archive_of(p.ctx)
     reached = p.web.box.commitments.line.of(archive)
     if not archive and any(device.role == "archive" for device in p.ctx.devices):
-        return t("There are several archives: nothing can be called safe until [commitment] archive"
-                 " names one.")  # fmt: skip
+        return t("Several archives are registered: no images can be confirmed until "
+                 "[commitment] archive names one.")  # fmt: skip
     if not archive:
-        return t("No archive is set: nothing can be called safe. Register it as a device with the"
-                 " role archive.")  # fmt: skip
-    words = t("Asked is the archive {ae}.", ae=archive.ae_title)
+        return t("No archive is registered, so no images can be confirmed. Register it as a "
+                 "device with the role archive.")  # fmt: skip
+    words = t("Archive checked: {ae}.", ae=archive.ae_title)
     if not reached.at:
         return words
     at, since = (
@@ -25148,8 +25146,8 @@ def archive_words(p: PageRequest) -> str:
     )
     if not reached.problem:
         return f"{words} {t('At {at} it answered.', at=at)}"
-    failed = t("It does not answer since {since}: {problem}. Nothing new can be called safe until it"
-               " does; it was last asked at {at}.", since=since, at=at, problem=reached.problem)  # fmt: skip
+    failed = t("No answer since {since}: {problem}. No further images can be confirmed until "
+               "it answers. Last query: {at}.", since=since, at=at, problem=reached.problem)  # fmt: skip
     return f"{words} {failed}"
 
 
@@ -25166,23 +25164,23 @@ def commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
 def commitment_page(p: PageRequest, uid: str) -> str:
     """GET /commitment/…: the result of each image."""
     t, one = p.t, p.read(commitment_by_uid, uid)
-    words = {"": t("is not judged yet"), COMMITTED: t("is safe")}
+    words = {"": t("is not checked yet"), COMMITTED: t("is in the archive")}
     words |= {verdict: t(reason) for verdict, reason in FAILURE_REASONS.items()}
     images = [
         Row((each.sop_instance_uid, words[each.verdict], each.evidence))
         for each in p.read(judged_instances, one.id)
     ]
-    part = p.listed("Image | Judgement | Says", images)
+    part = p.listed("Image | Result | According to", images)
     counts = p.read(commitment_counts, [one.id])[one.id]
     links = [("/commitments", t("All requests"))]
     intro = verdict_words(t, one, *counts)
-    return p.listing("Are they safe?", [part], intro=intro, links=links)
+    return p.listing("Images in the archive", [part], intro=intro, links=links)
 
 
 def post_commitments(p: PageRequest) -> str:
     """POST /commitments: query the archive or notify the machine now."""
     p.write(try_commitment_again, p.form("uid"))
-    return p.tell("/commitments", p.t("It is tried again now."))
+    return p.tell("/commitments", p.t("Retrying now."))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -25215,14 +25213,14 @@ def watchers_page(p: PageRequest) -> str:
                  str(one.waiting), p.at(one.heard_at), one.problem)  # fmt: skip
         subscribed.append(Row(cells, "", tuple(actions)))
     part = p.listed(
-        "Device | Hears of | Workitems | Deletion lock | Told by | To be told | Last heard | Problem",
-        subscribed, "Nobody is subscribed.",
+        "Device | Receives | Workitems | Deletion lock | Notified by | Pending | Last delivered | Problem",
+        subscribed, "No subscriptions.",
     )  # fmt: skip
     new = tuple((one, one) for device in p.devices if device.host for one in device.ae_titles)
     add = Action("/watchers", t("Subscribe to all workitems"), (("do", "subscribe"),),
                  "receiver", t("Device"), new)  # fmt: skip
     adding = p.listed("New subscription", [Row(("",), "", (add,))] if new else [])
-    return p.listing("Watchers", [part, adding])
+    return p.listing("Subscriptions", [part, adding])
 
 
 def post_watchers(p: PageRequest) -> str:
@@ -25256,16 +25254,16 @@ def passed_on_page(p: PageRequest) -> str:
              passing_words(t, one.answer, one.sent_at, one.given_up_at)))
         for one in p.read(recent_passed_on)
     ]  # fmt: skip
-    receivers = p.listed("Device | To be told | Since when | Last heard | Problem", to_whom,
-                         "Nothing is passed on: set passed_on at a device.")  # fmt: skip
-    newest = p.listed("Time | Device | What | About | Answer", what, "", t("The newest"))
-    return p.listing("Passed on", [receivers, newest])
+    receivers = p.listed("Device | Pending | Since when | Last delivered | Problem", to_whom,
+                         "Nothing is forwarded. Choose what to forward on a device's page.")  # fmt: skip
+    newest = p.listed("Time | Device | What | About | Answer", what, "", t("Latest"))
+    return p.listing("Forwarding", [receivers, newest])
 
 
 def post_passed_on(p: PageRequest) -> str:
     """POST /passed-on: retry a receiver now."""
     p.write(retry_events, p.form("receiver"), PASSED_ON_LANE)
-    return p.tell("/passed-on", p.t("It is tried again now."))
+    return p.tell("/passed-on", p.t("Retrying now."))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -25285,7 +25283,7 @@ RESUME_PAGE = """
 % if button:
 <button class="main">{{button}}</button>
 % end
-<a href="{{back}}">{{t('Leave it as it is') if sentences else t('To the board')}}</a>
+<a href="{{back}}">{{t('Leave it as it is') if sentences else t('Back to today')}}</a>
 </form>
 % if shown:
 % fact_list(shown)
@@ -25294,12 +25292,12 @@ RESUME_PAGE = """
 SURE = "yes"  # the field `sure` of a form whose question was answered
 # The words of the button for each event of an exam that a person may choose.
 PERSON_EVENTS = {
-    "arrive": Message("Arrived"),
-    "cancel": Message("Cancel exam"),
-    "no show": Message("Did not come"),
-    "reschedule": Message("Back on the list"),
-    "finish": Message("Exam is done"),
-    "stop": Message("Exam was given up"),
+    "arrive": Message("Check in"),
+    "cancel": Message("Cancel"),
+    "no show": Message("Mark as no-show"),
+    "reschedule": Message("Put back on the worklist"),
+    "finish": Message("Mark as done"),
+    "stop": Message("Mark as stopped"),
 }
 
 
@@ -25414,9 +25412,9 @@ def table_of_figures(p: PageRequest) -> tuple[tuple[str, ...], list[list[str]]]:
     for day in p.read(days_between, *days_asked_for(p)):
         year, week, _ = datetime.date.fromisoformat(shown_date(day.date)).isocalendar()
         weeks.setdefault((f"{year}-W{week:02}", day.station), []).append(day)
-    columns = (t("Week"), t("Device"), t("Exams"), t("Exams a day"), t("Done"), t("Given up"),
-               t("Given up, of those begun"), t("Did not come"),
-               t("Waiting, minutes (median)"), t("In the room, minutes (median)"))  # fmt: skip
+    columns = (t("Week"), t("Device"), t("Exams"), t("Exams a day"), t("Done"), t("Stopped"),
+               t("Stop rate"), t("No-show"),
+               t("Waiting time, minutes (median)"), t("Exam time, minutes (median)"))  # fmt: skip
     table = []
     for (week, station), days in sorted(weeks.items()):
         exams, done, given_up, absent = (
@@ -25438,7 +25436,7 @@ def figures_page(p: PageRequest) -> str:
     columns, table = table_of_figures(p)
     first, last = map(shown_date, days_asked_for(p))
     lines = [Row(tuple(line)) for line in table]
-    return p.show(FIGURES_PAGE, "Figures", columns=columns, rows=lines, first=first, last=last)
+    return p.show(FIGURES_PAGE, "Statistics", columns=columns, rows=lines, first=first, last=last)
 
 
 def figures_csv(p: PageRequest) -> bytes:
@@ -25466,7 +25464,7 @@ def figures_svg(p: PageRequest) -> str:
 # ------------------------------------------------------------------------------------------------
 
 FORM_PAGE = """
-% problem_list(t('Nothing was saved. Please correct:'), problems)
+% problem_list(t('Not saved. Please correct:'), problems)
 % if get('intro'):
 <p>{{intro}}</p>
 % end
@@ -25763,7 +25761,7 @@ def show_form(
 
 
 NOT_KEPT = frozenset({"csrf", "password", "new_password"})  # of a form without a session
-TOO_OLD = Message("The form is too old: load the page anew")
+TOO_OLD = Message("This page has expired. Reload it.")
 
 
 def decoded(text: str) -> bytes:
@@ -25801,13 +25799,13 @@ ORPHAN_ROWS = body_rows("""
     lock        | Deletion lock on what has ended     | Release the lock | /workitem/   | admin
     silent      | In progress without news            | End it           | /workitem/   | admin
     expired     | Past its expiration                 | End it           | /workitem/   | admin
-    exam        | Exam has begun, and no news since   | Exam is done     | /step/       | admin
-    leftover    | Exam of a day before, not begun     | Did not come     | /step/       | technologist
-    unscheduled | Performed without an order          | No order         | /unscheduled | technologist
-    images      | Images without an order             | No order         |              | technologist
-    commitment  | A machine was not told about its images | Drop it      | /commitment/ | admin
-    events      | Events not delivered                | Give them up     | /watchers    | admin
-    passed on   | Not passed on                       | Give them up     | /passed-on   | admin
+    exam        | Exam has started, no news since     | Mark as done     | /step/       | admin
+    leftover    | Exam of an earlier day, not started | Mark as no-show  | /step/       | technologist
+    unscheduled | Performed without an order          | Accept without order | /unscheduled | technologist
+    images      | Images without an order             | Accept without order |              | technologist
+    commitment  | A machine was not notified about its images | Discard      | /commitment/ | admin
+    events      | Events not delivered                | Stop retrying    | /watchers    | admin
+    passed on   | Not forwarded                       | Stop retrying    | /passed-on   | admin
     """)
 ORPHANS = {row[0]: row for row in ORPHAN_ROWS}
 
@@ -25823,16 +25821,18 @@ def stuck_page(p: PageRequest) -> str:
         about = orphan.about if page.endswith("/") else f"{orphan.uid}: {orphan.about}"
         cells = (t(words), about, p.at(orphan.since), known_of_orphan(p, orphan))
         found.append(Row(cells, link, (action,) if p.may(least) else ()))
-    part = p.listed("What | About | Since when | Known", found, "Nothing is stuck.")
-    intro = "" if p.may("admin") else t("An administrator can end the others.")
-    return p.listing("Stuck", [part], links=[("/watchers", t("Watchers"))], intro=intro)
+    part = p.listed("What | About | Since when | Details", found, "Nothing needs attention.")
+    intro = "" if p.may("admin") else t("An administrator can close the others.")
+    return p.listing(
+        "Other problems", [part], links=[("/watchers", t("Subscriptions"))], intro=intro
+    )
 
 
 def known_of_orphan(p: PageRequest, orphan: Orphan) -> str:
     """Return the details of stuck work in words."""
     t = p.t
     if orphan.kind == "lock":
-        return t("last told: {at}", at=p.at(orphan.known) or t("never"))
+        return t("last notified: {at}", at=p.at(orphan.known) or t("never"))
     if orphan.kind == "leftover":
         return f"{t.date(orphan.known[:8])}{orphan.known[8:]}"
     if orphan.kind == "images":
@@ -25873,7 +25873,7 @@ def post_orphans(p: PageRequest) -> str:
 IMPORT_PAGE = """
 % if doing:
 <p role="status">{{doing}}</p>
-<p>{{t('You may leave this page: it goes on.')}}</p>
+<p>{{t('You may leave this page; the import continues.')}}</p>
 % end
 % problem_list(t('Nothing was imported:'), problems)
 % if lines:
@@ -25891,7 +25891,7 @@ IMPORT_PAGE = """
 <label>{{t('The file reads, in the encoding')}} <select id="encoding" name="encoding">
 % options(encodings, encoding)
 </select></label>
-<button class="main">{{t('Look at it first')}}</button>
+<button class="main">{{t('Preview')}}</button>
 % elif encoding:
 <input type="hidden" name="encoding" value="{{encoding}}">
 <p>{{t('Read as {encoding}', encoding=encoding)}} <button name="again" value="yes">{{t('Another encoding')}}</button></p>
@@ -25899,17 +25899,17 @@ IMPORT_PAGE = """
 % if leave_out:
 <input type="hidden" name="leave_out" value="yes">
 % elif unknown:
-<button name="leave_out" value="yes">{{t('Leave out the columns that are not known')}}</button>
+<button name="leave_out" value="yes">{{t('Leave out unknown columns')}}</button>
 % end
 % if not problems:
-<button class="main" name="confirmed" value="yes">{{t('Import them all')}}</button>
+<button class="main" name="confirmed" value="yes">{{t('Import all')}}</button>
 % end
 </form>
 % end
 <form method="post" action="/import" enctype="multipart/form-data" class="login">
 <input type="hidden" name="csrf" value="{{csrf}}">
 <label>{{t('File: CSV, DICOM JSON or a DICOM worklist file')}} <input type="file" name="upload" required></label>
-<button>{{t('Look at it first')}}</button>
+<button>{{t('Preview')}}</button>
 </form>
 """
 PATIENCE_S = 5.0  # seconds that a page waits for the end; then it shows how far it is
@@ -26100,15 +26100,15 @@ def pages_named(p: PageRequest, text: str) -> list[tuple[str, str]]:
 BOARD_PAGE = """
 <form method="get" action="/" class="day">
 <input type="hidden" name="by" value="{{view.by}}"><input type="hidden" name="state" value="{{view.state}}">
-<a href="/?{{before}}" rel="prev" class="button" title="{{t('The day before')}}">‹</a>
+<a href="/?{{before}}" rel="prev" class="button" title="{{t('Previous day')}}">‹</a>
 <a href="{{now}}" class="button">{{t('Today')}}</a>
-<a href="/?{{after}}" rel="next" class="button" title="{{t('The day after')}}">›</a>
+<a href="/?{{after}}" rel="next" class="button" title="{{t('Next day')}}">›</a>
 <label>{{t('Date')}} <input type="date" name="date" value="{{day}}" data-send></label>
 <label>{{t('Device')}} <select name="device" data-send><option value="">{{t('all')}}</option>
 % options(stations, view.device)
 </select></label>
 <button>{{t('Show')}}</button>
-<nav class="views" aria-label="{{t('In order of')}}">
+<nav class="views" aria-label="{{t('Group by')}}">
 % for path, words, current in orders:
 <a href="{{path}}" class="button"{{!' aria-current="true"' if current else ''}}>{{words}}</a>
 % end
@@ -26160,10 +26160,10 @@ BOARD_PART = """
 % for event, words in step['others']:
 <button form="act" formaction="{{step['path']}}?step_state={{step['mark']}}" name="event" value="{{event}}">{{words}}</button>
 % end
-<a href="{{step['path']}}">{{t('Exam')}}</a>
+<a href="{{step['path']}}">{{t('Open exam')}}</a>
 <a href="{{step['path']}}/edit">{{t('Change exam')}}</a>
-<a href="{{step['path']}}/slip">{{t('Slip')}}</a>
-<a href="{{step['path']}}/label">{{t('Label')}}</a>
+<a href="{{step['path']}}/slip">{{t('Appointment slip')}}</a>
+<a href="{{step['path']}}/label">{{t('Print label')}}</a>
 </div></details>
 </td>
 </tr>
@@ -26172,12 +26172,12 @@ BOARD_PART = """
 % end
 </table>
 % else:
-<p class="empty">{{t('No exams on this day.')}} <a href="/register">{{t('Register a patient')}}</a></p>
+<p class="empty">{{t('No exams on this day')}} <a href="/register">{{t('Register a patient')}}</a></p>
 % end
 """
 WAITING_PAGE = """
 % if not bare:
-<p><a href="/waiting?bare=1">{{t('For the screen in the room: this page alone')}}</a></p>
+<p><a href="/waiting?bare=1">{{t('Full-screen view for the waiting room')}}</a></p>
 % end
 <div id="board" data-part="/waiting?part=board">
 {{!board}}
@@ -26186,7 +26186,7 @@ WAITING_PAGE = """
 """
 WAITING_PART = """
 % if not people:
-<p>{{t('Nobody is waiting.')}}</p>
+<p>{{t('Nobody waiting.')}}</p>
 % end
 <ul class="waiting">
 % for name, number, device, state in people:
@@ -26470,7 +26470,7 @@ def print_page(p: PageRequest) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.machines.why
-# Why is my patient not on the machine?
+# Patient not on the machine?
 # ------------------------------------------------------------------------------------------------
 
 def why_page(p: PageRequest) -> str:
@@ -26482,7 +26482,7 @@ def why_page(p: PageRequest) -> str:
     steps = sorted(steps, key=lambda step: days_away(p, step))[:10]
     parts = [explained(p, step, queries) for step in steps]
     if query.strip() and not steps:
-        parts = [p.listed("", [], "Nobody was found.")]
+        parts = [p.listed("", [], "No patient found.")]
     asked = [
         Row((f"{q.ae_title} {q.address}", f"{local_time(p, q.last_at):%d.%m. %H:%M:%S}",
              str(q.count),
@@ -26493,8 +26493,8 @@ def why_page(p: PageRequest) -> str:
     parts.append(p.listed("Device | Last | Times in the hour | Answers | Asked for", asked,
                           "There are none.", t("Queries of the devices")))  # fmt: skip
     label = t("Patient: name, ID or accession number")
-    intro = t("Why is my patient not on the machine?")
-    return p.listing("Why not there?", parts, search=label, query=query, intro=intro)
+    intro = t("Patient not on the machine?")
+    return p.listing("Not on the machine?", parts, search=label, query=query, intro=intro)
 
 
 def days_away(p: PageRequest, step: Any) -> int:
@@ -26544,7 +26544,7 @@ def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
         own, others = ([row._replace(actions=()) for row in rows] for rows in (own, others))
     index = ElementIndex(data)
     heading = f"{exam_words(t, index)}, {step.accession_number} ({t(step.status)})"
-    return p.listed("Device | Asked | What came of it", own + others,
+    return p.listed("Device | Asked | Outcome", own + others,
                     "No device has asked for a worklist.", heading)  # fmt: skip
 
 
@@ -26559,7 +26559,7 @@ def post_mend(p: PageRequest) -> str:
         p.write_seen(about, event, lambda ctx: move_step(ctx, row_id, **given))
     else:
         raise no_such_action()
-    words = p.t("Mended: the next query of the device finds the exam.")
+    words = p.t("Fixed: the next query of the device finds the exam.")
     return p.tell(p.came_from("/why"), words, f"step {row_id}")
 
 
@@ -26628,7 +26628,7 @@ def mend_action(t: Translator, step: Any, given: list[Mend]) -> tuple[Action, ..
     for keyword, asked in given:
         fields += [("keyword", keyword), ("value", asked)]
     shown = ", ".join(t.date(asked) if is_date(asked) else asked for _, asked in given)
-    words = t("Give the exam {asked}", asked=shown) if shown else t("Back on the list")
+    words = t("Give the exam {asked}", asked=shown) if shown else t("Put back on the worklist")
     return (Action("/why/mend", words, tuple(fields)),)
 
 
@@ -26685,7 +26685,7 @@ WORKITEM_PAGE = """
 % end
 </section>
 % end
-<section><h2>{{t('Watched by')}}</h2>
+<section><h2>{{t('Subscribers')}}</h2>
 % if watched:
 <ul>
 % for ae_title, lock in watched:
@@ -26696,24 +26696,24 @@ WORKITEM_PAGE = """
 <p>{{t('Nobody.')}}</p>
 % end
 </section>
-<section><h2>{{t('Time line')}}</h2>
+<section><h2>{{t('Timeline')}}</h2>
 <ol class="timeline">
 % for at, who, words, heard in events:
 <li><time>{{at}}</time> {{words}} <span class="who">{{who}}</span>{{' · ' + heard if heard else ''}}</li>
 % end
 </ol></section>
-<nav class="links" aria-label="{{t('Further')}}"><a href="/workitems">{{t('Workitems')}}</a>
+<nav class="links" aria-label="{{t('More')}}"><a href="/workitems">{{t('Workitems')}}</a>
 % if patient_query != 'q=':
 <a href="/patients?{{patient_query}}">{{t('Patient')}}</a>
 % end
-<a href="/">{{t('To the board')}}</a></nav>
+<a href="/">{{t('Back to today')}}</a></nav>
 """
 # Actions on a workitem: in which states, for whom, minimum role, and the questions of the form.
 WORKITEM_ACTIONS = body_rows("""
     event     | states                | who    | role         | asks              | words
-    claim     | SCHEDULED             | anyone | desk         |                   | Claim it
-    complete  | IN PROGRESS           | holder | desk         | remark            | It is done
-    give up   | IN PROGRESS           | holder | desk         | code reason       | Give it up
+    claim     | SCHEDULED             | anyone | desk         |                   | Claim
+    complete  | IN PROGRESS           | holder | desk         | remark            | Mark task as done
+    give up   | IN PROGRESS           | holder | desk         | code reason       | Stop
     decline   | IN PROGRESS           | asked  | desk         | reason            | Do not cancel it
     cancel    | SCHEDULED | anyone | desk         | code reason uri contact | Cancel it
     cancel    | IN PROGRESS | anyone | desk         | code reason uri contact | Request cancellation
@@ -26722,31 +26722,31 @@ WORKITEM_ACTIONS = body_rows("""
     subscribe | any                   | anyone | technologist | receiver lock     | Subscribe a device
     unsubscribe | any                 | anyone | admin        | watcher reason    | End a subscription
     release   | any                   | anyone | admin        | watcher reason    | Release a deletion lock
-    end       | SCHEDULED, IN PROGRESS | anyone | admin        | code reason       | End it, whoever has it
+    end       | SCHEDULED, IN PROGRESS | anyone | admin        | code reason       | Force-close
     """)
 WORKITEM_QUESTIONS = {
-    "remark": Message("Remark"),
+    "remark": Message("Note"),
     "reason": Message("Reason"),
     "code": Message("Kind of reason"),
     "uri": Message("Contact (telephone or e-mail)"),
     "contact": Message("Contact's name"),
     "station": Message("Station"),
     "performer": Message("Person"),
-    "readiness": Message("Inputs"),
+    "readiness": Message("Images ready?"),
     "receiver": Message("Device"),
     "watcher": Message("Device"),
     "lock": Message("Deletion lock"),
 }
 WORKITEM_FIELDS = field_table("""
     name       | keyword                             | kind   | label
-    label      | ProcedureStepLabel                  | text   | What is to be done *
-    code       | ScheduledWorkitemCodeSequence       | select | Kind of work
+    label      | ProcedureStepLabel                  | text   | Task *
+    code       | ScheduledWorkitemCodeSequence       | select | Type
     worklist   | WorklistLabel                       | text   | Worklist
     priority   | ScheduledProcedureStepPriority      | select | Priority
-    readiness  | InputReadinessState                 | select | Inputs
+    readiness  | InputReadinessState                 | select | Images ready?
     date       | ScheduledProcedureStepStartDateTime | date   | Date
     time       | ScheduledProcedureStepStartDateTime | time   | Time
-    expires    | ScheduledProcedureStepExpirationDateTime | date | Expires after
+    expires    | ScheduledProcedureStepExpirationDateTime | date | Due
     patient    | PatientName                         | name   | Patient's name
     patient_id | PatientID                           | text   | Patient ID
     comment    | CommentsOnTheScheduledProcedureStep | area   | Comment
@@ -26754,14 +26754,14 @@ WORKITEM_FIELDS = field_table("""
 # The four modules of PS3.3 C.30; a path takes the first item of each sequence.
 WORKITEM_FACTS = body_rows("""
     module       | label               | path
-    Scheduled    | What is to be done  | ProcedureStepLabel
-    Scheduled    | Kind of work        | ScheduledWorkitemCodeSequence
+    Scheduled    | Task                | ProcedureStepLabel
+    Scheduled    | Type                | ScheduledWorkitemCodeSequence
     Scheduled    | Worklist            | WorklistLabel
     Scheduled    | Priority            | ScheduledProcedureStepPriority
-    Scheduled    | Inputs              | InputReadinessState
-    Scheduled    | Begin               | ScheduledProcedureStepStartDateTime
+    Scheduled    | Images ready?       | InputReadinessState
+    Scheduled    | Start               | ScheduledProcedureStepStartDateTime
     Scheduled    | Expected end        | ExpectedCompletionDateTime
-    Scheduled    | Expires after       | ScheduledProcedureStepExpirationDateTime
+    Scheduled    | Due                 | ScheduledProcedureStepExpirationDateTime
     Scheduled    | Station             | ScheduledStationNameCodeSequence
     Scheduled    | Kind of station     | ScheduledStationClassCodeSequence
     Scheduled    | Place               | ScheduledStationGeographicLocationCodeSequence
@@ -26781,14 +26781,14 @@ WORKITEM_FACTS = body_rows("""
     Progress     | Progress            | ProcedureStepProgressInformationSequence > ProcedureStepProgressDescription
     Progress     | Contact             | ProcedureStepProgressInformationSequence > ProcedureStepCommunicationsURISequence > ContactURI
     Progress     | Contact's name      | ProcedureStepProgressInformationSequence > ProcedureStepCommunicationsURISequence > ContactDisplayName
-    Progress     | Canceled            | ProcedureStepProgressInformationSequence > ProcedureStepCancellationDateTime
+    Progress     | Cancelled           | ProcedureStepProgressInformationSequence > ProcedureStepCancellationDateTime
     Progress     | Kind of reason      | ProcedureStepProgressInformationSequence > ProcedureStepDiscontinuationReasonCodeSequence
     Progress     | Reason              | ProcedureStepProgressInformationSequence > ReasonForCancellation
     Performed    | Station             | UnifiedProcedureStepPerformedProcedureSequence > PerformedStationNameCodeSequence
     Performed    | Person              | UnifiedProcedureStepPerformedProcedureSequence > ActualHumanPerformersSequence > HumanPerformerName
-    Performed    | Begin               | UnifiedProcedureStepPerformedProcedureSequence > PerformedProcedureStepStartDateTime
+    Performed    | Start               | UnifiedProcedureStepPerformedProcedureSequence > PerformedProcedureStepStartDateTime
     Performed    | End                 | UnifiedProcedureStepPerformedProcedureSequence > PerformedProcedureStepEndDateTime
-    Performed    | Kind of work        | UnifiedProcedureStepPerformedProcedureSequence > PerformedWorkitemCodeSequence
+    Performed    | Type                | UnifiedProcedureStepPerformedProcedureSequence > PerformedWorkitemCodeSequence
     Performed    | Output sets         | UnifiedProcedureStepPerformedProcedureSequence > OutputInformationSequence
     Performed    | Comment             | UnifiedProcedureStepPerformedProcedureSequence > CommentsOnThePerformedProcedureStep
     """)
@@ -26829,7 +26829,7 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
     made = text_elements(ProcedureStepState="SCHEDULED", **texts).merged(codes, relationship)
     if form["expires"] and form["date"] > form["expires"]:
         tag = tag_of("ScheduledProcedureStepExpirationDateTime")
-        problem = Problem(tag, Message("is before its begin"))
+        problem = Problem(tag, Message("is before its start"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
     return bytes(with_empty(well_formed(made), UPS_ATTRIBUTES, "create"))
 
@@ -26850,7 +26850,7 @@ def workitems_page(p: PageRequest) -> str:
         for one in found
     ]  # fmt: skip
     part = p.listed(
-        "Workitem | Patient | Patient ID | Worklist | State | Priority | Begin | Performer",
+        "Workitem | Patient | Patient ID | Worklist | State | Priority | Start | Performer",
         listed, "There are none.",
     )  # fmt: skip
     intro = ""
@@ -26882,13 +26882,13 @@ def workitem_page(p: PageRequest, uid: str) -> str:
         modules["Progress"].append((t("Performer"), workitem.performer))
     events = [
         (p.at(one.at), one.who, happening_words(one, t, zone),
-         t("told: {heard} of {all}", heard=one.heard, all=one.receivers) if one.receivers else "")
+         t("{heard} of {all} notified", heard=one.heard, all=one.receivers) if one.receivers else "")
         for one in happenings
     ]  # fmt: skip
     asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
     warnings = [] if workitem else [t("It has been purged; its history remains.")]
     if asked and workitem and workitem.state == "IN PROGRESS":
-        wanted = t("Somebody wants it to be canceled; see the time line.")
+        wanted = t("Cancellation requested; see timeline.")
         declined = t("The cancellation was declined: {reason}", reason=workitem.declined)
         warnings.append(declined if workitem.declined else wanted)
     return p.show(
@@ -27078,8 +27078,8 @@ def resume_page(p: PageRequest, secret: str, kept: str) -> str:
     shown = [(name, value) for name, value in fields
              if value and len(value) < 100 and not name.endswith("_state")]  # fmt: skip
     return p.show(
-        RESUME_PAGE, "What you had typed", action=safe_path(str(path)), fields=fields, shown=shown,
-        sentences=[], button=p.t("Send it now"), back="/",
+        RESUME_PAGE, "Your unsaved entry", action=safe_path(str(path)), fields=fields, shown=shown,
+        sentences=[], button=p.t("Submit"), back="/",
     )  # fmt: skip
 
 
@@ -27141,7 +27141,7 @@ def post_logout(p: PageRequest) -> str:
 def password_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
     """GET /password: the form to change one's own password."""
     fields = [
-        Field("password", p.t("Password until now"), "password", required=True),
+        Field("password", p.t("Current password"), "password", required=True),
         Field("new_password", p.t("New password"), "password", required=True),
     ]
     groups = [(p.login.name, fields)]
@@ -27189,7 +27189,7 @@ def devices_page(p: PageRequest) -> str:
              t("config.ini") if device.from_file else ""),
             f"/devices/edit?name={urllib.parse.quote(device.name)}",
             (Action("/devices/echo", "C-ECHO", (("name", device.name),)),
-             Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True)))
+             Action("/devices/doctor", t("Troubleshoot"), (("name", device.name),), get=True)))
         for device in p.devices
     ]  # fmt: skip
     tried = []
@@ -27202,7 +27202,7 @@ def devices_page(p: PageRequest) -> str:
         p.listed("Device | AE titles | Modality | Address | Character set | ", known,
                  "There are none."),
         p.listed("AE title | Address | Why | Last", tried, "There are none.",
-                 t("Turned away since the start")),
+                 t("Rejected since start-up")),
     ]  # fmt: skip
     return p.listing("Devices", parts, links=[("/devices/edit", t("New device"))])
 
@@ -27225,14 +27225,14 @@ def device_page(
         label = f"{setting.key}: {t(setting.meaning)}"
         required = setting.key == "ae_title"
         fields.append(Field(setting.key, label, kind, value, required, "", choices))
-    legend, submit, extra = t("From config.ini, to be changed there"), "", []
+    legend, submit, extra = t("Set in config.ini; change it there"), "", []
     after = [("/devices", t("Back"))]
     if not (device and device.from_file):
-        legend, submit, extra = t("Device"), t("Save"), [("preview", t("Show names as sent"))]
+        legend, submit, extra = t("Device"), t("Save"), [("preview", t("Preview names"))]
         if form.get("old_name"):
             extra.append(("delete", t("Delete")))
         start = f"/devices/edit?name={urllib.parse.quote(name)}&profile="
-        after = [(start + urllib.parse.quote(one), t("Use: {profile}", profile=one))
+        after = [(start + urllib.parse.quote(one), t("Profile: {profile}", profile=one))
                  for one in DEVICE_PROFILES]  # fmt: skip
     return show_form(
         p, "Device", [(legend, fields)], problems, action="/devices/save", submit=submit,
@@ -27249,8 +27249,8 @@ def names_as_sent(p: PageRequest, form: Mapping[str, str]) -> list[Part]:
         return []
     sent = [(name, *name_as_sent(made, name)) for name in SAMPLE_NAMES]
     names = [Row((name, text, data.hex(" ").upper())) for name, text, data in sent]
-    heading = p.t("Names as this device is sent them")
-    return [p.listed("Name | The device gets | Bytes", names, "", heading)]
+    heading = p.t("Names as sent to this device")
+    return [p.listed("Patient's name | Sent to the device | Bytes", names, "", heading)]
 
 
 def change_devices(p: PageRequest, core: Core, *arguments: Any) -> None:
@@ -27269,8 +27269,8 @@ def post_device(p: PageRequest) -> str:
     if p.form("event") == "preview":
         return device_page(p, form)
     if p.form("event") == "delete" and not is_sure(p):
-        words = p.t("Delete the device {name}? It is refused from then on."
-                    " This cannot be taken back.", name=old_name)  # fmt: skip
+        words = p.t("Delete the device {name}? Its calls will be rejected. This cannot be "
+                    "undone.", name=old_name)  # fmt: skip
         return ask_if_sure(p, "Delete", words, p.t("Delete"))
     seen = [(("device", old_name), p.seen("device"), "")] if old_name else []
     try:
@@ -27302,14 +27302,14 @@ def doctor_page(p: PageRequest) -> str:
     findings = [Row((LIGHTS[one.light][0], t(one.words)), "", mending(t, device, one), one.light)
                 for one in found]  # fmt: skip
     first = found[0]
-    verdict = t("All is well with {name}.", name=device.name)
+    verdict = t("{name} works.", name=device.name)
     if first.light != "good":
         mend = f" {t(first.mend)}." if first.mend else ""
         verdict = f"{t(first.words)}.{mend}"
     links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
     links.append(("/devices", t("Devices")))
-    part = p.listed("Light | What is known", findings, "", device.name)
-    return p.listing("Doctor", [part], intro=verdict, links=links)
+    part = p.listed("Status | Details", findings, "", device.name)
+    return p.listing("Troubleshoot", [part], intro=verdict, links=links)
 
 
 def mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ...]:
@@ -27360,12 +27360,12 @@ def associations_page(p: PageRequest) -> str:
     ]
     parts = [
         p.listed("Device | AE title | Address", now, "None.", t("Open now")),
-        p.listed("Begun | Device | AE title | Address | What was done | How it ended", ended,
-                 "None.", t("Since the start, the newest first")),
+        p.listed("Started | Device | AE title | Address | What was done | How it ended", ended,
+                 "None.", t("Since start-up, newest first")),
     ]  # fmt: skip
-    intro = t("Of what a device repeats, the last time is shown.")
-    return p.listing("Associations", parts, intro=intro, search=t("Device or address"),
-                     query=wanted, links=[("/statuses", t("Statuses"))])  # fmt: skip
+    intro = t("Repeated calls are shown once, with the latest time.")
+    return p.listing("Connections", parts, intro=intro, search=t("Device or address"),
+                     query=wanted, links=[("/statuses", t("DICOM status codes"))])  # fmt: skip
 
 
 def statuses_page(p: PageRequest) -> str:
@@ -27376,9 +27376,11 @@ def statuses_page(p: PageRequest) -> str:
         for status, (meaning, mend) in STATUS_WORDS.items()
         if wanted in f"{status:04X}"
     ]
-    part = p.listed("Status | Meaning | What to do", found, "Nothing found.")
+    part = p.listed("Status code | Meaning | What to do", found, "Nothing found.")
     intro = t("What devices show, and what is in the log.")
-    return p.listing("Statuses", [part], intro=intro, search=t("Status"), query=wanted)
+    return p.listing(
+        "DICOM status codes", [part], intro=intro, search=t("Status code"), query=wanted
+    )
 
 
 def register_action(t: Translator, calling: str, address: str) -> Action:
@@ -27391,7 +27393,7 @@ def what_was_done(t: Translator, one: Ended) -> str:
     """Return the operations of an association, and the classes it proposed in vain."""
     words = [done_words(t, *each) for each in one.done] or [t("nothing")]
     if one.not_served:
-        words.append(t("not served here: {names}", names=", ".join(one.not_served)))
+        words.append(t("not provided here: {names}", names=", ".join(one.not_served)))
     return "; ".join(words)
 
 
@@ -27472,7 +27474,7 @@ def post_catalogue(p: PageRequest) -> str:
     form = {key: p.form(key) for key in PROCEDURE_COLUMNS}
     event, about = p.form("event"), ("procedure", form["code"].strip())
     if event == "delete" and not is_sure(p):
-        words = p.t("Delete {name} from the catalogue? This cannot be taken back.",
+        words = p.t("Delete {name} from the catalogue? This cannot be undone.",
                     name=f"{form['code']} {form['meaning']}")  # fmt: skip
         return ask_if_sure(p, "Delete", words, p.t("Delete"))
     try:
@@ -27524,10 +27526,10 @@ def post_catalogue_import(p: PageRequest) -> str:
 # The fields of the registration form. Those of group `visit` are not shown again.
 REGISTER_FIELDS = field_table("""
     name           | keyword                         | kind      | label                          | group
-    family_name    | PatientName                     | family    | Family name (Latin letters)    | patient
-    given_name     | PatientName                     | given     | Given name (Latin letters)     | patient
-    chinese_name   | PatientName                     | chinese   | Chinese name                   | patient
-    patient_id     | PatientID                       | text      | Patient ID (made if empty)     | patient
+    family_name    | PatientName                     | family    | Family name                    | patient
+    given_name     | PatientName                     | given     | Given name                     | patient
+    chinese_name   | PatientName                     | chinese   | Name in Chinese characters     | patient
+    patient_id     | PatientID                       | text      | Patient ID (leave empty to assign one) | patient
     identity       | OtherPatientIDsSequence         | text      | Identity number (China)        | patient
     birth_date     | PatientBirthDate                | date      | Birth date                     | patient
     sex            | PatientSex                      | select    | Sex                            | patient
@@ -27538,13 +27540,13 @@ REGISTER_FIELDS = field_table("""
     alerts         | MedicalAlerts                   | text      | Medical alerts                 | patient
     pregnancy      | PregnancyStatus                 | select    | Pregnancy                      | visit
     device         | ScheduledStationAETitle         | select    | Device *                       | exam
-    modality       | Modality                        | select    | Modality (that of the device if empty) | exam
+    modality       | Modality                        | select    | Modality (default: from device)        | exam
     procedure      | RequestedProcedureDescription   | text      | Exam *                         | exam
     date           | ScheduledProcedureStepStartDate | date      | Date *                         | exam
     time           | ScheduledProcedureStepStartTime | time      | Time                           | exam
     priority       | RequestedProcedurePriority      | select    | Priority                       | exam
     physician      | ReferringPhysicianName          | physician | Referring physician            | exam
-    accession      | AccessionNumber                 | text      | Accession number (made if empty) | exam
+    accession      | AccessionNumber                 | text      | Accession number (leave empty to assign one) | exam
     comment        | RequestedProcedureComments      | area      | Comment                        | exam
     """)
 PATIENT_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "patient")
@@ -27559,7 +27561,7 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
     )
     number = texts.pop("OtherPatientIDsSequence").replace(" ", "").upper()
     if number and not is_masked(number) and not resident_number(number):
-        words = Message("is no valid identity number: a digit may be wrong")
+        words = Message("is not a valid identity number: a digit may be wrong")
         problems.append(Problem(OTHER_IDS, words))
     if resident := resident_number(number or texts["PatientID"]):
         for keyword, said in zip(("PatientBirthDate", "PatientSex"), resident, strict=True):
@@ -27632,7 +27634,7 @@ def patient_from_form(
     item, problems = item_from_form(dict.fromkeys((row.name for row in REGISTER_FIELDS), "") | form)
     changed = {tag_of(k): k for k in changed_keywords(PATIENT_FIELDS, form, shown)}
     if OTHER_IDS in changed and is_masked(form["identity"].strip()):
-        words = Message("is no valid identity number: a digit may be wrong")
+        words = Message("is not a valid identity number: a digit may be wrong")
         problems.append(Problem(OTHER_IDS, words))
     empty = ElementIndex(encoded({
         tag: encode_items(tag, []) if tag == OTHER_IDS else encode_text(k, "")
@@ -27694,7 +27696,7 @@ CALENDAR_PAGE = """
 </nav>
 </form>
 % if double:
-<p class="warning">{{t('1 exam overlaps with another one.') if double == 1 else t('{count} exams lie on the time of another one.', count=double)}}</p>
+<p class="warning">{{t('1 exam overlaps with another one.') if double == 1 else t('{count} exams overlap.', count=double)}}</p>
 % end
 % if not stations:
 <p>{{t('No machines yet.')}} <a href="/devices/edit">{{t('Register a device first.')}}</a></p>
@@ -27756,7 +27758,7 @@ CALENDAR_PAGE = """
 """
 SLOTS_PART = """
 % if taken:
-<p class="warning">{{t('At this time the device has:')}} {{taken}}</p>
+<p class="warning">{{t('Already booked:')}} {{taken}}</p>
 % end
 % if free:
 <p>{{t('Free times:')}}
@@ -27799,7 +27801,7 @@ def calendar_page(p: PageRequest) -> str:
 
 
 BACK_FORTH = {
-    "day": (Message("The day before"), Message("The day after")),
+    "day": (Message("Previous day"), Message("Next day")),
     "week": (Message("The week before"), Message("The week after")),
 }
 
@@ -27938,24 +27940,24 @@ def slots_part(p: PageRequest) -> str:
 # minimum role; "-": actions on other pages that check for an administrator.
 RIGHTS = body_rows("""
     what                                                          | pages
-    See the board, the calendar and the day on paper             | / /calendar /slots /waiting /print /step /logout /password
-    Register, find and correct patients, merge two who are one    | /register /find /patients /patient /search
-    Arrived, did not come, cancel, exam is done                   | /leftovers
-    Make, claim and end workitems                                 | /workitems /workitem
-    Match what came without an order; why not there; import       | /unscheduled /unmatch /why /import
+    See today's exams and the calendar, print the day's list     | / /calendar /slots /waiting /print /step /logout /password
+    Register, find and correct patients; merge duplicates         | /register /find /patients /patient /search
+    Check in, no-show, cancel, mark as done                       | /leftovers
+    Create, claim and finish workitems                            | /workitems /workitem
+    Link unmatched exams; patient not on the machine; import      | /unscheduled /unmatch /why /import
     Devices and who has called, statuses, catalogue               | /devices /associations /statuses /catalogue /catalogue.csv
-    Watchers, what is passed on, are they safe                    | /watchers /passed-on /commitments /commitment
-    Figures                                                       | /figures /figures.csv /figures.svg
-    See what is stuck, settle what has no order                   | /orphans
-    End what is stuck, end subscriptions of others                | -
+    Subscriptions, forwarding, images in the archive              | /watchers /passed-on /commitments /commitment
+    Statistics                                                    | /figures /figures.csv /figures.svg
+    See what needs attention, settle exams without order          | /orphans
+    Close what needs attention, end subscriptions of others       | -
     Erase a patient's data                                        | /patient/*/erase
     Users, tokens, audit log, settings, backup                    | /box /users /audit /settings /restored
     """)
 USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
 DELETING = {
-    "delete": Message("Delete the user {name}? All logins end. This cannot be taken back."),
-    "delete token": Message("Delete the token {name}? Its program is refused from then on."
-                            " This cannot be taken back."),
+    "delete": Message("Delete the user {name}? All their logins end. This cannot be undone."),
+    "delete token": Message("Delete the token {name}? Programs that use it will be rejected. "
+                            "This cannot be undone."),
 }  # fmt: skip
 DONE_TO_USER = {
     "end": Message("All sessions of {name} have ended."),
@@ -27975,12 +27977,12 @@ def box_page(p: PageRequest) -> str:
         Row((" ".join(map(t, LIGHTS[light])), t(what), t(said)), light=light)
         for what, light, said in p.web.box.lights()
     ]
-    part = p.listed("Light | What | What is known", lights)
+    part = p.listed("Status | What | Details", lights)
     links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings")),
              ("/restored", t("After a restore"))]  # fmt: skip
     backup = Action("/box", t("Back up now"), (("do", "backup"),))
     doing = p.listed("What", [Row((t("Backup"),), "", (backup,))])
-    return p.listing("The box", [part, doing], links=links)
+    return p.listing("System", [part, doing], links=links)
 
 
 def post_box(p: PageRequest) -> str:
@@ -28000,15 +28002,15 @@ def restored_page(p: PageRequest) -> str:
         for row_id, patient_id in p.read(still_back, gap):
             rows.append(Row((t("Erase the data of {value}", value=patient_id),),
                             f"/patient/{row_id}/erase"))  # fmt: skip
-        parts.append(p.listed("What is known", rows, "", gap.backup))
+        parts.append(p.listed("Details", rows, "", gap.backup))
     if cut_off := p.read(words_of_cut_off):
-        parts.append(p.listed("What is known", [Row((t(words),)) for words in cut_off]))
+        parts.append(p.listed("Details", [Row((t(words),)) for words in cut_off]))
     if parts:
-        confirm = Action("/restored", t("Everybody knows: confirm"), (("do", "confirm"),))
+        confirm = Action("/restored", t("Confirm: everybody knows"), (("do", "confirm"),))
         parts.append(p.listed("What", [Row((t("The gap"),), "", (confirm,))]))
     else:
         parts.append(p.listed("What", [], "Nothing is missing since a restore."))
-    return p.listing("After a restore", parts, links=[("/box", t("The box"))])
+    return p.listing("After a restore", parts, links=[("/box", t("System"))])
 
 
 def post_restored(p: PageRequest) -> str:
@@ -28041,12 +28043,12 @@ def users_page(p: PageRequest, new_token: str = "") -> str:
         for words, least in roles_of_rights(p.site.pages)
     ]
     parts = [
-        p.listed("Name | Role | Sessions | Last login", people, "", t("Persons")),
-        p.listed("Name | Role | AE titles | Made", programs, "There are none.",
-                 t("Programs (API tokens)")),
+        p.listed("User name | Role | Sessions | Last login", people, "", t("Users")),
+        p.listed("Name | Role | AE titles | Created", programs, "There are none.",
+                 t("API tokens")),
         p.listed(" | ".join(["What", *ROLES]), rights, "", t("What each role may do")),
     ]  # fmt: skip
-    links = [("/users/new", t("New user or token")), ("/box", t("The box"))]
+    links = [("/users/new", t("New user or token")), ("/box", t("System"))]
     shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
     return p.listing("Users", parts, told=shown, links=links)
 
@@ -28063,17 +28065,17 @@ def new_user_page(p: PageRequest, problems: Iterable[Problem] = (), known: str =
     known  the mark of one who was found to exist
     """
     t = p.t
-    kinds = (("person", t("A person")), ("token", t("A program (API token)")))
+    kinds = (("person", t("User")), ("token", t("API token")))
     roles = tuple((role, t(role)) for role in ROLES)
     fields = [
-        Field("name", t("Name"), "text", p.form("name"), True),
-        Field("kind", t("What it is"), "select", p.form("kind") or "person", True, "", kinds),
+        Field("name", t("User name"), "text", p.form("name"), True),
+        Field("kind", t("Type"), "select", p.form("kind") or "person", True, "", kinds),
         Field("role", t("Role"), "select", p.form("role") or "desk", True, "", roles),
-        Field("password", t("Password (of a person)"), "password"),
+        Field("password", t("Password (of a user)"), "password"),
         Field("ae_titles", t("AE titles (of a token)"), "text", p.form("ae_titles")),
     ]
     return show_form(
-        p, "Users", [(t("New, or changed"), fields)], problems, submit=t("Save"), action="/users",
+        p, "Users", [(t("Add or change"), fields)], problems, submit=t("Save"), action="/users",
         hidden=[("do", "save"), ("known", known or p.form("known") or mark_of())], after=[("/users", t("Users"))],
     )  # fmt: skip
 
@@ -28122,17 +28124,17 @@ def audit_page(p: PageRequest) -> str:
     t, text = p.t, p.query("q")
     found = p.read(audit_lines, text, row_number(p.query("before")))
     lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
-    links = [("/box", t("The box"))]
+    links = [("/box", t("System"))]
     if len(found) == 200:
         older = urllib.parse.urlencode({"q": text, "before": found[-1].id})
         links.insert(0, (f"/audit?{older}", t("Older")))
     chain = p.read(check_audit)
-    words = t("{count} lines, unbroken; the last digest is {digest}.", count=chain.count,
+    words = t("{count} entries, chain intact; last hash {digest}.", count=chain.count,
               digest=chain.digest[:16])  # fmt: skip
     if chain.broken:
-        words = t("The log was changed behind our back: the line of {at} does not follow from the"
-                  " one before it.", at=p.at(chain.broken[1]))  # fmt: skip
-    part = p.listed("Time | Who | What | About | Detail", lines, "Nothing found.")
+        words = t("The audit log has been tampered with: the entry of {at} does not follow "
+                  "the one before it.", at=p.at(chain.broken[1]))  # fmt: skip
+    part = p.listed("Time | Who | What | About | Details", lines, "Nothing found.")
     return p.listing("Audit log", [part], intro=words, links=links, search=t("Text"), query=text)
 
 
@@ -28148,8 +28150,8 @@ def settings_page(p: PageRequest) -> str:
         ]  # fmt: skip
         parts.append(p.listed("Setting | Value | From | Meaning", lines, "", f"[{section}]"))
     where = str(config.path) if config.path else t("no file: defaults")
-    intro = t("Settings are changed in the file, and taken at the next start: {path}", path=where)
-    return p.listing("Settings", parts, intro=intro, links=[("/box", t("The box"))])
+    intro = t("Edit settings in this file and restart: {path}", path=where)
+    return p.listing("Settings", parts, intro=intro, links=[("/box", t("System"))])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -28176,7 +28178,7 @@ STEP_PAGE = """
 % end
 </div>
 % if visit:
-<h2>{{t('Time line')}}</h2>
+<h2>{{t('Timeline')}}</h2>
 <ol class="timeline">
 % for at, what, about in visit:
 <li><time>{{at}}</time> {{what}}{{' · ' + about if about else ''}}</li>
@@ -28195,13 +28197,13 @@ STEP_PAGE = """
 <form method="post" action="/unmatch"><input type="hidden" name="csrf" value="{{csrf}}">
 <input type="hidden" name="performed" value="{{number}}"><input type="hidden" name="performed_state" value="{{mark}}">
 <input type="hidden" name="step" value="{{row_id}}">
-<button>{{t('This was another exam')}}</button></form>
+<button>{{t('Wrong exam: unlink this report')}}</button></form>
 % end
-<nav class="links" aria-label="{{t('Further')}}">
+<nav class="links" aria-label="{{t('More')}}">
 % for path, words in links:
 <a href="{{path}}">{{words}}</a>
 % end
-<a href="/register">{{t('Register another patient')}}</a> <a href="/">{{t('To the board')}}</a>
+<a href="/register">{{t('Register another patient')}}</a> <a href="/">{{t('Back to today')}}</a>
 </nav>
 """
 
@@ -28253,7 +28255,7 @@ PERFORMED_FACTS = body_rows("""
     State       | PerformedProcedureStepStatus
     Exam        | PerformedProcedureStepDescription
     Date        | PerformedProcedureStepStartDate
-    Begin       | PerformedProcedureStepStartTime
+    Start       | PerformedProcedureStepStartTime
     End         | PerformedProcedureStepEndTime
     """)
 DOSE_FACTS = body_rows("""
@@ -28264,7 +28266,7 @@ DOSE_FACTS = body_rows("""
     Entrance dose (dGy)                     | EntranceDose
     Entrance dose (mGy)                     | EntranceDoseInmGy
     Distance source to detector (mm)        | DistanceSourceToDetector
-    Remark on dose                          | CommentsOnRadiationDose
+    Comments on dose                        | CommentsOnRadiationDose
     """)
 EXPOSURE_FACTS = body_rows("""
     label             | keyword
@@ -28301,7 +28303,7 @@ def performed_facts(
     if remark:
         facts.append((t("Left out by the device"), remark))
     if found_by != "study":  # the link may be wrong
-        facts.append((t("Matched by"), t(found_by)))
+        facts.append((t("Linked by"), t(found_by)))
     return facts
 
 
@@ -28311,9 +28313,9 @@ def step_page(p: PageRequest, row_id: int) -> str:
     index = ElementIndex(bytes(row.data))
     facts = facts_of(index, STEP_FACTS, t)
     if row.remark:
-        facts.append((t("Remark"), row.remark))
+        facts.append((t("Note"), row.remark))
     if row.told_by:
-        facts.append((t("Told by"), t(TOLD_BY.get(row.told_by, row.told_by))))
+        facts.append((t("Source"), t(TOLD_BY.get(row.told_by, row.told_by))))
     stations = step_item(row).values(tag_of("ScheduledStationAETitle"))
     device = p.device(stations[0]) if stations else None
     reports = does_report(p.ctx, stations, p.read(reporting_stations))
@@ -28325,7 +28327,9 @@ def step_page(p: PageRequest, row_id: int) -> str:
     told = p.query("registered") and t("Registered. The device finds the patient on its worklist.")
     if row.status in WAITING_STEP_STATES and row.start_date < p.ctx.today():
         told = ""
-        warnings.insert(0, t("Its day has passed: a machine that asks for today does not find it."))
+        warnings.insert(
+            0, t("Its date has passed: a machine that asks for today's exams does not find it.")
+        )
     performed = []
     for number, (one, *how, verdict, other) in enumerate(p.read(performed_of, row_id), 1):
         found = performed_facts(*how, t)
@@ -28338,7 +28342,7 @@ def step_page(p: PageRequest, row_id: int) -> str:
         mark = p.mark(("performed", one))[1]
         performed.append((heading, one, mark, found, verdict == "differs"))
     return p.show(
-        STEP_PAGE, "Exam", told=told, facts=facts, warnings=warnings, row_id=row_id,
+        STEP_PAGE, "Exam details", told=told, facts=facts, warnings=warnings, row_id=row_id,
         actions=actions, undoing=p.undo_of(f"step {row_id}"), performed=performed,
         mark=mark_of(row.status, row.study_instance_uid),
         links=step_links(p, row_id, index, row.status),
@@ -28356,10 +28360,10 @@ def double_booking(
     taken, free = p.read(in_the_way, p.ctx, stations[0], *when, "", row.id)
     if not taken:
         return []
-    words = p.t("Double booking: at this time {device} has {exams} too.",
+    words = p.t("Overlaps with {exams} on {device}.",
                 device=device.name if device else stations[0], exams=booked_words(p.t, taken))  # fmt: skip
     later = [one for one in free if one >= when[1]][:1]
-    return [words + (f" {p.t('Free is {time}.', time=clock(later[0]))}" if later else "")]
+    return [words + (f" {p.t('Next free: {time}.', time=clock(later[0]))}" if later else "")]
 
 
 def step_links(
@@ -28371,17 +28375,17 @@ def step_links(
     changing = isinstance(STEP_TRANSITIONS["reschedule", state], str)
     return [
         *[(f"/step/{row_id}/edit", t("Change exam"))] * changing,
-        (f"/step/{row_id}/slip", t("Slip")),
-        (f"/step/{row_id}/label", t("Label")),
-        (f"/register?order={row_id}", t("Another exam in this order")),
+        (f"/step/{row_id}/slip", t("Appointment slip")),
+        (f"/step/{row_id}/label", t("Print label")),
+        (f"/register?order={row_id}", t("Add exam to this order")),
         (f"/workitems/new?step={row_id}", t("New workitem")),
         *(
             (f"/workitem/{uid}", f"{label}: {t(state_)}")
             for uid, label, state_ in p.read(workitems_of_request, accession)
         ),
         (f"/patient/{patient}", t("Patient")),
-        (f"/register?patient={patient}", t("New exam for this patient")),
-        (f"/why?q={urllib.parse.quote(accession)}", t("Why not there?")),
+        (f"/register?patient={patient}", t("New order")),
+        (f"/why?q={urllib.parse.quote(accession)}", t("Not on the machine?")),
     ]
 
 
@@ -28403,7 +28407,7 @@ def passing_facts(p: PageRequest, performed_id: int) -> list[tuple[str, str]]:
     for receiver, operation, *how in p.read(passed_on_of, performed_id):
         words[receiver].append(f"{operation}: {passing_words(p.t, *how)}")
     return [
-        (p.t("Passed on to {device}", device=ae), "; ".join(told)) for ae, told in words.items()
+        (p.t("Forwarded to {device}", device=ae), "; ".join(told)) for ae, told in words.items()
     ]
 
 
@@ -28413,7 +28417,7 @@ def post_step(p: PageRequest, row_id: int) -> str:
     if event == "undo":
         about = f"step {row_id}"
         p.write_seen(("undo", about), event, undo, about)
-        return tell_step(p, row_id, p.t("Taken back."), p.came_from(f"/step/{row_id}"))
+        return tell_step(p, row_id, p.t("Undone."), p.came_from(f"/step/{row_id}"))
     if event not in PERSON_EVENTS:
         raise no_such_action()
     key = p.read(step_key, row_id)
@@ -28484,8 +28488,8 @@ IMAGES_CARRY = Message(
     " them in the archive or at the machine."
 )
 LEFTOVERS_PAGE = """
-% problem_list(t('Nothing was saved. Please look again:'), problems)
-<p>{{t('Exams of days before that have neither ended nor been taken off the list.')}}</p>
+% problem_list(t('Not saved. Please check:'), problems)
+<p>{{t('Exams from earlier days that are still open.')}}</p>
 % if not steps:
 <p>{{t('There are none.')}}</p>
 % else:
@@ -28502,10 +28506,10 @@ LEFTOVERS_PAGE = """
 <td><span class="state" data-state="{{state}}">{{t(state)}}</span></td></tr>
 % end
 </tbody></table></div>
-<div class="actions"><button name="event" value="no show">{{t('Did not come')}}</button>
-<button name="event" value="finish">{{t('Exam is done')}}</button>
+<div class="actions"><button name="event" value="no show">{{t('Mark as no-show')}}</button>
+<button name="event" value="finish">{{t('Mark as done')}}</button>
 <button name="event" value="today">{{t('Move to today')}}</button>
-<button name="event" value="cancel">{{t('Cancel exam')}}</button></div>
+<button name="event" value="cancel">{{t('Cancel')}}</button></div>
 </form>
 % end
 """
@@ -28519,7 +28523,7 @@ def leftovers_page(p: PageRequest, problems: Sequence[str] = ()) -> str:
          step.status)
         for step in p.read(leftovers, p.ctx.today())
     ]  # fmt: skip
-    return p.show(LEFTOVERS_PAGE, "Leftovers", steps=steps, problems=problems)
+    return p.show(LEFTOVERS_PAGE, "Unfinished exams", steps=steps, problems=problems)
 
 
 def post_leftovers(p: PageRequest) -> str:
@@ -28547,12 +28551,14 @@ def unscheduled_page(p: PageRequest) -> str:
     for row in p.read(unscheduled_steps):
         mark, fields = p.mark(("performed", row.id)), ("performed", str(row.id))
         match = Action("/unscheduled/match", t("Choose the exam"), (fields,), get=True)
-        leave = Action("/unscheduled/settle", t("No order"), (fields, mark), "reason", t("Reason"))
+        leave = Action(
+            "/unscheduled/settle", t("Accept without order"), (fields, mark), "reason", t("Reason")
+        )
         found.append(Row((*reported_cells(t, row), t(row.status)), "", (match, leave)))
-    intro = t("Devices reported these exams, and no order of ours was found for them.")
-    part = p.listed("Patient | Patient ID | Birth date | Device | Begin | Exam | State", found,
+    intro = t("These exams were reported by devices without a matching order.")
+    part = p.listed("Patient | Patient ID | Birth date | Device | Start | Exam | State", found,
                     "There are none.")  # fmt: skip
-    return p.listing("Unscheduled", [*other_patients(p), part], intro=intro)
+    return p.listing("Unmatched exams", [*other_patients(p), part], intro=intro)
 
 
 def begin_of(t: Translator, performed: ElementIndex) -> str:
@@ -28572,7 +28578,7 @@ def other_patients(p: PageRequest) -> list[Part]:
         actions = (Action("/unscheduled/accept", t("It is the patient of the order"), fields),
                    Action("/unmatch", t("It was another exam"), fields))  # fmt: skip
         rows.append(Row(cells, f"/step/{link.step_id}", actions, "warning"))
-    part = p.listed("Patient of the order | Patient at the machine | Device | Begin", rows,
+    part = p.listed("Patient of the order | Patient at the machine | Device | Start", rows,
                     heading=t("Reported for another patient"))  # fmt: skip
     return [part] if rows else []
 
@@ -28612,7 +28618,7 @@ def match_page(p: PageRequest) -> str:
         seen = "step_state", mark_of(step.status, step.study_instance_uid)
         fields = ("performed", number), mark, ("step", str(step.id)), seen
         found.append(Row(cells, "", (Action("/unscheduled/match", t("This exam"), fields),)))
-    reported = p.listed("Patient | Patient ID | Birth date | Device | Begin | Exam",
+    reported = p.listed("Patient | Patient ID | Birth date | Device | Start | Exam",
                         [Row(reported_cells(t, performed))], "", t("The report of the machine"))  # fmt: skip
     exams = p.listed("Why likely | Patient | Patient ID | Birth date | Exam | Device | Time"
                      " | Accession number | State", found, "There are none.",
@@ -28639,7 +28645,7 @@ def post_match(p: PageRequest) -> str:
     p.write(as_seen, decided, link_by_hand, number, step)
     t, performed = p.t, p.read(performed_row, number)
     told, exam = ElementIndex(bytes(performed.data)), exam_of(p, step)
-    words = f"{exam_words(t, exam)}: {t('Matched.')}"
+    words = f"{exam_words(t, exam)}: {t('Linked.')}"
     if p.read(differs, told, p.read(step_row, step)):
         reported, patient = (
             f"{t.name(one.get('PatientName')) or '?'} {one.get('PatientID')}"
@@ -28744,7 +28750,7 @@ def slip_page(p: PageRequest, row_id: int) -> str:
         (t("Accession number"), index.get("AccessionNumber")),
     ]
     return p.show(
-        SLIP_PAGE, "Slip", clinic=p.web.config.clinic.name, name=t.name(index.get("PatientName")),
+        SLIP_PAGE, "Appointment slip", clinic=p.web.config.clinic.name, name=t.name(index.get("PatientName")),
         facts=facts, row_id=row_id, accession=index.get("AccessionNumber"),
         patient_id=index.get("PatientID"),
     )  # fmt: skip
@@ -28760,7 +28766,7 @@ def label_page(p: PageRequest, row_id: int) -> str:
         years = int(today[:4]) - int(born[:4]) - (today[4:] < born[4:])
         about.append(t("{years} years", years=years))
     return p.show(
-        LABEL_PAGE, "Label", name=t.name(index.get("PatientName")),
+        LABEL_PAGE, "Print label", name=t.name(index.get("PatientName")),
         about=" · ".join(filter(None, about)),
         exam=index.get("RequestedProcedureDescription"),
         date=t.date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
@@ -28797,14 +28803,14 @@ def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
     """GET /patient/…/merge: the form to merge this patient into another one."""
     t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
     fields = [
-        Field("into", t("Patient ID of the one who stays"), "text", p.form("into"), True, "",
+        Field("into", t("Patient ID to keep"), "text", p.form("into"), True, "",
               namesakes(p, row_id, index)),
         Field("reason", t("Reason"), "text", p.form("reason"), True),
     ]  # fmt: skip
-    legend = t("{who} is the same person as", who=who_it_is(p, index))
+    legend = t("Merge {who} into", who=who_it_is(p, index))
     after = [(f"/patient/{row_id}", t("Back"))]
     return show_form(
-        p, "The same person", [(legend, fields)], problems, submit=t("Merge"), after=after,
+        p, "Merge records", [(legend, fields)], problems, submit=t("Merge"), after=after,
         hidden=[mark],
     )  # fmt: skip
 
@@ -28819,7 +28825,7 @@ def post_merge(p: PageRequest, row_id: int) -> str:
     except Refusal as refusal:
         patient_index(p, row_id)  # refuses 0112 if there is no such patient
         return merge_page(p, row_id, p.again(refusal))
-    return p.tell(f"/patient/{into}", p.t("Saved. Open exams follow."))
+    return p.tell(f"/patient/{into}", p.t("Saved. Open exams were updated too."))
 
 
 def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[str, str], ...]:
@@ -28839,13 +28845,14 @@ def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
     """GET /patient/…/erase: the form to erase all data of a patient."""
     t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
     fields = [
-        Field("patient_id", t("Patient ID, once more"), required=True),
+        Field("patient_id", t("Type the Patient ID to confirm"), required=True),
         Field("reason", t("Reason"), "text", p.form("reason"), True),
     ]
     words = t(
-        "Erased are the patient, all exams, reports of machines, workitems and remembered"
-        " queries. The audit log keeps ID and accession numbers, the archive its images, and"
-        " backups what they have until they are dropped. This cannot be taken back."
+        "This permanently erases the patient and all exams, machine reports, workitems and "
+        "logged queries. The audit log keeps the ID and accession numbers; images stay in the "
+        "archive, and existing backups keep their copy until they expire. This cannot be "
+        "undone."
     )
     return show_form(
         p, "Erase a patient", [(who_it_is(p, index), fields)], problems, submit=t("Erase"),
@@ -28881,7 +28888,7 @@ def patients_page(p: PageRequest) -> str:
         )
     ]  # fmt: skip
     part = p.listed("Patient | Patient ID | Birth date", found,
-                    "Nobody was found." if query else "")  # fmt: skip
+                    "No patient found." if query else "")  # fmt: skip
     return p.listing("Patients", [part], search=t("Name, ID or birth date"), query=query)
 
 
@@ -28901,8 +28908,8 @@ def patient_page(
 def patient_links(p: PageRequest, row_id: int) -> list[tuple[str, str]]:
     """Return the links of a patient's page: new exam, merge, erase, and each exam."""
     t = p.t
-    links = [(f"/register?patient={row_id}", t("New exam for this patient")),
-             (f"/patient/{row_id}/merge", t("The same person as another one"))]  # fmt: skip
+    links = [(f"/register?patient={row_id}", t("New order")),
+             (f"/patient/{row_id}/merge", t("Merge with another record"))]  # fmt: skip
     if p.may("admin"):
         links.append((f"/patient/{row_id}/erase", t("Erase this patient's data")))
     for step in p.read(steps_of, row_id):
@@ -28918,7 +28925,7 @@ def post_patient(p: PageRequest, row_id: int) -> str:
     if p.form("event") == "undo":
         about = f"patient {row_id}"
         p.write_seen(("undo", about), "", undo, about)
-        return p.tell(where, p.t("Taken back."))
+        return p.tell(where, p.t("Undone."))
 
     def stored() -> dict[str, str]:
         return form_of(PATIENT_FIELDS, ElementIndex(get_patient(row_id)))
@@ -28938,7 +28945,7 @@ def post_patient(p: PageRequest, row_id: int) -> str:
         return patient_page(p, row_id, form, problems)
     if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have moved
         where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
-    return p.tell(where, p.t("Saved. Open exams follow."))
+    return p.tell(where, p.t("Saved. Open exams were updated too."))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -28949,10 +28956,10 @@ def post_patient(p: PageRequest, row_id: int) -> str:
 FOUND_PART = """
 <div data-born="{{born}}" data-sex="{{sex}}">
 % if mistyped:
-<p class="warning">{{t('This is no valid identity number: a digit may be wrong.')}}</p>
+<p class="warning">{{t('This is not a valid identity number: a digit may be wrong.')}}</p>
 % end
 % if people:
-<p>{{t('Already known?')}}</p>
+<p>{{t('Is it one of these?')}}</p>
 <ul>
 % for row_id, name, patient_id, birth_date in people:
 <li><a href="/register?patient={{row_id}}">{{name}} · {{patient_id}} · {{birth_date}}</a></li>
@@ -28999,10 +29006,10 @@ def register_page(
         of_patient.insert(4, same_person_field(t, similar))
     asked = any(problem.words.key == NOT_TOLD for problem in problems)
     return show_form(
-        p, "Register", [(t("Patient"), of_patient), (t("Exam"), of_exam)], others,
+        p, "Register", [(t("Patient"), of_patient), (t("Exam details"), of_exam)], others,
         submit=t("Register"), hidden=[(name, form.get(name, "")) for name in CARRIED],
         extra=[("anyway", t("Register anyway"))] if asked else [],
-        after=[("/register?emergency=1", t("Unknown emergency patient"))],
+        after=[("/register?emergency=1", t("Unidentified emergency patient"))],
         finding="/find", slots="/slots",
         focus="chinese_name" if t.language.startswith("zh") else "family_name",
     )  # fmt: skip
@@ -29013,7 +29020,7 @@ def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
     choices = (
         ("", t("Please choose")),
         ("update", t("The same patient: correct the name")),
-        ("new", t("Another patient: make a new ID")),
+        ("new", t("Another patient: assign a new ID")),
     )
     label = t("This Patient ID is known with another name")
     return Field("same_id", label, "select", form.get("same_id", ""), True, "", choices)
@@ -29232,7 +29239,7 @@ def add_pages(app: Any, web: Web) -> None:
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
                     return ask_to_log_in(p)
                 p.response.status = http_status("page", refusal)
-                return p.show(ERROR_PAGE, "That did not work", words=p.t(refusal.detail))
+                return p.show(ERROR_PAGE, "Not done", words=p.t(refusal.detail))
 
         return view
 
@@ -29257,14 +29264,14 @@ def add_pages(app: Any, web: Web) -> None:
             asked = f"{bottle.request.method} {bottle.request.path}"
             log.error("web: %s failed", asked, exc_info=error.exception)
         p = PageRequest(site)
-        words = {404: p.t("There is no such page."), 405: p.t("This cannot be done here.")}
-        text = words.get(error.status_code, p.t("Something went wrong. It is in the log."))
+        words = {404: p.t("Page not found"), 405: p.t("This cannot be done here.")}
+        text = words.get(error.status_code, p.t("Something went wrong; details are in the log."))
         text = p.t(refusal.detail) if isinstance(refusal, HttpRefusal) else text
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
         p.login = known_login(p)
-        return p.show(ERROR_PAGE, "That did not work", words=text)
+        return p.show(ERROR_PAGE, "Not done", words=text)
 
     app.default_error_handler = failed
 
@@ -30310,7 +30317,7 @@ class ImportCommand:
 
 
 TOO_LARGE_BESIDE = Message(
-    "This is an export of a whole store: stop minris, import it, and start minris again"
+    "This is an export of a whole database: stop minris, import it, and start minris again"
 )
 
 
@@ -30551,8 +30558,8 @@ def write_private(path: Path, text: str) -> None:
 # Health of the running appliance, and the checks before a start.
 # ------------------------------------------------------------------------------------------------
 
-LIGHT_WORDS = {"store": Message("Store"), "writer": Message("Writing to the store"),
-               "dicom": Message("DICOM door"), "disk": Message("Disk")}  # fmt: skip
+LIGHT_WORDS = {"store": Message("Database"), "writer": Message("Database writes"),
+               "dicom": Message("DICOM service"), "disk": Message("Disk")}  # fmt: skip
 STEPS_OF_DAY = """SELECT status, count(*) FROM scheduled_procedure_step WHERE start_date = ?
     GROUP BY status"""
 UNSCHEDULED = """SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS
@@ -30644,7 +30651,7 @@ def archive_light(box: Parts) -> list[tuple[Message, str, Message]]:
     at = datetime.datetime.fromtimestamp(reached.since or reached.at, ctx.config.zone)
     how = {"ae": archive.ae_title, "at": f"{at:%Y-%m-%d %H:%M}", "problem": reached.problem}
     if reached.problem:
-        words = Message("{ae} does not answer since {at}: {problem}", **how)
+        words = Message("{ae} has not answered since {at}: {problem}", **how)
         return [(Message("Archive"), "bad", words)]
     answered = Message("{ae} answered at {at}", **how) if reached.at else Message("not asked yet")
     return [(Message("Archive"), "good", answered)]
@@ -30652,19 +30659,19 @@ def archive_light(box: Parts) -> list[tuple[Message, str, Message]]:
 
 def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     """Return each component with `good`, `warning` or `bad` and its details, for people."""
-    in_order = Message("in order")
+    in_order = Message("OK")
     found = [
         (LIGHT_WORDS[name], "bad" if said else "good", as_message(said) if said else in_order)
         for name, said in health(box).items()
     ]
     kept = backups(box.config.backup_folder)
-    last = Message("the last is {name}", name=kept[-1].name) if kept else Message("none yet")
+    last = Message("Last: {name}", name=kept[-1].name) if kept else Message("No backup yet")
     failed = failed_backup(box)
     light = "bad" if failed else "good" if kept else "warning"
     found.append((Message("Backup"), light, (failed or [last])[0]))
     if box.config.second_backup_folder:
-        known = Message("the last is {name}", name=box.second.last)
-        known = known if box.second.last else Message("none yet")
+        known = Message("Last: {name}", name=box.second.last)
+        known = known if box.second.last else Message("No backup yet")
         light = "bad" if box.second.problem else "good" if box.second.last else "warning"
         words = (failed_copy(box) or [known])[0]
         found.append((Message("Second backup"), light, words))
@@ -30673,8 +30680,8 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
     for what, count, page in (
-        (Message("Stuck"), len(box.stuck), "/orphans"),
-        (Message("Leftovers"), box.leftovers, "/leftovers"),
+        (Message("Other problems"), len(box.stuck), "/orphans"),
+        (Message("Unfinished exams"), box.leftovers, "/leftovers"),
     ):
         words = Message("{count}, see {page}", count=count, page=page) if count else in_order
         found.append((what, "warning" if count else "good", words))
@@ -30712,7 +30719,7 @@ def failed_copy(box: Parts) -> list[Message]:
     problem, folder = box.second.problem, box.config.second_backup_folder
     if not problem:
         return []
-    return [Message("The backup could not be copied to {folder}: {problem}. It is tried again.",
+    return [Message("The backup could not be copied to {folder}: {problem}. It will be retried.",
                     folder=folder, problem=problem)]  # fmt: skip
 
 
@@ -30726,7 +30733,7 @@ def failed_backup(box: Parts) -> list[Message]:
         return [words]
     seconds = max(again.again_at - time.monotonic(), 0)
     at = box.context().local_now() + datetime.timedelta(seconds=seconds)
-    return [words, Message("The backup is tried again at {time}", time=f"{at:%H:%M}")]
+    return [words, Message("The backup will be retried at {time}", time=f"{at:%H:%M}")]
 
 
 def metrics(box: Parts) -> dict[str, float]:

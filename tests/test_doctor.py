@@ -60,20 +60,20 @@ def test_an_archive_that_is_not_reached_is_worse_than_a_machine(ctx):
 
 def test_a_machine_that_never_called_is_asked_to(ctx):
     first = examine(ctx, CT, NOBODY, "answers")[0]
-    assert str(first.words) == "It has not called since this system was started"
-    assert str(first.mend) == "Ask for the worklist at the machine"
+    assert str(first.words) == "No contact since minris was started"
+    assert str(first.mend) == "Query the worklist on the machine"
 
 
 def test_its_last_call_is_told(ctx):
     called = Called({"CT1": call()}, {})
-    sentence = next(one for one in words(ctx, called=called) if one.startswith("It called at"))
+    sentence = next(one for one in words(ctx, called=called) if one.startswith("Last call"))
     assert "from 127.0.0.1" in sentence
     assert "Modality Worklist" in sentence
 
 
 def test_what_it_proposes_in_vain_is_told(ctx):
     called = Called({"CT1": call()._replace(not_served=("CT Image Storage",))}, {})
-    sentence = "It proposed what is not served here: CT Image Storage"
+    sentence = "It requested services that are not provided here: CT Image Storage"
     assert words(ctx, called=called)[sentence] == "warning"
 
 
@@ -87,13 +87,16 @@ def test_another_address_than_registered_is_told(ctx):
 
 def test_a_machine_that_does_not_offer_the_worklist_is_told(ctx):
     called = Called({"CT1": call(classes=(VERIFICATION,))}, {})
-    assert words(ctx, called=called)["In its last call it did not offer the worklist"] == "warning"
+    assert (
+        words(ctx, called=called)["On its last call it did not request the worklist service"]
+        == "warning"
+    )
 
 
 def test_a_call_that_was_turned_away_is_the_first_thing(ctx):
     rejected = {("CT1", "127.0.0.1"): (call(5).at, Message("it called 'RIS'"))}
     first = examine(ctx, CT, Called({"CT1": call()}, rejected), "answers")[0]
-    assert (first.light, str(first.words)) == ("bad", "It was turned away: it called 'RIS'")
+    assert (first.light, str(first.words)) == ("bad", "It was rejected: it called 'RIS'")
 
 
 def test_what_was_turned_away_before_it_was_let_in_is_forgotten(ctx):
@@ -106,7 +109,7 @@ def test_a_wrong_ae_title_from_its_address_is_recognised(ctx):
     rejected = {("CT_1", "127.0.0.1"): (call().at, Message("not registered"))}
     first = examine(ctx, CT, Called({}, rejected), "answers")[0]
     assert (str(first.words), first.do) == (
-        "It calls itself CT_1, and is registered as CT1", "CT_1"
+        "It uses the AE title CT_1 but is registered as CT1", "CT_1"
     )  # fmt: skip
 
 
@@ -118,7 +121,7 @@ def test_its_query_is_found_behind_many_of_others(ctx):
             QueryTrace, hour=str(number), ae_title=title, address="127.0.0.1", keys=b"",
             raw=b"", count=1, answers=3, status=0, last_at=last,
         )  # fmt: skip
-    assert "It asked for the worklist at 05.07. 08:00 and was told of 3 exams" in words(ctx)
+    assert "Last worklist query 05.07. 08:00: 3 exams returned" in words(ctx)
 
 
 def test_a_clock_that_is_off_is_told(ctx):
@@ -159,11 +162,13 @@ def test_a_wrong_ae_title_is_found_and_mended_with_one_click(ready):
     appliance, client, _ = ready
     assert associate(appliance, "XRAY_1").is_rejected
     page = client.get("/devices/doctor?name=X-ray 9")
-    assert "It calls itself XRAY_1, and is registered as XR9. Take XRAY_1 too." in words_of(page)
+    assert "It uses the AE title XRAY_1 but is registered as XR9. Also accept XRAY_1." in words_of(
+        page
+    )
     form = {"csrf": csrf_of(page.text), "name": "X-ray 9", "ae_title": "XRAY_1"}
     assert client.post("/devices/adopt", data=form).status_code == 303
     assert not associate(appliance, "XRAY_1").is_rejected
-    assert "It calls itself" not in words_of(client.get("/devices/doctor?name=X-ray 9"))
+    assert "It uses the AE title" not in words_of(client.get("/devices/doctor?name=X-ray 9"))
 
 
 def test_all_is_well_at_last(ready):
@@ -181,7 +186,7 @@ def test_all_is_well_at_last(ready):
         server.shutdown()
     assert "X-ray 9 answers" in shown
     assert "was told of 1 exams" in shown
-    assert "All is well with X-ray 9." in shown
+    assert "X-ray 9 works." in shown
 
 
 def test_an_unknown_device_has_no_doctor(ready):

@@ -34,9 +34,9 @@ def echo_words(our_ae_title: str, device: Device, outcome: str) -> Message:
 
 ECHO_WORDS = {
     "no address": Message("{name} has no address here"),
-    "unreached": Message("{name} is not reached at {host}, port {port}"),
+    "unreached": Message("Cannot reach {name} at {host}:{port}"),
     "insecure": Message("{name} and this system do not agree on TLS: {why}"),
-    "rejected": Message("{name} rejects us: is {ae} known to it?"),
+    "rejected": Message("{name} rejected the connection. Is {ae} configured there?"),
     "no answer": Message("{name} was reached, but did not answer C-ECHO"),
     "answers": Message("{name} answers"),
 }
@@ -130,13 +130,13 @@ def _turned_away(device: Device, called: Called) -> Iterator[Finding]:
         last = max((called.accepted[title].at for title in device.ae_titles
                     if title in called.accepted), default=0.0)  # fmt: skip
         if calling in device.ae_titles and at > last:
-            words = Message("It was turned away: {why}", why=why)
-            yield Finding("bad", words, _edit(device), Message("Change it here, or at the machine"))
+            words = Message("It was rejected: {why}", why=why)
+            yield Finding("bad", words, _edit(device), Message("Change it here or on the machine"))
         elif device.host and same_host(device.host, address) and calling not in device.ae_titles:
-            words = Message("It calls itself {calling}, and is registered as {ae}",
+            words = Message("It uses the AE title {calling} but is registered as {ae}",
                             calling=calling, ae=device.ae_title)  # fmt: skip
             if calling not in called.accepted:
-                mend = Message("Take {calling} too", calling=calling)
+                mend = Message("Also accept {calling}", calling=calling)
                 yield Finding("bad", words, "", mend, calling)
 
 
@@ -144,27 +144,27 @@ def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Findin
     """Its last association: address and SOP classes."""
     calls = [called.accepted[title] for title in device.ae_titles if title in called.accepted]
     if not calls:
-        yield Finding("warning", Message("It has not called since this system was started"), "",
-                      Message("Ask for the worklist at the machine"))  # fmt: skip
+        yield Finding("warning", Message("No contact since minris was started"), "",
+                      Message("Query the worklist on the machine"))  # fmt: skip
         return
     last = max(calls, key=lambda call: call.at)
     at = datetime.datetime.fromtimestamp(last.at, ctx.config.zone)
     classes = ", ".join(UID(uid).name for uid in last.classes)
-    words = Message("It called at {at} from {address}, for {classes}",
+    words = Message("Last call {at} from {address}, for {classes}",
                     at=f"{at:%Y-%m-%d %H:%M}", address=last.address, classes=classes)  # fmt: skip
     yield Finding("good", words)
     if device.host and not same_host(device.host, last.address):
-        words = Message("It called from {address}, and is registered for {host}",
+        words = Message("It called from {address} but is registered for {host}",
                         address=last.address, host=device.host)  # fmt: skip
         yield Finding("warning", words, _edit(device), Message("Correct its address"))
     if last.not_served:
-        words = Message("It proposed what is not served here: {names}",
+        words = Message("It requested services that are not provided here: {names}",
                         names=", ".join(last.not_served))  # fmt: skip
-        mend = Message("Switch that off at the machine, or let it call the system that serves it")
+        mend = Message("Switch that off on the machine, or point it to the system that provides it")
         yield Finding("warning", words, "", mend)
     if device.role == "modality" and MODALITY_WORKLIST not in last.classes:
-        words = Message("In its last call it did not offer the worklist")
-        yield Finding("warning", words, "", Message("Set the worklist up at the machine"))
+        words = Message("On its last call it did not request the worklist service")
+        yield Finding("warning", words, "", Message("Set up the worklist on the machine"))
 
 
 def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
@@ -173,19 +173,19 @@ def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
         return
     query = last_query(device.ae_titles)
     if not query:
-        words = Message("It has not asked for the worklist of late")
-        yield Finding("warning", words, "", Message("Ask for the worklist at the machine"))
+        words = Message("No recent worklist query")
+        yield Finding("warning", words, "", Message("Query the worklist on the machine"))
         return
-    why, mend = "/why", Message("Why not there?")
+    why, mend = "/why", Message("Not on the machine?")
     at = _shown_at(ctx, query.last_at)
     if query.status != Status.SUCCESS:
-        yield Finding("bad", Message("Its last query failed, at {at}", at=at), why, mend)
+        yield Finding("bad", Message("Its last query failed at {at}", at=at), why, mend)
     elif query.answers:
-        words = Message("It asked for the worklist at {at} and was told of {count} exams",
+        words = Message("Last worklist query {at}: {count} exams returned",
                         at=at, count=query.answers)  # fmt: skip
         yield Finding("good", words)
     else:
-        words = Message("It asked for the worklist at {at} and was told of nobody", at=at)
+        words = Message("Last worklist query {at}: no patients returned", at=at)
         yield Finding("warning", words, why, mend)
 
 
@@ -206,11 +206,11 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
     performed = first_row(PerformedProcedureStep, where, *device.ae_titles)
     if not performed:
         light = "bad" if device.mpps == "yes" else "good"
-        words = Message("It does not report performed steps: its exams end by its images, or a tap")
+        words = Message("Sends no MPPS; its exams are closed by incoming images or by hand")
         yield Finding(light, words)
         return
     at = _shown_at(ctx, performed.created_at)
-    yield Finding("good", Message("It reports performed steps, the last one at {at}", at=at))
+    yield Finding("good", Message("Sends MPPS, the last one at {at}", at=at))
     index = ElementIndex(performed.data)
     date, time = (index.get(f"PerformedProcedureStepStart{part}") for part in ("Date", "Time"))
     try:
@@ -220,4 +220,4 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
     skew = (said - datetime.datetime.fromisoformat(performed.created_at)).total_seconds()
     if abs(skew) > MOST_SKEW_S:
         words = Message("Its clock is {minutes} minutes off ours", minutes=round(skew / 60))
-        yield Finding("bad", words, "", Message("Set its clock, or ours"))
+        yield Finding("bad", words, "", Message("Correct its clock, or this one"))

@@ -216,7 +216,7 @@ def note_refused(
     for message in fetch_rows(Outbox, "id = ?", outbox_id):  # it may have been erased meanwhile
         if not message.given_up_at:
             return note_failed(ctx, receiver, answer, lane)
-        audit(ctx, "not passed on", message.sop_instance_uid, f"{receiver}: {answer[:200]}")
+        audit(ctx, "not forwarded", message.sop_instance_uid, f"{receiver}: {answer[:200]}")
     try_again(receiver, lane)
     return 0
 

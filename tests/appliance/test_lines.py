@@ -179,7 +179,7 @@ def test_what_is_refused_by_http_is_one_line_with_status_and_reason(appliance, w
         "GET /api/worklist from 127.0.0.1: 400 … is not a date",
         "GET /dicom-web/workitems/<uid> from 127.0.0.1: 404 There is no such workitem",
         "GET /dicomweb/studies/… from 127.0.0.1: 404 Not Found",
-        "GET /users from 127.0.0.1: 403 Your role may not do this",
+        "GET /users from 127.0.0.1: 403 Your account is not allowed to do this. Ask an administrator.",
     ]
     assert all(" INFO " in line for line in written())
 

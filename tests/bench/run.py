@@ -521,7 +521,10 @@ def boards(bench):
     met = statistics.median(figures["size"]) < 150
     bench.row("the whole page, style and script, transferred", "KiB", figures["size"],
               goal="< 150 KB", met=met)  # fmt: skip
-    what, met = f"an N-SET shown on {BOARDS} open boards", statistics.median(figures["told"]) <= 1
+    what, met = (
+        f"an N-SET shown on {BOARDS} open boards",
+        statistics.median(figures["told"]) <= 1,
+    )
     bench.row(f"{what}, the last after", "s", figures["told"], goal="≤ 1 s", met=met)
     what, met = f"{BOARDS} open boards, a change each 5 s", statistics.median(figures["share"]) < 5
     bench.row(what, "% of a core", figures["share"], goal="< 5 %", met=met)

@@ -1160,7 +1160,7 @@ def test_what_was_refused_for_good_is_in_the_audit_log(ctx_with_pacs):
     for _ in range(5):
         note_refused(ctx, "PACS", message.outbox_id, "0213 disk is full")
     cursor = database.execute_sql("SELECT what, about, detail FROM audit ORDER BY id DESC LIMIT 1")
-    assert cursor.fetchone() == ("not passed on", UID, "PACS: 0213 disk is full")
+    assert cursor.fetchone() == ("not forwarded", UID, "PACS: 0213 disk is full")
 
 
 def test_what_a_person_gave_up_meanwhile_stays_given_up(ctx_with_pacs):
@@ -1276,7 +1276,7 @@ def test_the_page_says_what_waits(run_appliance):
     text = page(appliance, "/passed-on")
     assert re.search(r"PACS 4 \d{4}-\d\d-\d\d \d\d:\d\d:\d\d .*cannot connect", text)
     assert text.count("waits") == 4
-    for words in ("Exam has begun", "Exam has changed or ended", "Notification of an exam", UID):
+    for words in ("Exam has started", "Exam has changed or ended", "Notification of an exam", UID):
         assert words in text
     assert "Wang" not in text
 
@@ -1329,8 +1329,8 @@ def test_an_exam_says_to_whom_it_was_passed_on(run_appliance, receiver):
     once_done(appliance)
     row = appliance.read(step_known, keys_of(step)[0])
     text = page(appliance, f"/step/{row}")
-    assert "Passed on to PACS N-CREATE: taken, 0000; N-SET: refused, 0106" in text
-    assert "Passed on to RIS N-CREATE: waits; N-SET: waits" in text
+    assert "Forwarded to PACS N-CREATE: taken, 0000; N-SET: refused, 0106" in text
+    assert "Forwarded to RIS N-CREATE: waits; N-SET: waits" in text
 
 
 def stuck(run_appliance):
@@ -1346,7 +1346,7 @@ def stuck(run_appliance):
 
 def test_what_is_not_passed_on_is_stuck(run_appliance, caplog):
     appliance = stuck(run_appliance)
-    assert "Not passed on PACS: 2" in page(appliance, "/orphans")
+    assert "Not forwarded PACS: 2" in page(appliance, "/orphans")
     job_workitems(appliance.appliance)
     assert "stuck: passed on, PACS" in caplog.messages
 

@@ -781,7 +781,7 @@ def test_a_device_of_the_file_is_shown_with_its_settings(technologist):
     assert "X-ray" in words_of(technologist.get("/devices").text)
     page = technologist.get("/devices/edit", params={"name": "X-ray"}).text
     assert form_of(page, "/devices/save")["character_set"] == "ISO_IR 100"
-    assert "From config.ini, to be changed there" in words_of(page)
+    assert "Set in config.ini; change it there" in words_of(page)
 
 
 def test_a_device_of_the_file_has_nothing_to_change_it_by(technologist):

@@ -1176,7 +1176,7 @@ def test_a_nightly_backup_that_failed_is_tried_again_the_same_night(failing_back
 def test_the_page_says_when_a_failed_backup_is_tried_again(failing_backup, caplog):
     appliance, _ = failing_backup
     job_daily(appliance.appliance)
-    assert re.search(r"The backup is tried again at \d\d:\d\d", page(appliance))
+    assert re.search(r"The backup will be retried at \d\d:\d\d", page(appliance))
 
 
 def test_a_failed_backup_is_tried_less_and_less_often(failing_backup, caplog):

@@ -270,7 +270,7 @@ def test_restore_says_what_is_missing(box):
         "patients: 1, exams: 1",
         "Missing Patient IDs: P000003.",
         "Missing accession numbers: A1.",
-        "Erased since, and back: P000002.",
+        "Erased after the backup and now back: P000002.",
         "New identifiers go on after",
     ):
         assert words in done.out
@@ -279,7 +279,7 @@ def test_restore_says_what_is_missing(box):
 def test_restore_says_that_there_was_no_store_to_ask(box):
     lost(box.path)
     done = run_here(box.config, "restore", box.night)
-    assert "New identifiers leap by 1000" in done.out
+    assert "New identifiers skip 1000 numbers" in done.out
     assert "what was withdrawn since is valid again" in done.out
 
 

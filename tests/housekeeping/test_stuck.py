@@ -156,12 +156,12 @@ def test_one_page_lists_what_is_stuck_in_any_service_with_what_can_be_done(stuck
     with visiting(stuck_box) as client:
         page = employ(stuck_box, client, "technologist").get("/orphans")
         words = words_of(page)
-        for known in ("Exam of a day before, not begun", "Performed without an order",
+        for known in ("Exam of an earlier day, not started", "Performed without an order",
                       "Images without an order", "2 images", "4 Jul 2026"):  # fmt: skip
             assert known in words
         for kind, uid in (("leftover", "1"), ("unscheduled", "1"), ("images", "2.25.99")):
             assert end(client, kind, uid).status_code == 303
-        assert "Nothing is stuck." in words_of(client.get("/orphans"))
+        assert "Nothing needs attention." in words_of(client.get("/orphans"))
 
 
 @pytest.mark.parametrize("kind", ["leftover", "unscheduled", "images"])

@@ -484,8 +484,8 @@ def by_report(running, step, archive):
 ENDS = {
     "availability": (by_notice, "the archive's notice of images"),
     "archive": (by_archive, "the images found in the archive"),
-    "commitment": (by_commitment, "the machine's question whether its images are safe"),
-    "performed step": (by_report, "the machine's report"),
+    "commitment": (by_commitment, "the machine's storage commitment request"),
+    "performed step": (by_report, "MPPS from the machine"),
 }
 
 
@@ -511,7 +511,7 @@ def test_a_tap_on_the_board_ends_an_exam_of_a_machine_that_does_not_report(run_a
         anna = employ(running, client, "desk")
         board = anna.get("/")
         path = f"/step/{running.read(step_row, step).id}"
-        assert "Exam is done" in words_of(board)
+        assert "Mark as done" in words_of(board)
         anna.post(path, data={"csrf": csrf_of(board.text), "event": "finish"})
         assert running.read(state, step) == COMPLETED
         assert re.search(r"Told by anna\b", words_of(anna.get(path)))
@@ -527,7 +527,7 @@ def test_that_an_exam_is_done_is_offered_where_its_machine_does_not_report(
         anna = employ(running, client, "desk")
         path = f"/step/{running.read(step_row, step).id}"
         for where in ("/", path):
-            assert ("Exam is done" in words_of(anna.get(where))) == offered
+            assert ("Mark as done" in words_of(anna.get(where))) == offered
 
 
 def test_who_told_of_the_end_is_in_an_export(ctx, sono, tmp_path):
@@ -1259,7 +1259,7 @@ def test_a_stuck_exam_is_ended_with_a_reason_by_an_administrator(run_appliance):
     with visiting(running) as client:
         admin = employ(running, client, "admin")
         page = admin.get("/orphans")
-        assert "Exam has begun, and no news since" in words_of(page)
+        assert "Exam has started, no news since" in words_of(page)
         form["csrf"] = csrf_of(page.text)
         assert admin.post("/orphans", data={**form, "reason": " "}).status_code >= 400
         assert running.read(state, step) == STARTED

@@ -176,7 +176,7 @@ def test_an_exam_of_unknown_begin_is_stuck_and_shown(run_appliance):
     running.write(database.execute_sql, sql, (study,))
     with visiting(running) as client:
         admin = employ(running, client, "admin")
-        assert "Exam has begun, and no news since" in words_of(admin.get("/orphans"))
+        assert "Exam has started, no news since" in words_of(admin.get("/orphans"))
 
 
 @pytest.mark.parametrize("uid", ["0", "9" * 30, "-1", "", pytest.param("²")])

@@ -2064,7 +2064,7 @@ def test_the_page_says_in_words_what_may_be_deleted(box, modality, archive):
     unsafe = "2 images are not safe: do not delete them"
     for words in (listed, shown):
         assert f"{safe}; {unsafe}" in words
-    assert f"Asked is the archive {AE_TITLE}." in listed
+    assert f"Archive checked: {AE_TITLE}." in listed
     assert uid in listed
     assert "CT1" in listed
     assert f"{images[3].uid} is not in the archive" in shown
@@ -2095,7 +2095,7 @@ def test_the_page_says_why_nothing_is_judged_and_tries_again(
         assert "2 images are not judged yet: do not delete them" in words_of(page)
         assert "cannot connect: connection refused" in words_of(page)
         assert "Try again now" in words_of(page)
-        assert "is not judged yet" in words_of(anna.get(f"/commitment/{uid}"))
+        assert "is not checked yet" in words_of(anna.get(f"/commitment/{uid}"))
         answer = anna.post("/commitments", data={"csrf": csrf_of(page.text), "uid": uid})
         assert answer.status_code in (302, 303)
         assert modality.result(uid) == (1, uids(images), {})
@@ -2120,7 +2120,7 @@ def test_the_page_tells_the_machine_again(run_appliance, console, archive, monke
     ct.listen()
     with technologist_of(running) as anna:
         page = anna.get("/commitments")
-        assert "could not be told" in words_of(page)
+        assert "could not be notified" in words_of(page)
         anna.post("/commitments", data={"csrf": csrf_of(page.text), "uid": uid})
     assert ct.next() == (uid, (1, uids(images), {}))
 

@@ -1339,9 +1339,7 @@ def test_a_report_that_fails_is_told_again(run_appliance, console, archive, stat
 # The page.
 
 
-NOT_ANSWERED = re.compile(
-    r"It does not answer since [-0-9]+ [:0-9]+: cannot connect: connection refused\."
-)
+NOT_ANSWERED = re.compile(r"No answer since [-0-9]+ [:0-9]+: cannot connect: connection refused\.")
 
 
 def page_of(running):
@@ -1354,7 +1352,7 @@ def test_the_page_says_that_the_archive_takes_requests(passing):
     desk = passing[0].appliance.commitments
     once(passing[0], uid, lambda row: desk.line.reached.at, "the archive did not answer")
     words = page_of(passing[0])
-    assert f"Asked is the archive {AE_TITLE}." in words
+    assert f"Archive checked: {AE_TITLE}." in words
     assert " it answered." in words
     assert "2 images are not judged yet: do not delete them" in words
 

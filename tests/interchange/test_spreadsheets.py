@@ -111,7 +111,7 @@ def test_two_columns_of_one_meaning_are_refused(ctx, head, line):
 def test_unknown_columns_are_listed_and_left_out_on_demand(ctx, name):
     head, line = f"{HEAD},{name},shoe size", row(more=",red,43")
     words = refused(ctx, line, head=head)
-    assert words.split("\n") == [f"There is no column {name}", "There is no column shoe size"]
+    assert words.split("\n") == [f"Unknown column {name}", "Unknown column shoe size"]
     text = f"{head}\n{line}\n".encode()
     done = import_now(ctx, "day.csv", text, How(ReadAs(leave_out=True)))
     assert done == f"day.csv: 1 imported; columns left out: {name}, shoe size"
@@ -354,7 +354,7 @@ def test_an_exam_of_a_patient_kept_from_before_can_be_moved(ctx, keyword, value)
 def test_the_page_offers_to_leave_out_unknown_columns(appliance, web):
     content = f"{HEAD},colour\n{row(more=',red')}\n".encode()
     shown = web.post("/import", files={"upload": ("day.csv", content, "text/csv")})
-    assert "There is no column colour" in shown.text
+    assert "Unknown column colour" in shown.text
     assert 'name="confirmed"' not in shown.text
     fields = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', shown.text))
     again = web.post("/import", data=fields | {"leave_out": "yes"})

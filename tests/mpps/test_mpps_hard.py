@@ -409,7 +409,7 @@ DOSE = {
     "EntranceDose": (7, "Entrance dose (dGy)", "7"),
     "EntranceDoseInmGy": ("700.5", "Entrance dose (mGy)", "700.5"),
     "DistanceSourceToDetector": ("1150", "Distance source to detector (mm)", "1150"),
-    "CommentsOnRadiationDose": ("Two repeats", "Remark on dose", "Two repeats"),
+    "CommentsOnRadiationDose": ("Two repeats", "Comments on dose", "Two repeats"),
 }
 
 

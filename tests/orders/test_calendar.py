@@ -468,7 +468,7 @@ def test_who_was_shown_an_exam_first_is_in_its_time_line(ctx):
     save_shown([(1, "CT1", "2026-07-05T12:03:00.000000Z"), (99, "CT1", "2026")])
     save_shown([(1, "CT1", "2026-07-05T13:00:00.000000Z")])
     told = [(str(one.what), one.at[11:16]) for one in visit_of(1)]
-    assert told == [("Registered", "12:00"), ("First on the worklist of CT1", "12:03")]
+    assert told == [("Registered", "12:00"), ("First shown to CT1", "12:03")]
 
 
 def test_what_is_remembered_of_a_device_is_bounded_and_told_once(ctx):

@@ -681,7 +681,7 @@ def test_procedures_of_a_list_are_those_of_the_catalogue(ctx):
     [
         (b"", "The file has no rows"),
         (HEAD.encode(), "The file has no rows"),
-        (f"{HEAD},shoe size\n{ROW},43\n".encode(), "There is no column shoe size"),
+        (f"{HEAD},shoe size\n{ROW},43\n".encode(), "Unknown column shoe size"),
         (b"id,exam\nP1,CT chest\n", "There is no column for the patient's name"),
         (b"\xff\xff\xff,\xff\n\xff\xff\xff,\xff\n", "It is not certain how the letters"),
         (b'name,id\n"' + b"W" * 200000 + b'",P1\n', "cannot be read: "),

@@ -691,7 +691,7 @@ def test_a_patient_is_searched_by_name_in_any_spelling_id_or_accession_number(ap
 
 def test_nobody_of_that_name_is_said(appliance, web):
     appliance.schedule(item())
-    assert "Nobody was found." in words_of(why_page(web, "Schmidt"))
+    assert "No patient found." in words_of(why_page(web, "Schmidt"))
 
 
 def test_that_no_device_has_asked_is_said(appliance, web):
@@ -761,6 +761,6 @@ def test_reception_mends_it_in_a_browser(appliance):
         page = visit.new_page()
         page.goto(f"{appliance.url}/why?q=Wang")
         page.get_by_role("button", name="Give the exam CT1").click()
-        page.get_by_text("Mended: the next query of the device finds the exam.").wait_for()
+        page.get_by_text("Fixed: the next query of the device finds the exam.").wait_for()
         browser.close()
     assert found_by(appliance) == ["Wang^Fang"]

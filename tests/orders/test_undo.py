@@ -346,7 +346,7 @@ def test_a_change_is_taken_back_on_the_page_of_the_exam(appliance):
         answer = client.post("/step/1", data={"csrf": csrf_of(page.text), "event": "undo"})
         assert answer.headers["location"] == "/step/1"
         shown = words_of(client.get("/step/1"))
-        assert ("Taken back." in shown, "09:30" in shown) == (True, True)
+        assert ("Undone." in shown, "09:30" in shown) == (True, True)
 
 
 def test_a_correction_is_taken_back_on_the_page_of_the_patient(appliance):

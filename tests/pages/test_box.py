@@ -156,7 +156,14 @@ def send(client, path, **fields):
 
 def test_the_box_shows_a_light_for_each_thing(appliance, admin):
     shown = words_of(admin.get("/box"))
-    for words in ("Store", "Writing to the store", "DICOM door", "Disk", "Backup", "none yet"):
+    for words in (
+        "Database",
+        "Database writes",
+        "DICOM service",
+        "Disk",
+        "Backup",
+        "No backup yet",
+    ):
         assert words in shown
 
 
@@ -169,7 +176,7 @@ def test_a_backup_is_made_at_once(appliance, admin):
 def test_a_backup_that_fails_is_a_red_light(appliance, admin):
     appliance.config.backup_folder.write_text("a file where the folder should be")
     send(admin, "/box", do="backup")
-    assert "does not work Backup The last backup failed" in words_of(admin.get("/box"))
+    assert "Failed Backup The last backup failed" in words_of(admin.get("/box"))
 
 
 def test_a_user_is_made_and_logs_in(appliance, admin):

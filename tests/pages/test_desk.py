@@ -154,7 +154,7 @@ def test_a_part_of_a_page_shows_who_may_be_meant(appliance):
     appliance.schedule(item())
     with visiting(appliance) as client:
         part = employ(appliance, client).get("/find", params={"q": "wang"})
-        assert "Already known?" in words_of(part)
+        assert "Is it one of these?" in words_of(part)
         assert 'href="/register?patient=1"' in part.text
         assert "<html" not in part.text
         assert "href" not in client.get("/find", params={"q": "w"}).text
@@ -332,7 +332,7 @@ def test_a_change_is_in_the_time_line(ctx):
     event(ctx, step, "arrive")
     undo(ctx, "step 1")
     told = [str(one.what) for one in visit_of(1)]
-    assert {"Registered", "Changed", "Taken back"} <= set(told)
+    assert {"Registered", "Changed", "Undone"} <= set(told)
 
 
 def test_only_the_last_thing_is_taken_back_and_once(ctx):
@@ -400,7 +400,7 @@ def test_the_waiting_room_shows_who_has_come_and_no_name(appliance):
     appliance.schedule(item(ScheduledProcedureStepStartDate=today(appliance)))
     with visiting(appliance) as client:
         page = employ(appliance, client).get("/waiting")
-        assert "Nobody is waiting." in words_of(page)
+        assert "Nobody waiting." in words_of(page)
         csrf = csrf_of(client.get("/step/1").text)
         client.post("/step/1", data={"csrf": csrf, "event": "arrive"})
         shown = client.get("/waiting").text
@@ -456,7 +456,7 @@ def test_a_visit_is_told_in_order(ctx):
     event(later(ctx, minutes=5), step, "arrive")
     event(later(ctx, minutes=50), step, "finish")
     told = [(str(one.what), one.at[11:16]) for one in visit_of(1)]
-    assert told == [("Registered", "12:00"), ("Arrived", "12:05"), ("Ended: COMPLETED", "12:50")]
+    assert told == [("Registered", "12:00"), ("Checked in", "12:05"), ("Ended: COMPLETED", "12:50")]
 
 
 def test_a_step_set_back_keeps_when_it_had_begun(ctx):
@@ -465,12 +465,12 @@ def test_a_step_set_back_keeps_when_it_had_begun(ctx):
     for minutes, one in ((5, "STARTED"), (9, "SCHEDULED"), (30, "STARTED"), (40, "COMPLETED")):
         enter_state(later(ctx, minutes=minutes), ScheduledProcedureStep.get_by_id(1), one)
         told = [(str(each.what), each.at[11:16]) for each in visit_of(1)]
-        assert ("Begun", "12:05") in told
+        assert ("Started", "12:05") in told
     assert told == [
         ("Registered", "12:00"),
-        ("Begun", "12:05"),
-        ("Back on the list", "12:09"),
-        ("Begun", "12:30"),
+        ("Started", "12:05"),
+        ("Put back on the worklist", "12:09"),
+        ("Started", "12:30"),
         ("Ended: COMPLETED", "12:40"),
     ]
 
@@ -481,7 +481,7 @@ def test_an_end_that_was_taken_back_stays_in_the_time_line(ctx):
     event(later(ctx, minutes=9), step, "arrive")
     event(later(ctx, minutes=20), step, "finish")
     told = [str(one.what) for one in visit_of(1)]
-    assert told == ["Registered", "Ended: NO SHOW", "Arrived", "Ended: COMPLETED"]
+    assert told == ["Registered", "Ended: NO SHOW", "Checked in", "Ended: COMPLETED"]
 
 
 def test_who_told_of_the_end_is_in_the_time_line(ctx):
@@ -493,7 +493,7 @@ def test_who_told_of_the_end_is_in_the_time_line(ctx):
 def test_the_page_of_an_exam_has_its_time_line(appliance):
     appliance.schedule(item())
     with visiting(appliance) as client:
-        assert "Time line" in words_of(employ(appliance, client).get("/step/1"))
+        assert "Timeline" in words_of(employ(appliance, client).get("/step/1"))
 
 
 def test_figures_count_and_measure(ctx):

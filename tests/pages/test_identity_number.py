@@ -55,7 +55,7 @@ def test_no_machine_and_no_page_has_the_number(appliance, desk):
 def test_a_wrong_check_digit_is_refused(appliance, desk, field):
     answer = register(desk, **{field: WRONG})
     assert answer.status_code == 422
-    assert "is no valid identity number: a digit may be wrong" in words_of(answer)
+    assert "is not a valid identity number: a digit may be wrong" in words_of(answer)
 
 
 def test_the_number_finds_its_patient(appliance, desk):

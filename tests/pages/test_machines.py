@@ -121,7 +121,7 @@ def test_an_association_is_told_by_what_was_done_and_how_it_ended(appliance, tec
     assert dict(find.done) == {("C-FIND", 0): 1}
     words = words_of(technologist.get("/associations"))
     assert "C-FIND × 1" in words
-    assert "ended in order" in words
+    assert "completed" in words
 
 
 def test_a_class_that_is_not_served_is_named(appliance, technologist):
@@ -130,11 +130,11 @@ def test_a_class_that_is_not_served_is_named(appliance, technologist):
         ae.add_requested_context(uid)
     ae.associate("127.0.0.1", appliance.port, ae_title="MINRIS").release()
     settled(appliance, 1)
-    assert "nothing; not served here: CT Image Storage" in words_of(
+    assert "nothing; not provided here: CT Image Storage" in words_of(
         technologist.get("/associations")
     )
     doctor = words_of(technologist.get("/devices/doctor?name=CT%20room"))
-    assert "It proposed what is not served here: CT Image Storage" in doctor
+    assert "It requested services that are not provided here: CT Image Storage" in doctor
 
 
 def test_a_failure_is_told_with_its_meaning(appliance, technologist):
@@ -152,7 +152,7 @@ def test_who_is_turned_away_is_listed_with_the_reason_and_registered_with_one_cl
     peers.run_echoscu(appliance.port, "MINRIS", "MG1")
     settled(appliance, 1)
     page = technologist.get("/associations")
-    assert "turned away: 'MG1' is not registered as a device" in words_of(page)
+    assert "rejected: 'MG1' is not a registered device" in words_of(page)
     form = form_of(page.text, "/devices/save")
     assert (form["ae_title"], form["host"]) == ("MG1", "127.0.0.1")
     assert technologist.post("/devices/save", data=form).status_code == 303
@@ -313,7 +313,7 @@ def test_the_catalogue_comes_back_as_it_left(appliance, technologist):
     [
         (b"code;meaning\nA;B\n;C\n", "Row 3"),
         (b"code,meaning,minutes\nA,B,long\n", "is not a number of minutes"),
-        (b"name\nA\n", "There is no column code"),
+        (b"name\nA\n", "Unknown column code"),
         (b"", "no rows"),
         (b"code,meaning\nA,\xff\xfe\xfd\n", "it is not UTF-8"),
     ],
@@ -623,7 +623,7 @@ def test_what_a_role_may_do_is_what_the_table_says(appliance, role):
             answer = client.request(
                 method, path, data={"csrf": token} if method == "POST" else None
             )
-            refused = "Your role may not do this" in answer.text
+            refused = "Your account is not allowed to do this. Ask an administrator." in answer.text
             by_deed = method == "POST" and rule in ("/orphans", "/watchers", "/workitem/*")
             if refused == permit(role, least_of(rule)) and not (by_deed and refused):
                 wrong.append((method, rule, answer.status_code))

@@ -1335,7 +1335,7 @@ def test_a_button_of_the_board_works_without_leaving_it(window):
     desk = window()
     desk.appliance.schedule(item(ScheduledProcedureStepStartDate=desk.appliance.context().today()))
     desk.log_in()
-    row_in(desk.page, "SCHEDULED").get_by_role("button", name="Arrived").click()
+    row_in(desk.page, "SCHEDULED").get_by_role("button", name="Check in").click()
     row_in(desk.page, "ARRIVED").wait_for()
     assert httpx.URL(desk.page.url).path == "/"
     toast = desk.page.locator(".toast .told")

@@ -135,7 +135,7 @@ def test_it_comes_back_when_that_is_answered_and_nothing_of_the_cancelling_stays
     appliance.schedule(item())
     save = button(desk.get("/step/1/edit").text, "Save", comment="Claustrophobic")
     cancelled(appliance)
-    press(desk, button(press(desk, save).text, "Back on the list"))
+    press(desk, button(press(desk, save).text, "Put back on the worklist"))
     row = appliance.read(step_row, 1)
     assert (row.status, row.remark) == ("SCHEDULED", "")
     assert ElementIndex(row.data).get("RequestedProcedureComments") == "Claustrophobic"
@@ -157,8 +157,8 @@ def test_the_form_of_a_cancelled_exam_says_what_saving_does(appliance, desk):
 
 @pytest.mark.parametrize(
     ("meanwhile", "pressed"),
-    [("cancel", "Arrived"), ("arrive", "Did not come"), ("arrive", "Cancel exam"),
-     ("no show", "Cancel exam"), ("no show", "Arrived")],
+    [("cancel", "Check in"), ("arrive", "Mark as no-show"), ("arrive", "Cancel"),
+     ("no show", "Cancel"), ("no show", "Check in")],
 )  # fmt: skip
 @pytest.mark.parametrize("page", ["/", "/step/1"])
 def test_a_button_of_a_state_that_is_no_more_asks(appliance, desk, page, meanwhile, pressed):
@@ -175,8 +175,8 @@ def test_a_button_of_a_state_that_is_no_more_asks(appliance, desk, page, meanwhi
 def test_a_second_click_and_what_does_no_harm_pass(appliance, desk):
     appliance.schedule(item(ScheduledProcedureStepStartDate=appliance.context().today()))
     page = desk.get("/").text
-    assert press(desk, button(page, "Arrived")).status_code == 303
-    assert press(desk, button(page, "Arrived")).status_code == 303
+    assert press(desk, button(page, "Check in")).status_code == 303
+    assert press(desk, button(page, "Check in")).status_code == 303
     save = button(desk.get("/step/1/edit").text, "Save", time="11:00")
     cancelled(appliance, event="ready")
     assert press(desk, save).status_code == 303
@@ -185,7 +185,7 @@ def test_a_second_click_and_what_does_no_harm_pass(appliance, desk):
 
 def test_what_can_no_longer_be_done_is_said_with_who_and_offers_nothing(appliance, desk):
     appliance.schedule(item(ScheduledProcedureStepStartDate=appliance.context().today()))
-    made = button(desk.get("/").text, "Cancel exam")
+    made = button(desk.get("/").text, "Cancel")
     cancelled(appliance, event="finish")
     answer = press(desk, made)
     assert answer.status_code == 409
@@ -195,7 +195,7 @@ def test_what_can_no_longer_be_done_is_said_with_who_and_offers_nothing(applianc
 
 def test_to_take_back_means_the_change_that_was_shown(appliance, desk):
     appliance.schedule(item())
-    press(desk, button(desk.get("/step/1").text, "Arrived"))
+    press(desk, button(desk.get("/step/1").text, "Check in"))
     made = button(desk.get("/step/1").text, "Take back: ARRIVED")
     cancelled(appliance)
     answer = press(desk, made)
@@ -207,7 +207,7 @@ def test_to_take_back_means_the_change_that_was_shown(appliance, desk):
 
 def test_a_row_with_the_number_of_an_erased_one_is_another_exam(appliance, desk):
     appliance.schedule(item(ScheduledProcedureStepStartDate=appliance.context().today()))
-    made = button(desk.get("/").text, "Arrived")
+    made = button(desk.get("/").text, "Check in")
 
     def replaced(ctx):
         for table in ("undo_note", "scheduled_station", "scheduled_procedure_step",
@@ -226,7 +226,7 @@ def test_leftovers_are_settled_as_they_were_seen_or_none_is(appliance, desk):
                                 ScheduledProcedureStepStartDate="20200101"))  # fmt: skip
     page = desk.get("/leftovers").text
     cancelled(appliance, 2, "arrive", "")
-    path, fields = button(page, "Did not come")
+    path, fields = button(page, "Mark as no-show")
     marks = re.findall(r'name="step_state" value="([^"]*)"', page)
     answer = desk.post(path, data=fields | {"row": ["1", "2"], "step_state": marks})
     assert answer.status_code == 409
@@ -348,7 +348,7 @@ def test_a_question_is_asked_anew_of_a_user_who_has_become_another(appliance, ad
     assert appliance.read(lambda: User.select().where(User.name == "tom").count()) == 1
 
 
-@pytest.mark.parametrize("event", ["Cancel exam", "Did not come"])
+@pytest.mark.parametrize("event", ["Cancel", "Mark as no-show"])
 def test_a_button_of_the_board_is_answered_with_who_and_what_and_how_to_undo(
     appliance, desk, event
 ):
@@ -358,7 +358,7 @@ def test_a_button_of_the_board_is_answered_with_who_and_what_and_how_to_undo(
     board = desk.get("/")
     state = status(appliance)
     assert re.search(f"Wang XiaoDong 王小东, CT chest, .*: {state}.", words_of(board))
-    if event == "Cancel exam":
+    if event == "Cancel":
         press(desk, button(board.text, "Keep the reason", remark="Patient phoned"))
         assert appliance.read(step_row, 1).remark == "Patient phoned"
         board = desk.get("/")
@@ -380,7 +380,7 @@ def test_every_button_carries_the_state_it_was_made_from(appliance, admin):
     today = appliance.context().today()
     appliance.schedule(item(ScheduledProcedureStepStartDate=today),
                        item(PatientID="P2", ScheduledProcedureStepStartDate="20200101"))  # fmt: skip
-    press(admin, button(admin.get("/step/1").text, "Arrived"))
+    press(admin, button(admin.get("/step/1").text, "Check in"))
     paths = ["/", "/step/1", "/step/1/edit", "/patient/1", "/patient/1/merge", "/patient/1/erase",
              "/leftovers", "/users", "/users/new", "/catalogue", "/unscheduled"]  # fmt: skip
     for page in paths:

@@ -43,7 +43,7 @@ def state(desk, row_id):
 def at_row(desk, row_id, words):
     """Point at a button, as a hand does that is about to press it."""
     row = desk.page.locator(f"[data-step='{row_id}']")
-    if words != "Arrived":
+    if words != "Check in":
         row.locator(".more summary").click()
     button = row.get_by_role("button", name=words)
     button.hover()
@@ -53,7 +53,7 @@ def at_row(desk, row_id, words):
 
 def test_the_click_hits_the_patient_who_was_aimed_at(board):
     show(board, "state")
-    place = at_row(board, 4, "Did not come")
+    place = at_row(board, 4, "Mark as no-show")
     board.mary("arrive", 1)
     news = board.page.locator("#news")
     news.wait_for(state="visible")
@@ -64,13 +64,13 @@ def test_the_click_hits_the_patient_who_was_aimed_at(board):
     assert re.match("Garcia Luis, .*: NO SHOW", board.page.locator(".told").inner_text())
     board.picture("board-told")
     board.page.get_by_role("button", name="Take back: NO SHOW").click()
-    board.page.get_by_text("Taken back.").wait_for()
+    board.page.get_by_text("Undone.").wait_for()
     assert state(board, 4) == "SCHEDULED"
 
 
 def test_what_moves_nothing_is_shown_at_once(board):
     show(board, "device")
-    at_row(board, 4, "Did not come")
+    at_row(board, 4, "Mark as no-show")
     board.mary("arrive", 1)
     board.page.locator("tr[data-state=ARRIVED]").wait_for()
     assert not board.page.locator("#news").is_visible()
@@ -78,7 +78,7 @@ def test_what_moves_nothing_is_shown_at_once(board):
 
 def test_no_button_becomes_another_one_under_the_pointer(board):
     show(board, "device")
-    place = at_row(board, 4, "Did not come")
+    place = at_row(board, 4, "Mark as no-show")
     board.mary("cancel", 4)
     board.page.locator("#news").wait_for(state="visible")
     board.page.screenshot(path=ARTEFACTS / "board-news.png")  # a whole page moves the pointer
@@ -91,9 +91,9 @@ def test_no_button_becomes_another_one_under_the_pointer(board):
 @pytest.mark.parametrize("how", ["leaving", "the badge"])
 def test_what_waited_is_shown_when_the_pointer_leaves_or_when_asked_for(board, how):
     show(board, "state")
-    at_row(board, 4, "Arrived")
+    at_row(board, 4, "Check in")
     if how == "the badge":
-        board.page.locator("[data-step='4']").get_by_role("button", name="Arrived").focus()
+        board.page.locator("[data-step='4']").get_by_role("button", name="Check in").focus()
     board.mary("arrive", 1)
     news = board.page.locator("#news")
     news.wait_for(state="visible")
@@ -108,7 +108,7 @@ def test_what_waited_is_shown_when_the_pointer_leaves_or_when_asked_for(board, h
 
 def test_the_list_stays_still_while_the_focus_is_in_it(board):
     show(board, "state")
-    board.page.locator("[data-step='4']").get_by_role("button", name="Arrived").focus()
+    board.page.locator("[data-step='4']").get_by_role("button", name="Check in").focus()
     board.mary("arrive", 1)
     board.page.locator("#news").wait_for(state="visible")
     board.page.keyboard.press("Enter")

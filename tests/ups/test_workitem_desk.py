@@ -924,7 +924,7 @@ def test_what_is_stuck_is_listed_with_what_is_known(appliance, technologist):
     stick(appliance)
     answer = technologist.get("/orphans")
     words = words_of(answer)
-    for known in ("RIS", "CT1", "3D views of the hip", "An administrator can end the others."):
+    for known in ("RIS", "CT1", "3D views of the hip", "An administrator can close the others."):
         assert known in words
     for uid in ("2.25.71", "2.25.72", "2.25.73"):
         assert f'href="/workitem/{uid}"' in answer.text
@@ -1059,7 +1059,7 @@ def test_a_form_that_expires_before_it_begins_is_refused(appliance, desk):
             "date": "2026-07-05", "time": "09:30", "expires": "2026-07-04"}  # fmt: skip
     answer = send(desk, "/workitems/new", **form)
     assert answer.status_code == 422
-    assert "is before its begin" in words_of(answer)
+    assert "is before its start" in words_of(answer)
 
 
 def test_a_form_sent_twice_makes_one_workitem(appliance, desk):

@@ -64,8 +64,8 @@ def words_of_cut_off() -> list[Message]:
     """The notice of an audit log that was cut off, until an administrator confirms it."""
     at = get_mark(_CUT_OFF)
     words = Message(
-        "The store has lost its last changes: the audit log had a line of {at} that is missing. An"
-        " administrator looks at /restored and confirms it.",
+        "The database has lost its last changes: an audit entry of {at} is missing. An "
+        "administrator must confirm this at /restored.",
         at=at[:16].replace("T", " "),
     )
     return [words] if at else []

@@ -53,13 +53,13 @@ class AccessRules:
         """
         if self.called and called != self.called:
             return 7, Message(
-                "it called {called}, our AE title is {ours}",
+                "it called {called}, but our AE title is {ours}",
                 called=repr(called),
                 ours=repr(self.called),
             )
         device = self.by_title.get(calling)
         if not device and not self.accept_unknown:
-            return 3, Message("{calling} is not registered as a device", calling=repr(calling))
+            return 3, Message("{calling} is not a registered device", calling=repr(calling))
         own = (device.host, *addresses) if device else ()
         if device and device.check_address and plain_address(address) not in own:
             return 3, Message(
@@ -74,7 +74,7 @@ def conflict_of(device: Device, others: Iterable[Device]) -> Message | None:
         taken = set(other.ae_titles) & set(device.ae_titles)
         if taken or other.name == device.name:
             value = ", ".join(sorted(taken)) or device.name
-            return Message("{value} belongs to {name} already", value=value, name=other.name)
+            return Message("{value} already belongs to {name}", value=value, name=other.name)
     return None
 
 
@@ -147,7 +147,7 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
     section = read_section(f"device {name}", DEVICE_SETTINGS, given, wrong)
     words = [Message("{key}: {value} {words}", **message.values) for message in wrong]
     if any(device.from_file and device.name == old_name for device in ctx.devices):
-        words.append(Message("It is of config.ini, and is changed there"))
+        words.append(Message("It is set in config.ini and can only be changed there"))
     if not re.fullmatch(r"[^\[\]\n]{1,64}", name.strip()):
         words.append(Message("A name has 1 to 64 characters"))
     for key in ("check_address", "passed_on"):
@@ -191,7 +191,7 @@ def adopt_title(ctx: Context, name: str, ae_title: str) -> None:
     record = DeviceRecord.get_or_none(DeviceRecord.name == name)
     if not record:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE,
-                      Message("It is of config.ini, and is changed there"))  # fmt: skip
+                      Message("It is set in config.ini and can only be changed there"))  # fmt: skip
     settings = json.loads(record.settings)
     settings["ae_title"] = f"{settings['ae_title']}, {ae_title}"
     save_device(ctx, name, settings, name)

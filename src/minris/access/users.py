@@ -39,7 +39,7 @@ def digest_of(secret: str) -> str:
 
 
 WRONG_PASSWORD = Message("The name or the password is wrong")
-TOO_MANY = Message("Too many wrong passwords: wait 15 minutes")
+TOO_MANY = Message("Too many failed attempts. Try again in 15 minutes.")
 # An unknown user takes as long to refuse as a wrong password.
 _NOBODY = "scrypt$14$8$1$" + "00" * 16 + "$" + "00" * 64
 
@@ -301,7 +301,7 @@ def make_token(ctx: Context, name: str, role: str, ae_titles: Iterable[str] = ()
     titles = [title.strip() for title in ae_titles]
     for title in titles:
         if not is_ae_title(title):
-            words = Message("{ae} is no AE title", ae=repr(title))
+            words = Message("{ae} is not an AE title", ae=repr(title))
             raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
     secret = secrets.token_urlsafe(32)
     Token.delete().where(Token.name == name).execute()

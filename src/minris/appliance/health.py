@@ -35,8 +35,8 @@ from minris.upper_layer.tls import way_to
 from minris.web.request import Box
 from minris.web.server import Changes
 
-LIGHT_WORDS = {"store": Message("Store"), "writer": Message("Writing to the store"),
-               "dicom": Message("DICOM door"), "disk": Message("Disk")}  # fmt: skip
+LIGHT_WORDS = {"store": Message("Database"), "writer": Message("Database writes"),
+               "dicom": Message("DICOM service"), "disk": Message("Disk")}  # fmt: skip
 STEPS_OF_DAY = """SELECT status, count(*) FROM scheduled_procedure_step WHERE start_date = ?
     GROUP BY status"""
 UNSCHEDULED = """SELECT count(*) FROM performed_procedure_step p WHERE settled = '' AND NOT EXISTS
@@ -128,7 +128,7 @@ def archive_light(box: Parts) -> list[tuple[Message, str, Message]]:
     at = datetime.datetime.fromtimestamp(reached.since or reached.at, ctx.config.zone)
     how = {"ae": archive.ae_title, "at": f"{at:%Y-%m-%d %H:%M}", "problem": reached.problem}
     if reached.problem:
-        words = Message("{ae} does not answer since {at}: {problem}", **how)
+        words = Message("{ae} has not answered since {at}: {problem}", **how)
         return [(Message("Archive"), "bad", words)]
     answered = Message("{ae} answered at {at}", **how) if reached.at else Message("not asked yet")
     return [(Message("Archive"), "good", answered)]
@@ -136,19 +136,19 @@ def archive_light(box: Parts) -> list[tuple[Message, str, Message]]:
 
 def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     """Return each component with `good`, `warning` or `bad` and its details, for people."""
-    in_order = Message("in order")
+    in_order = Message("OK")
     found = [
         (LIGHT_WORDS[name], "bad" if said else "good", as_message(said) if said else in_order)
         for name, said in health(box).items()
     ]
     kept = backups(box.config.backup_folder)
-    last = Message("the last is {name}", name=kept[-1].name) if kept else Message("none yet")
+    last = Message("Last: {name}", name=kept[-1].name) if kept else Message("No backup yet")
     failed = failed_backup(box)
     light = "bad" if failed else "good" if kept else "warning"
     found.append((Message("Backup"), light, (failed or [last])[0]))
     if box.config.second_backup_folder:
-        known = Message("the last is {name}", name=box.second.last)
-        known = known if box.second.last else Message("none yet")
+        known = Message("Last: {name}", name=box.second.last)
+        known = known if box.second.last else Message("No backup yet")
         light = "bad" if box.second.problem else "good" if box.second.last else "warning"
         words = (failed_copy(box) or [known])[0]
         found.append((Message("Second backup"), light, words))
@@ -157,8 +157,8 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
     for what, count, page in (
-        (Message("Stuck"), len(box.stuck), "/orphans"),
-        (Message("Leftovers"), box.leftovers, "/leftovers"),
+        (Message("Other problems"), len(box.stuck), "/orphans"),
+        (Message("Unfinished exams"), box.leftovers, "/leftovers"),
     ):
         words = Message("{count}, see {page}", count=count, page=page) if count else in_order
         found.append((what, "warning" if count else "good", words))
@@ -196,7 +196,7 @@ def failed_copy(box: Parts) -> list[Message]:
     problem, folder = box.second.problem, box.config.second_backup_folder
     if not problem:
         return []
-    return [Message("The backup could not be copied to {folder}: {problem}. It is tried again.",
+    return [Message("The backup could not be copied to {folder}: {problem}. It will be retried.",
                     folder=folder, problem=problem)]  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def failed_backup(box: Parts) -> list[Message]:
         return [words]
     seconds = max(again.again_at - time.monotonic(), 0)
     at = box.context().local_now() + datetime.timedelta(seconds=seconds)
-    return [words, Message("The backup is tried again at {time}", time=f"{at:%H:%M}")]
+    return [words, Message("The backup will be retried at {time}", time=f"{at:%H:%M}")]
 
 
 def metrics(box: Parts) -> dict[str, float]:

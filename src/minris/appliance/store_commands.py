@@ -104,7 +104,7 @@ class ImportCommand:
 
 
 TOO_LARGE_BESIDE = Message(
-    "This is an export of a whole store: stop minris, import it, and start minris again"
+    "This is an export of a whole database: stop minris, import it, and start minris again"
 )
 
 

@@ -63,13 +63,13 @@ SETTINGS = setting_table(r"""
     ups | restart_receivers | | titles | further AE titles notified after a restart, comma-separated
     ups | auto_subscribe_creator | no | bool | subscribe whoever creates a workitem to it
     ups | tell_going_down | yes | bool | notify subscribers when minris is stopped
-    commitment | evidence | archive | evidence | accepted proof that an image is safe, in this order, comma-separated: archive, commitment, availability
+    commitment | evidence | archive | evidence | accepted proof that an image is in the archive, in this order, comma-separated: archive, commitment, availability
     commitment | archive | | ae_or_none | AE title of the archive to query; empty: the device whose role is archive
     commitment | answer_minutes | 60 | int 1 1440 | minutes to wait for the archive's own commitment before asking again
     commitment | look_minutes | 5 | int 0 1440 | minutes between archive queries for expected images (0: never)
     commitment | quiet_minutes | 10 | int 0 1440 | minutes without a new image before an exam counts as ended, for machines without MPPS
     commitment | missing_minutes | 5 | int 0 1440 | minutes to keep looking for an image that the archive does not have
-    commitment | give_up_hours | 24 | int 1 720 | hours without proof, such as with the archive down, before images are reported as not safe
+    commitment | give_up_hours | 24 | int 1 720 | hours without proof, such as with the archive down, before images are reported as not in the archive
     commitment | report_hours | 72 | int 1 720 | hours to keep retrying delivery of a result to the machine
     commitment | keep_days | 90 | int 1 36500 | days to keep results and availability notifications
     commitment | maximum_instances | 20000 | int 1 1000000 | maximum images per request
@@ -108,7 +108,7 @@ SETTINGS = setting_table(r"""
     housekeeping | backups_kept | 7 | int 1 1000 | number of days whose last backup is kept, as far as there is room
     housekeeping | backups_kept_weeks | 4 | int 0 1000 | number of weeks whose last backup is kept
     housekeeping | backups_kept_months | 12 | int 0 1000 | number of months whose last backup is kept
-    housekeeping | restore_damaged | no | bool | let the newest good backup replace a store that is found damaged; what came after the backup is missing then
+    housekeeping | restore_damaged | no | bool | replace a damaged database by the newest good backup; what came after the backup is then missing
     housekeeping | no_show_after_closing | no | bool | mark open exams as no-show at closing time (devices with MPPS only)
     housekeeping | keep_queries_days | 7 | int 1 3650 | days to keep the query log
     housekeeping | keep_steps_days | 0 | int 0 36500 | days to keep ended steps and what was performed for them (0: for ever)
@@ -116,16 +116,16 @@ SETTINGS = setting_table(r"""
     housekeeping | keep_workitems_days | 7 | int 1 36500 | minimum days to keep an ended workitem; a deletion lock keeps it longer
     housekeeping | keep_workitem_history_days | 0 | int 0 36500 | days to keep the events of purged workitems (0: for ever)
     housekeeping | keep_deliveries_days | 30 | int 1 3650 | days to keep the record of deliveries
-    housekeeping | stuck_lock_hours | 24 | int 1 8760 | hours after a workitem's end before a deletion lock on it is listed as stuck
-    housekeeping | stuck_workitem_hours | 8 | int 1 8760 | hours without an update before a workitem in progress is listed as stuck
-    housekeeping | stuck_exam_hours | 4 | int 1 8760 | hours without an update before a started exam is listed as stuck
-    housekeeping | stuck_events_minutes | 10 | int 1 10080 | minutes before undelivered events and reports are listed as stuck
+    housekeeping | stuck_lock_hours | 24 | int 1 8760 | hours after a workitem's end before a deletion lock on it is listed under Other problems
+    housekeeping | stuck_workitem_hours | 8 | int 1 8760 | hours without an update before a workitem in progress is listed under Other problems
+    housekeeping | stuck_exam_hours | 4 | int 1 8760 | hours without an update before a started exam is listed under Other problems
+    housekeeping | stuck_events_minutes | 10 | int 1 10080 | minutes before undelivered events and reports are listed under Other problems
     housekeeping | give_up_events_hours | 72 | int 1 8760 | hours to keep retrying delivery of an event or report
     housekeeping | release_locks_days | 0 | int 0 3650 | days before deletion locks on ended workitems are released (0: only by hand)
-    housekeeping | cancel_silent_workitems_hours | 0 | int 0 87600 | hours without an update before workitems in progress are canceled (0: only by hand)
+    housekeeping | cancel_silent_workitems_hours | 0 | int 0 87600 | hours without an update before workitems in progress are cancelled (0: only by hand)
     housekeeping | cancel_expired_workitems | no | bool | cancel scheduled workitems past their expiration
     housekeeping | keep_audit_days | 0 | int 0 36500 | days to keep audit lines (0: for ever)
-    housekeeping | audit_megabytes | 64 | int 1 65536 | megabytes of audit lines in the store; older ones go to compressed files in the backup folder
+    housekeeping | audit_megabytes | 64 | int 1 65536 | maximum audit entries in the database, MB; older ones move to compressed files in the backup folder
     log | level | INFO | choice DEBUG INFO WARNING ERROR | minimum log level; at DEBUG the log may hold patient data
     log | format | text | choice text json | log format
     log | file | | text | log file, rotated at 10 MB; empty: standard error

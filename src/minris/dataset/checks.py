@@ -140,7 +140,7 @@ def check_uid(uid: str) -> None:
 
 def exists_already(uid: str) -> Refusal:
     """The refusal (0111) of a new instance whose UID is in use."""
-    return Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} exists already", uid=uid))
+    return Refusal(Status.DUPLICATE_SOP_INSTANCE, Message("{uid} already exists", uid=uid))
 
 
 def check_instance(index: ElementIndex, sop_class: str, uid: str) -> None:

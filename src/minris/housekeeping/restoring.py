@@ -324,14 +324,14 @@ def words_of_gap(ctx: Context, gap: Gap) -> list[Message]:
     words = [
         Message("{backup}, whose newest change is of {since}, was restored at {at}.",
                 backup=gap.backup, since=since, at=clinic_time(ctx, gap.at)),
-        Message("Missing is what the replaced store had until {until}; patients: {patients},"
-                " exams: {exams}.", until=until, patients=gap.patients, exams=gap.exams)
+        Message("What the replaced database had until {until} is missing; patients: "
+                "{patients}, exams: {exams}.", until=until, patients=gap.patients, exams=gap.exams)
         if gap.until
-        else Message("Missing is what was entered since; there was no store that could tell it."),
-        Message("New identifiers leap by {count}, past all that may have been given since.",
+        else Message("Everything entered since is missing; there was no database left to compare with."),
+        Message("New identifiers skip {count} numbers, past all that may have been assigned since.",
                 count=gap.leap)
         if gap.leap
-        else Message("New identifiers go on after those that the replaced store had given."),
+        else Message("New identifiers continue after those assigned by the replaced database."),
     ]  # fmt: skip
     if gap.patient_ids:
         words.append(Message("Missing Patient IDs: {ids}.", ids=", ".join(gap.patient_ids)))
@@ -340,20 +340,22 @@ def words_of_gap(ctx: Context, gap: Gap) -> list[Message]:
         words.append(Message("Missing accession numbers: {numbers}.", numbers=told))
     if gap.erased:
         told = ", ".join(patient_id for _, patient_id in gap.erased)
-        words.append(Message("Erased since, and back: {ids}. Erase them again.", ids=told))
+        words.append(
+            Message("Erased after the backup and now back: {ids}. Erase them again.", ids=told)
+        )
     if gap.revived:
-        words.append(Message("Passwords and API tokens are those of the backup: what was withdrawn"
-                             " since is valid again."))  # fmt: skip
+        words.append(Message("Passwords and API tokens are those of the backup: any revoked "
+                             "since then are valid again."))  # fmt: skip
     if gap.unread:
         told = ", ".join(gap.unread)
-        words.append(Message("Could not be read in the replaced store: {what}.", what=told))
+        words.append(Message("Could not be read in the replaced database: {what}.", what=told))
     return words
 
 
 def notice_of_gap(ctx: Context, gap: Gap) -> Message:
     """The notice of a gap at the top of every page, and in the log: it names nobody."""
     return Message(
-        "A backup of {since} was restored: what was entered after it is missing. An administrator"
-        " looks at /restored and confirms it.",
+        "A backup of {since} was restored: everything entered after it is missing. An "
+        "administrator must confirm this at /restored.",
         since=clinic_time(ctx, gap.since),
     )

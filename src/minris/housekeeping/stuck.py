@@ -33,7 +33,7 @@ def end_silent_exam(ctx: Context, row_id: int, why: str) -> None:
     old = ctx.stamp(hours=-ctx.config.housekeeping.stuck_exam_hours)
     silent = {row[1] for row in database.execute_sql(SILENT_EXAMS, (old,))}
     if row_id not in silent:
-        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It is not stuck any more"))
+        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It no longer needs attention"))
     change_rows(ctx, "finish", [row_id], why)
 
 
@@ -41,7 +41,7 @@ def end_leftover(ctx: Context, row_id: int, why: str) -> None:
     """Mark an exam from an earlier day as no-show. Refuses 0106, 0112, 0110, C300."""
     needs_reason(why)
     if step_row(row_id).start_date >= ctx.today():
-        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It is not stuck any more"))
+        raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, Message("It no longer needs attention"))
     change_rows(ctx, "no show", [row_id], why)
 
 

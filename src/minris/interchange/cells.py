@@ -76,7 +76,7 @@ def _check_identifier(text: str) -> None:
     if re.fullmatch(r"\d+[.,]0+|\d{1,3}([,\u0020]\d{3})+", text):
         raise BadCell(Message("{value} is written as a number, not as an identifier", value=text))
     if text.casefold() in NO_VALUE or (text and not any(c.isalnum() for c in text)):
-        raise BadCell(Message("{value} is no identifier", value=text))
+        raise BadCell(Message("{value} is not an identifier", value=text))
 
 
 def damaged_identifiers(texts: Iterable[str]) -> dict[str, Message]:
@@ -189,7 +189,7 @@ def read_cell(keyword: str, cell: str, day_first: bool | None = None) -> dict[st
         return _read_moment(keyword, vr, text, day_first)
     if keyword == "PatientSex":
         if text and text.casefold() not in SEXES:
-            raise BadCell(Message("{value} is no sex: M, F or O", value=text))
+            raise BadCell(Message("{value} is not a sex: M, F or O", value=text))
         return {keyword: SEXES.get(text.casefold(), "")}
     if keyword in ("PatientWeight", "PatientSize"):
         return {keyword: read_number(keyword, text)}

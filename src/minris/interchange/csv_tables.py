@@ -64,7 +64,7 @@ CSV_COLUMNS: dict[str, str] = {
     """)
     for name in row.names.split(", ")
 }
-NO_COLUMN = "There is no column {value}"
+NO_COLUMN = "Unknown column {value}"
 
 
 def csv_keyword(name: str) -> str:
@@ -227,7 +227,7 @@ def import_procedures(ctx: Context, content: bytes, encoding: str = "") -> int:
     columns, count = [name.casefold() for name in head], 0
     problems = twice(name for name in columns if name in known_columns)
     problems += [
-        Message("There is no column {column}", column=column)
+        Message("Unknown column {column}", column=column)
         for column in ("code", "meaning")
         if column not in columns
     ]

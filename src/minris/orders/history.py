@@ -40,13 +40,13 @@ def visit_of(row_id: int) -> list[Moment]:
     found = [
         Moment(step.created_at, Message("Registered")),
         *(
-            Moment(at, Message("First on the worklist of {ae}", ae=ae))
+            Moment(at, Message("First shown to {ae}", ae=ae))
             for ae, at in database.execute_sql(
                 "SELECT ae_title, at FROM step_seen WHERE step_id = ?", (row_id,)
             )
         ),
-        Moment(step.arrived_at, Message("Arrived")),
-        Moment(step.started_at, Message("Begun")),
+        Moment(step.arrived_at, Message("Checked in")),
+        Moment(step.started_at, Message("Started")),
         Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
         *_states_before(step),
     ]
@@ -55,7 +55,7 @@ def visit_of(row_id: int) -> list[Moment]:
     where = "about IN (?, ?) AND what IN ('rescheduled', 'change taken back') AND at >= ?"
     changes = fetch_rows(Audit, where, *study, f"step {row_id}", step.created_at)
     found += [Moment(line.at, Message("Changed") if line.what == "rescheduled" else
-                     Message("Taken back"), f"{line.detail} {line.who}") for line in changes]  # fmt: skip
+                     Message("Undone"), f"{line.detail} {line.who}") for line in changes]  # fmt: skip
     first, last, count = database.execute_sql(
         "SELECT coalesce(min(at), ''), coalesce(max(at), ''), count(DISTINCT sop_instance_uid)"
         f" FROM availability WHERE study_instance_uid = ? AND availability IN {RETRIEVABLE}",
@@ -65,7 +65,9 @@ def visit_of(row_id: int) -> list[Moment]:
     if count > 1:
         found.append(Moment(last, Message("{count} images in the archive", count=count)))
     found += [
-        Moment(at, Message("{ae} was told that {count} images are safe", ae=ae, count=safe))
+        Moment(
+            at, Message("{ae} was told that {count} images are in the archive", ae=ae, count=safe)
+        )
         for at, ae, safe in database.execute_sql(
             "SELECT c.told_at, c.requester, count(DISTINCT i.id) FROM commitment c JOIN commitment_instance i"
             " ON i.commitment_id = c.id JOIN availability a ON a.sop_instance_uid ="
@@ -85,17 +87,17 @@ def visit_of(row_id: int) -> list[Moment]:
         if state == "COMPLETED" and code in WORKITEM_MOMENTS:
             words = WORKITEM_MOMENTS[code]
         about = f"{label} {performer}".strip()
-        found += [Moment(created, Message("Workitem made"), label),
+        found += [Moment(created, Message("Workitem created"), label),
                   Moment(claimed, Message("Workitem claimed"), about), Moment(ended, words, about)]  # fmt: skip
     return sorted((one for one in found if one.at), key=lambda one: one.at)
 
 
-# The words of the time line for a state that was entered; of others, that it ended.
+# The words of the timeline for a state that was entered; of others, that it ended.
 STATE_MOMENTS = {
-    "SCHEDULED": Message("Back on the list"),
-    "ARRIVED": Message("Arrived"),
-    "READY": Message("Arrived"),
-    "STARTED": Message("Begun"),
+    "SCHEDULED": Message("Put back on the worklist"),
+    "ARRIVED": Message("Checked in"),
+    "READY": Message("Checked in"),
+    "STARTED": Message("Started"),
 }
 
 

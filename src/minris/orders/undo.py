@@ -41,14 +41,14 @@ def undoable(ctx: Context, about: str) -> tuple[Any, Message | None]:
     where = "about = ? AND at >= ? ORDER BY id DESC LIMIT 1"
     note = first_row(UndoNote, where, about, ctx.stamp(hours=-UNDO_HOURS))
     if not note:
-        return None, Message("There is nothing to take back")
+        return None, Message("There is nothing to undo")
     for table, row_id, old, new in json.loads(note.images):
         now, was_removed = row_as_noted((table, row_id)), bool(old and not new)
         if now | new != now or was_removed == bool(now):
-            return note, Message("It was changed again since, and cannot be taken back")
+            return note, Message("It was changed again since then and cannot be undone")
         gone_on = database.execute_sql(_EXAMS_GONE_ON[table], (row_id, note.at)).fetchone()
         if gone_on and old.keys() - {"state"}:
-            return note, Message("An exam has gone on since: it cannot be taken back")
+            return note, Message("An exam has progressed since then: this cannot be undone")
     return note, None
 
 

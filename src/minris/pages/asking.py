@@ -14,12 +14,12 @@ RESUME_PAGE = template("resume.html")
 SURE = "yes"  # the field `sure` of a form whose question was answered
 # The words of the button for each event of an exam that a person may choose.
 PERSON_EVENTS = {
-    "arrive": Message("Arrived"),
-    "cancel": Message("Cancel exam"),
-    "no show": Message("Did not come"),
-    "reschedule": Message("Back on the list"),
-    "finish": Message("Exam is done"),
-    "stop": Message("Exam was given up"),
+    "arrive": Message("Check in"),
+    "cancel": Message("Cancel"),
+    "no show": Message("Mark as no-show"),
+    "reschedule": Message("Put back on the worklist"),
+    "finish": Message("Mark as done"),
+    "stop": Message("Mark as stopped"),
 }
 
 

@@ -31,24 +31,24 @@ from minris.standard.tables import body_rows
 # minimum role; "-": actions on other pages that check for an administrator.
 RIGHTS = body_rows("""
     what                                                          | pages
-    See the board, the calendar and the day on paper             | / /calendar /slots /waiting /print /step /logout /password
-    Register, find and correct patients, merge two who are one    | /register /find /patients /patient /search
-    Arrived, did not come, cancel, exam is done                   | /leftovers
-    Make, claim and end workitems                                 | /workitems /workitem
-    Match what came without an order; why not there; import       | /unscheduled /unmatch /why /import
+    See today's exams and the calendar, print the day's list     | / /calendar /slots /waiting /print /step /logout /password
+    Register, find and correct patients; merge duplicates         | /register /find /patients /patient /search
+    Check in, no-show, cancel, mark as done                       | /leftovers
+    Create, claim and finish workitems                            | /workitems /workitem
+    Link unmatched exams; patient not on the machine; import      | /unscheduled /unmatch /why /import
     Devices and who has called, statuses, catalogue               | /devices /associations /statuses /catalogue /catalogue.csv
-    Watchers, what is passed on, are they safe                    | /watchers /passed-on /commitments /commitment
-    Figures                                                       | /figures /figures.csv /figures.svg
-    See what is stuck, settle what has no order                   | /orphans
-    End what is stuck, end subscriptions of others                | -
+    Subscriptions, forwarding, images in the archive              | /watchers /passed-on /commitments /commitment
+    Statistics                                                    | /figures /figures.csv /figures.svg
+    See what needs attention, settle exams without order          | /orphans
+    Close what needs attention, end subscriptions of others       | -
     Erase a patient's data                                        | /patient/*/erase
     Users, tokens, audit log, settings, backup                    | /box /users /audit /settings /restored
     """)
 USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
 DELETING = {
-    "delete": Message("Delete the user {name}? All logins end. This cannot be taken back."),
-    "delete token": Message("Delete the token {name}? Its program is refused from then on."
-                            " This cannot be taken back."),
+    "delete": Message("Delete the user {name}? All their logins end. This cannot be undone."),
+    "delete token": Message("Delete the token {name}? Programs that use it will be rejected. "
+                            "This cannot be undone."),
 }  # fmt: skip
 DONE_TO_USER = {
     "end": Message("All sessions of {name} have ended."),
@@ -68,12 +68,12 @@ def box_page(p: PageRequest) -> str:
         Row((" ".join(map(t, LIGHTS[light])), t(what), t(said)), light=light)
         for what, light, said in p.web.box.lights()
     ]
-    part = p.listed("Light | What | What is known", lights)
+    part = p.listed("Status | What | Details", lights)
     links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings")),
              ("/restored", t("After a restore"))]  # fmt: skip
     backup = Action("/box", t("Back up now"), (("do", "backup"),))
     doing = p.listed("What", [Row((t("Backup"),), "", (backup,))])
-    return p.listing("The box", [part, doing], links=links)
+    return p.listing("System", [part, doing], links=links)
 
 
 def post_box(p: PageRequest) -> str:
@@ -93,15 +93,15 @@ def restored_page(p: PageRequest) -> str:
         for row_id, patient_id in p.read(still_back, gap):
             rows.append(Row((t("Erase the data of {value}", value=patient_id),),
                             f"/patient/{row_id}/erase"))  # fmt: skip
-        parts.append(p.listed("What is known", rows, "", gap.backup))
+        parts.append(p.listed("Details", rows, "", gap.backup))
     if cut_off := p.read(words_of_cut_off):
-        parts.append(p.listed("What is known", [Row((t(words),)) for words in cut_off]))
+        parts.append(p.listed("Details", [Row((t(words),)) for words in cut_off]))
     if parts:
-        confirm = Action("/restored", t("Everybody knows: confirm"), (("do", "confirm"),))
+        confirm = Action("/restored", t("Confirm: everybody knows"), (("do", "confirm"),))
         parts.append(p.listed("What", [Row((t("The gap"),), "", (confirm,))]))
     else:
         parts.append(p.listed("What", [], "Nothing is missing since a restore."))
-    return p.listing("After a restore", parts, links=[("/box", t("The box"))])
+    return p.listing("After a restore", parts, links=[("/box", t("System"))])
 
 
 def post_restored(p: PageRequest) -> str:
@@ -134,12 +134,12 @@ def users_page(p: PageRequest, new_token: str = "") -> str:
         for words, least in roles_of_rights(p.site.pages)
     ]
     parts = [
-        p.listed("Name | Role | Sessions | Last login", people, "", t("Persons")),
-        p.listed("Name | Role | AE titles | Made", programs, "There are none.",
-                 t("Programs (API tokens)")),
+        p.listed("User name | Role | Sessions | Last login", people, "", t("Users")),
+        p.listed("Name | Role | AE titles | Created", programs, "There are none.",
+                 t("API tokens")),
         p.listed(" | ".join(["What", *ROLES]), rights, "", t("What each role may do")),
     ]  # fmt: skip
-    links = [("/users/new", t("New user or token")), ("/box", t("The box"))]
+    links = [("/users/new", t("New user or token")), ("/box", t("System"))]
     shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
     return p.listing("Users", parts, told=shown, links=links)
 
@@ -156,17 +156,17 @@ def new_user_page(p: PageRequest, problems: Iterable[Problem] = (), known: str =
     known  the mark of one who was found to exist
     """
     t = p.t
-    kinds = (("person", t("A person")), ("token", t("A program (API token)")))
+    kinds = (("person", t("User")), ("token", t("API token")))
     roles = tuple((role, t(role)) for role in ROLES)
     fields = [
-        Field("name", t("Name"), "text", p.form("name"), True),
-        Field("kind", t("What it is"), "select", p.form("kind") or "person", True, "", kinds),
+        Field("name", t("User name"), "text", p.form("name"), True),
+        Field("kind", t("Type"), "select", p.form("kind") or "person", True, "", kinds),
         Field("role", t("Role"), "select", p.form("role") or "desk", True, "", roles),
-        Field("password", t("Password (of a person)"), "password"),
+        Field("password", t("Password (of a user)"), "password"),
         Field("ae_titles", t("AE titles (of a token)"), "text", p.form("ae_titles")),
     ]
     return show_form(
-        p, "Users", [(t("New, or changed"), fields)], problems, submit=t("Save"), action="/users",
+        p, "Users", [(t("Add or change"), fields)], problems, submit=t("Save"), action="/users",
         hidden=[("do", "save"), ("known", known or p.form("known") or mark_of())], after=[("/users", t("Users"))],
     )  # fmt: skip
 
@@ -215,17 +215,17 @@ def audit_page(p: PageRequest) -> str:
     t, text = p.t, p.query("q")
     found = p.read(audit_lines, text, row_number(p.query("before")))
     lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
-    links = [("/box", t("The box"))]
+    links = [("/box", t("System"))]
     if len(found) == 200:
         older = urllib.parse.urlencode({"q": text, "before": found[-1].id})
         links.insert(0, (f"/audit?{older}", t("Older")))
     chain = p.read(check_audit)
-    words = t("{count} lines, unbroken; the last digest is {digest}.", count=chain.count,
+    words = t("{count} entries, chain intact; last hash {digest}.", count=chain.count,
               digest=chain.digest[:16])  # fmt: skip
     if chain.broken:
-        words = t("The log was changed behind our back: the line of {at} does not follow from the"
-                  " one before it.", at=p.at(chain.broken[1]))  # fmt: skip
-    part = p.listed("Time | Who | What | About | Detail", lines, "Nothing found.")
+        words = t("The audit log has been tampered with: the entry of {at} does not follow "
+                  "the one before it.", at=p.at(chain.broken[1]))  # fmt: skip
+    part = p.listed("Time | Who | What | About | Details", lines, "Nothing found.")
     return p.listing("Audit log", [part], intro=words, links=links, search=t("Text"), query=text)
 
 
@@ -241,5 +241,5 @@ def settings_page(p: PageRequest) -> str:
         ]  # fmt: skip
         parts.append(p.listed("Setting | Value | From | Meaning", lines, "", f"[{section}]"))
     where = str(config.path) if config.path else t("no file: defaults")
-    intro = t("Settings are changed in the file, and taken at the next start: {path}", path=where)
-    return p.listing("Settings", parts, intro=intro, links=[("/box", t("The box"))])
+    intro = t("Edit settings in this file and restart: {path}", path=where)
+    return p.listing("Settings", parts, intro=intro, links=[("/box", t("System"))])

@@ -237,7 +237,7 @@ def show_form(
 
 
 NOT_KEPT = frozenset({"csrf", "password", "new_password"})  # of a form without a session
-TOO_OLD = Message("The form is too old: load the page anew")
+TOO_OLD = Message("This page has expired. Reload it.")
 
 
 def decoded(text: str) -> bytes:

@@ -62,9 +62,9 @@ class Action(NamedTuple):
 
 
 LIGHTS = {  # sign and words
-    "good": ("\N{BLACK CIRCLE}", Message("in order")),
-    "warning": ("\N{BLACK UP-POINTING TRIANGLE}", Message("look at it")),
-    "bad": ("\N{BLACK SQUARE}", Message("does not work")),
+    "good": ("\N{BLACK CIRCLE}", Message("OK")),
+    "warning": ("\N{BLACK UP-POINTING TRIANGLE}", Message("Check")),
+    "bad": ("\N{BLACK SQUARE}", Message("Failed")),
 }
 
 
@@ -185,7 +185,10 @@ class PageRequest:
     def need(self, least: str) -> None:
         """Refuse (0124) an action that needs a higher role than its page."""
         if not self.may(least):
-            raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
+            raise Refusal(
+                Status.NOT_AUTHORIZED,
+                Message("Your account is not allowed to do this. Ask an administrator."),
+            )
 
     @functools.cached_property
     def alarm(self) -> str:
@@ -268,7 +271,7 @@ class PageRequest:
         note, problem = self.read(undoable, self.ctx, about)
         if problem:
             return None
-        words = self.t("Take back: {what} ({who}, {at})", what=self.t(note.what), who=note.who,
+        words = self.t("Undo: {what} ({who}, {at})", what=self.t(note.what), who=note.who,
                        at=self.at(note.at)[:-3])  # fmt: skip
         return f"/{about.replace(' ', '/')}?undo_state={mark_of(note.id)}", words, note
 
@@ -446,7 +449,7 @@ class PageRequest:
 def row_number(text: str) -> int:
     """Return a row ID of an address or a form; 0, which no row has, for none. Refuses 0112."""
     if text and not re.fullmatch(ROW_NUMBER, text):
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such page."))
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("Page not found"))
     return int(text or 0)
 
 

@@ -146,7 +146,7 @@ def other_patient(t: Translator, told: ElementIndex, ours: ElementIndex) -> str:
 
 
 PASSED_ON_WORDS = {
-    ("mpps", "N-CREATE"): Message("Exam has begun"),
+    ("mpps", "N-CREATE"): Message("Exam has started"),
     ("mpps", "N-SET"): Message("Exam has changed or ended"),
     ("mpps_notification", "N-EVENT-REPORT"): Message("Notification of an exam"),
     ("availability", "N-CREATE"): Message("Images are in the archive"),

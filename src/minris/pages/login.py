@@ -66,8 +66,8 @@ def resume_page(p: PageRequest, secret: str, kept: str) -> str:
     shown = [(name, value) for name, value in fields
              if value and len(value) < 100 and not name.endswith("_state")]  # fmt: skip
     return p.show(
-        RESUME_PAGE, "What you had typed", action=safe_path(str(path)), fields=fields, shown=shown,
-        sentences=[], button=p.t("Send it now"), back="/",
+        RESUME_PAGE, "Your unsaved entry", action=safe_path(str(path)), fields=fields, shown=shown,
+        sentences=[], button=p.t("Submit"), back="/",
     )  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def post_logout(p: PageRequest) -> str:
 def password_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
     """GET /password: the form to change one's own password."""
     fields = [
-        Field("password", p.t("Password until now"), "password", required=True),
+        Field("password", p.t("Current password"), "password", required=True),
         Field("new_password", p.t("New password"), "password", required=True),
     ]
     groups = [(p.login.name, fields)]

@@ -33,10 +33,10 @@ from minris.standard.worklist import MODALITIES, PREGNANCY_STATUS, STEP_SEQUENCE
 # The fields of the registration form. Those of group `visit` are not shown again.
 REGISTER_FIELDS = field_table("""
     name           | keyword                         | kind      | label                          | group
-    family_name    | PatientName                     | family    | Family name (Latin letters)    | patient
-    given_name     | PatientName                     | given     | Given name (Latin letters)     | patient
-    chinese_name   | PatientName                     | chinese   | Chinese name                   | patient
-    patient_id     | PatientID                       | text      | Patient ID (made if empty)     | patient
+    family_name    | PatientName                     | family    | Family name                    | patient
+    given_name     | PatientName                     | given     | Given name                     | patient
+    chinese_name   | PatientName                     | chinese   | Name in Chinese characters     | patient
+    patient_id     | PatientID                       | text      | Patient ID (leave empty to assign one) | patient
     identity       | OtherPatientIDsSequence         | text      | Identity number (China)        | patient
     birth_date     | PatientBirthDate                | date      | Birth date                     | patient
     sex            | PatientSex                      | select    | Sex                            | patient
@@ -47,13 +47,13 @@ REGISTER_FIELDS = field_table("""
     alerts         | MedicalAlerts                   | text      | Medical alerts                 | patient
     pregnancy      | PregnancyStatus                 | select    | Pregnancy                      | visit
     device         | ScheduledStationAETitle         | select    | Device *                       | exam
-    modality       | Modality                        | select    | Modality (that of the device if empty) | exam
+    modality       | Modality                        | select    | Modality (default: from device)        | exam
     procedure      | RequestedProcedureDescription   | text      | Exam *                         | exam
     date           | ScheduledProcedureStepStartDate | date      | Date *                         | exam
     time           | ScheduledProcedureStepStartTime | time      | Time                           | exam
     priority       | RequestedProcedurePriority      | select    | Priority                       | exam
     physician      | ReferringPhysicianName          | physician | Referring physician            | exam
-    accession      | AccessionNumber                 | text      | Accession number (made if empty) | exam
+    accession      | AccessionNumber                 | text      | Accession number (leave empty to assign one) | exam
     comment        | RequestedProcedureComments      | area      | Comment                        | exam
     """)
 PATIENT_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "patient")
@@ -68,7 +68,7 @@ def item_from_form(form: Mapping[str, str]) -> tuple[bytes, list[Problem]]:
     )
     number = texts.pop("OtherPatientIDsSequence").replace(" ", "").upper()
     if number and not is_masked(number) and not resident_number(number):
-        words = Message("is no valid identity number: a digit may be wrong")
+        words = Message("is not a valid identity number: a digit may be wrong")
         problems.append(Problem(OTHER_IDS, words))
     if resident := resident_number(number or texts["PatientID"]):
         for keyword, said in zip(("PatientBirthDate", "PatientSex"), resident, strict=True):
@@ -141,7 +141,7 @@ def patient_from_form(
     item, problems = item_from_form(dict.fromkeys((row.name for row in REGISTER_FIELDS), "") | form)
     changed = {tag_of(k): k for k in changed_keywords(PATIENT_FIELDS, form, shown)}
     if OTHER_IDS in changed and is_masked(form["identity"].strip()):
-        words = Message("is no valid identity number: a digit may be wrong")
+        words = Message("is not a valid identity number: a digit may be wrong")
         problems.append(Problem(OTHER_IDS, words))
     empty = ElementIndex(encoded({
         tag: encode_items(tag, []) if tag == OTHER_IDS else encode_text(k, "")

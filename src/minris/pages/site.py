@@ -190,7 +190,7 @@ def add_pages(app: Any, web: Web) -> None:
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
                     return ask_to_log_in(p)
                 p.response.status = http_status("page", refusal)
-                return p.show(ERROR_PAGE, "That did not work", words=p.t(refusal.detail))
+                return p.show(ERROR_PAGE, "Not done", words=p.t(refusal.detail))
 
         return view
 
@@ -215,14 +215,14 @@ def add_pages(app: Any, web: Web) -> None:
             asked = f"{bottle.request.method} {bottle.request.path}"
             log.error("web: %s failed", asked, exc_info=error.exception)
         p = PageRequest(site)
-        words = {404: p.t("There is no such page."), 405: p.t("This cannot be done here.")}
-        text = words.get(error.status_code, p.t("Something went wrong. It is in the log."))
+        words = {404: p.t("Page not found"), 405: p.t("This cannot be done here.")}
+        text = words.get(error.status_code, p.t("Something went wrong; details are in the log."))
         text = p.t(refusal.detail) if isinstance(refusal, HttpRefusal) else text
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
         p.login = known_login(p)
-        return p.show(ERROR_PAGE, "That did not work", words=text)
+        return p.show(ERROR_PAGE, "Not done", words=text)
 
     app.default_error_handler = failed
 

@@ -65,7 +65,7 @@ FAILURE_REASONS = {
     NOT_CHECKED: Message("could not be checked"),
     NOT_THERE: Message("is not in the archive"),
     OF_ANOTHER_CLASS: Message("is in the archive as an object of another class"),
-    NOT_STORED: Message("is no object that is stored"),
+    NOT_STORED: Message("is not an object that can be stored"),
     UID_IN_USE: Message("was asked for under a number that is in use"),
     NO_ROOM: Message("has no room in the archive"),
 }

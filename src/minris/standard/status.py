@@ -251,49 +251,49 @@ STATUS_WORDS: dict[int, tuple[Message, Message]] = {
     int(row.code, 16): (Message(row.meaning), Message(row.mend))
     for row in table("""
     code | meaning | mend
-    0000 | Done | Nothing is to be done.
-    0001 | Done; attributes that are not known here were left out | Nothing is to be done.
+    0000 | Done | Nothing to do.
+    0001 | Done; unknown attributes were left out                 | Nothing to do.
     0105 | An attribute was sent that may not be there | Look at the device's settings for this service; the log names the attribute.
     0106 | A value is wrong | Correct the value that is named, here or at the device.
-    0107 | Done; some of what was asked for is not there | Nothing is to be done.
-    0110 | It could not be done | Read the sentence beside it; look at The box and the log.
-    0111 | It is there already | Nothing is to be done if it was sent twice; else give it another number.
-    0112 | It is not there | It may have been erased, or the device speaks to another system.
+    0107 | Done; some of what was requested is missing   | Nothing to do.
+    0110 | It could not be done | Read the sentence beside it; see System and the log.
+    0111 | It already exists   | Nothing to do if it was sent twice; otherwise give it another number.
+    0112 | It does not exist | It may have been erased, or the device speaks to another system.
     0113 | This kind of event is not known | The device sends more than the service has: update it, or ignore it.
-    0115 | An argument is wrong | Correct what is named, at the device.
-    0117 | A UID is wrong | The device's software is at fault: tell its maker.
+    0115 | An argument is wrong | Correct what is named on the device.
+    0117 | A UID is wrong | This is a fault of the device's software: inform its maker.
     0118 | This service is not known there | Switch it off at the device, or there.
-    0119 | Class and instance do not belong together | The device's software is at fault: tell its maker.
-    0120 | An attribute is missing | Fill it in at the device, or in the order.
-    0121 | A value is missing | Fill it in at the device, or in the order.
+    0119 | Class and instance do not belong together | This is a fault of the device's software: inform its maker.
+    0120 | An attribute is missing | Enter it on the device or in the order.
+    0121 | A value is missing | Enter it on the device or in the order.
     0122 | This service is not offered there | Switch it off at the device, or there.
     0123 | This action is not known | Update the device, or ignore it.
     0124 | It is not allowed | Register the device, or give it the right.
-    0131 | The same request came before | Nothing is to be done: the first one counts.
+    0131 | The same request came before | Nothing to do: the first one counts.
     0211 | This message is not known there | Switch it off at the device, or there.
-    0212 | A message is malformed | The device's software is at fault: tell its maker.
-    0213 | There is no room for it now | Try again later; look at The box for disk and memory.
+    0212 | A message is malformed | This is a fault of the device's software: inform its maker.
+    0213 | No room for it now          | Try again later; see System for disk and memory.
     A700 | More answers than are sent at once | Ask for fewer: a day, a station, a name.
-    A710 | It has ended and cannot be changed | Nothing is to be done: the first end counts.
+    A710 | It has ended and cannot be changed | Nothing to do: the first end counts.
     A900 | The question does not fit the service | Set the device's query to the worklist; the log names the key.
-    B301 | The deletion lock was not granted | Nothing is to be done: it is watched without a lock.
-    B304 | It was canceled before | Nothing is to be done.
-    B306 | It was completed before | Nothing is to be done.
-    C000 | It could not be done | Read the sentence beside it; look at The box and the log.
-    C300 | It has ended and cannot be changed | Nothing is to be done: the first end counts.
+    B301 | The deletion lock was not granted | Nothing to do: the subscription has no lock.
+    B304 | It was cancelled before | Nothing to do.
+    B306 | It was completed before | Nothing to do.
+    C000 | It could not be done | Read the sentence beside it; see System and the log.
+    C300 | It has ended and cannot be changed | Nothing to do: the first end counts.
     C301 | Somebody else has claimed it | Choose another workitem, or ask who has it.
     C302 | It is in progress already | Choose another workitem, or ask who has it.
-    C303 | It cannot be scheduled a second time | Make a new workitem.
-    C304 | What was performed is not told completely | Fill in what is missing at the workstation.
-    C307 | There is no such workitem | It has ended and was erased: load the list anew.
+    C303 | It cannot be scheduled a second time | Create a new workitem.
+    C304 | What was performed is not reported completely | Enter what is missing on the workstation.
+    C307 | There is no such workitem | It has ended and was erased: reload the list.
     C308 | The receiver is not known | Register it as a device with its address.
-    C309 | A workitem begins as scheduled | The workstation's software is at fault: tell its maker.
+    C309 | A workitem begins as scheduled | This is a fault of the workstation's software: inform its maker.
     C310 | It is not in progress | Claim it first.
-    C311 | It is completed: it cannot be canceled | Nothing is to be done.
+    C311 | It is completed and cannot be cancelled | Nothing to do.
     C312 | The performer cannot be reached | Call the person who has it.
     C313 | The performer does not want to cancel | Ask the person who has it.
-    C314 | This cannot be done with it | Do it with one workitem, not with all.
-    FE00 | The device stopped its question | Nothing is to be done.
+    C314 | This cannot be done with it | Do this for one workitem, not for all.
+    FE00 | The device stopped its question | Nothing to do.
     """)
 }
 

@@ -188,8 +188,8 @@ STEP_TRANSITIONS = transition_table(
 )
 # What reported the end of an exam, if not a user.
 TOLD_BY = {
-    "performed step": Message("the machine's report"),
+    "performed step": Message("MPPS from the machine"),
     "availability": Message("the archive's notice of images"),
     "archive": Message("the images found in the archive"),
-    "commitment": Message("the machine's question whether its images are safe"),
+    "commitment": Message("the machine's storage commitment request"),
 }

@@ -13,24 +13,24 @@ from minris.store.files import beside, takes_writes, why_not
 # What the store may suffer from, for people. The first 64 characters are told to devices.
 TROUBLES = {
     "full": Message(
-        "The disk is full: nothing can be saved. What was saved before is shown. Make room on the"
-        " disk of this box; it goes on by itself then."
+        "The disk is full: nothing can be saved. What was saved before is shown. Free space "
+        "on the disk of this computer; saving then resumes by itself."
     ),
     "read-only": Message(
-        "The store can only be read: nothing can be saved. What was saved before is shown. It goes"
-        " on by itself when the store can be written."
+        "The database is read-only: nothing can be saved. What was saved before is shown. "
+        "Saving resumes by itself once the database can be written."
     ),
     "failing": Message(
-        "The disk fails: nothing can be saved now. What can be read is shown. Make a backup, and"
-        " have the disk of this box looked at."
+        "The disk is failing: nothing can be saved now. What can be read is shown. Make a "
+        "backup, and have the disk of this computer checked."
     ),
     "gone": Message(
-        "The store was moved or replaced: nothing is saved any more. Stop minris, put the store in"
-        " its place, and start again."
+        "The database was moved or replaced: nothing more is saved. Stop minris, put the "
+        "database back and start again."
     ),
     "damaged": Message(
-        "The store is damaged: nothing is saved in it any more. What can be read is shown. Restore"
-        " a backup."
+        "The database is damaged: nothing more is saved in it. What can be read is shown. "
+        "Restore a backup."
     ),
 }
 

@@ -28,8 +28,8 @@ class NotSaved(HttpRefusal):
         super().__init__(503, words, Status.RESOURCE_LIMITATION)
 
 
-BUSY_WRITING = Message("Too much is being written: nothing was saved. Try again")
-STOPPING = Message("minris is stopping: nothing was saved. Try again")
+BUSY_WRITING = Message("The database is busy: not saved. Try again")
+STOPPING = Message("minris is stopping: not saved. Try again")
 
 
 @dataclasses.dataclass

@@ -53,11 +53,11 @@ class Ended(NamedTuple):
 
 
 ENDINGS = {
-    "released": Message("ended in order"),
-    "aborted": Message("broken off by the device"),
+    "released": Message("completed"),
+    "aborted": Message("aborted by the device"),
     "lost": Message("the connection was lost"),
-    "refused": Message("broken off by us: {words}"),
-    "rejected": Message("turned away: {words}"),
+    "refused": Message("aborted by minris: {words}"),
+    "rejected": Message("rejected: {words}"),
 }
 
 

@@ -96,7 +96,7 @@ def can_be_told(ctx: Context, ae_title: str) -> bool:
 def check_receiver(ae_title: str) -> None:
     """Refuse (0115) an invalid AE title."""
     if not is_ae_title(ae_title):
-        raise Refusal(Status.INVALID_ARGUMENT_VALUE, Message("That is no AE title"))
+        raise Refusal(Status.INVALID_ARGUMENT_VALUE, Message("That is not an AE title"))
 
 
 def announce(ctx: Context, scp_status: str, cold: bool = False) -> list[str]:

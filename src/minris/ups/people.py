@@ -50,7 +50,7 @@ def claimed_by(ctx: Context, uid: str) -> Any:
     if workitem.state == "SCHEDULED":
         raise Refusal(Status.NOT_YET_IN_PROGRESS, Message("Nobody has claimed it yet"))
     if not workitem.by_person or workitem.performer != ctx.actor.name:
-        words = Message("It is {performer}'s", performer=workitem.performer)
+        words = Message("Claimed by {performer}", performer=workitem.performer)
         raise Refusal(Status.TRANSACTION_UID_INCORRECT, words)
     return workitem
 
@@ -105,7 +105,7 @@ def decline_cancellation(ctx: Context, uid: str, remark: str) -> None:
     workitem = claimed_by(ctx, uid)
     asked = EVENT_TYPES["UPS Cancel Requested"]
     if not any(one.event_type == asked for one in history_of(uid)):
-        words = Message("Nobody has asked for its cancellation")
+        words = Message("No cancellation has been requested")
         raise Refusal(Status.ACTION_NOT_APPROPRIATE, words)
     update_row(Workitem, workitem.id, declined=remark.strip()[:500])
     said = well_formed(text_elements(ReasonForCancellation=remark.strip()))
@@ -290,7 +290,7 @@ def end_workitem(
     with database.atomic():
         workitem = _not_ended(uid)
         if (state and workitem.state != state) or (before and workitem.updated_at >= before):
-            words = Message("It is not stuck any more")
+            words = Message("It no longer needs attention")
             raise Refusal(Status.MAY_NO_LONGER_BE_UPDATED, words)
         cancel_workitem(ctx, workitem, cancellation_reason(why, code))
         audit(ctx, "workitem ended", uid, why.strip()[:500])

@@ -69,7 +69,7 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
     check_instance(index, UPS_PUSH, uid)
     if known or is_purged(uid):
         state = known.state if known else "COMPLETED"
-        raise Refusal(UPS_TRANSITIONS["create", state], Message("{uid} exists already", uid=uid))
+        raise Refusal(UPS_TRANSITIONS["create", state], Message("{uid} already exists", uid=uid))
     forgiven = check_created(ctx, index)
     made = text_elements(
         SOPClassUID=UPS_PUSH,
@@ -304,7 +304,7 @@ def request_cancel(ctx: Context, uid: str, data: bytes = b"") -> Status:
             words = Message("The performer has declined: {reason}", reason=workitem.declined)
             raise Refusal(Status.PERFORMER_CHOOSES_NOT_TO_CANCEL, words)
         if outcome == "IN PROGRESS" and not told and not workitem.by_person:
-            words = Message("{performer} does not watch it and cannot be told",
+            words = Message("{performer} has not subscribed to it and cannot be notified",
                             performer=workitem.performer)  # fmt: skip
             raise Refusal(Status.PERFORMER_CANNOT_BE_CONTACTED, words)
         contact = tag_of("ContactURI"), tag_of("ContactDisplayName")

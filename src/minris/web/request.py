@@ -214,12 +214,15 @@ def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
     if not login:
         raise HttpRefusal(401, Message("Log in first"), Status.NOT_AUTHORIZED)
     if not permit(login.role, least):
-        raise Refusal(Status.NOT_AUTHORIZED, Message("Your role may not do this"))
+        raise Refusal(
+            Status.NOT_AUTHORIZED,
+            Message("Your account is not allowed to do this. Ask an administrator."),
+        )
     if request.method not in ("GET", "HEAD") and login.csrf:
         check_origin(web, request)
         given = request.get_header("X-CSRF-Token") or request.forms.getunicode("csrf") or ""
         if not login.sent(given):
-            raise Refusal(Status.NOT_AUTHORIZED, Message("The form is too old: load the page anew"))
+            raise Refusal(Status.NOT_AUTHORIZED, Message("This page has expired. Reload it."))
     return login, web.context(Actor(login.name, client_address(request), login.role))
 
 

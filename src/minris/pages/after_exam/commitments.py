@@ -19,10 +19,10 @@ from minris.standard.commitment import COMMITTED, FAILURE_REASONS
 from minris.standard.status import Message
 
 COMMITMENT_STATES = {
-    "asked": Message("being judged"),
-    "judged": Message("to be told"),
-    "told": Message("told"),
-    "given up": Message("could not be told"),
+    "asked": Message("checking"),
+    "judged": Message("pending"),
+    "told": Message("notified"),
+    "given up": Message("could not be notified"),
     "dropped": Message("dropped"),
 }
 
@@ -32,12 +32,12 @@ def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: in
     if commitment.state == "dropped":
         return ""
     found = (
-        (good, Message("1 image is safe: the machine may delete it"),
-         Message("{count} images are safe: the machine may delete them", count=good)),
-        (bad, Message("1 image is not safe: do not delete it"),
-         Message("{count} images are not safe: do not delete them", count=bad)),
-        (open_, Message("1 image is not judged yet: do not delete it"),
-         Message("{count} images are not judged yet: do not delete them", count=open_)),
+        (good, Message("1 image confirmed in the archive: it may be deleted at the machine"),
+         Message("{count} images confirmed in the archive: they may be deleted at the machine", count=good)),
+        (bad, Message("1 image not confirmed in the archive: keep it on the machine"),
+         Message("{count} images not confirmed in the archive: keep them on the machine", count=bad)),
+        (open_, Message("1 image not checked yet: keep it on the machine"),
+         Message("{count} images not checked yet: keep them on the machine", count=open_)),
     )  # fmt: skip
     return "; ".join(t(one if count == 1 else many) for count, one, many in found if count)
 
@@ -52,9 +52,9 @@ def commitments_page(p: PageRequest) -> str:
             "" if one.repeats else f"/commitment/{urllib.parse.quote(one.transaction_uid, safe='')}"
         )
         asked.append(Row(cells, link, commitment_actions(t, one)))
-    part = p.listed("Asked | Asked by | Judgement | State | Problem | Transaction UID", asked,
-                    "No machine has asked whether its images are safe.")  # fmt: skip
-    return p.listing("Are they safe?", [part, missing_images(p)], intro=archive_words(p))
+    part = p.listed("Asked | Asked by | Result | State | Problem | Transaction UID", asked,
+                    "No machine has asked for storage commitment yet. Where one does, its images and the answers appear here.")  # fmt: skip
+    return p.listing("Images in the archive", [part, missing_images(p)], intro=archive_words(p))
 
 
 def missing_images(p: PageRequest) -> Part:
@@ -70,7 +70,7 @@ def missing_images(p: PageRequest) -> Part:
             f"/step/{one.step_id}" if one.step_id else "/unscheduled")
         for one in p.read(incomplete_arrivals, p.ctx)
     ]  # fmt: skip
-    heading = t("Exams of the last two days whose images are not all in the archive")
+    heading = t("Exams of the last two days with images missing in the archive")
     return p.listed("Ended | Patient | Patient ID | Exam | Device | In the archive", exams,
                     "There are none.", heading)  # fmt: skip
 
@@ -80,12 +80,12 @@ def archive_words(p: PageRequest) -> str:
     t, archive = p.t, archive_of(p.ctx)
     reached = p.web.box.commitments.line.of(archive)
     if not archive and any(device.role == "archive" for device in p.ctx.devices):
-        return t("There are several archives: nothing can be called safe until [commitment] archive"
-                 " names one.")  # fmt: skip
+        return t("Several archives are registered: no images can be confirmed until "
+                 "[commitment] archive names one.")  # fmt: skip
     if not archive:
-        return t("No archive is set: nothing can be called safe. Register it as a device with the"
-                 " role archive.")  # fmt: skip
-    words = t("Asked is the archive {ae}.", ae=archive.ae_title)
+        return t("No archive is registered, so no images can be confirmed. Register it as a "
+                 "device with the role archive.")  # fmt: skip
+    words = t("Archive checked: {ae}.", ae=archive.ae_title)
     if not reached.at:
         return words
     at, since = (
@@ -94,8 +94,8 @@ def archive_words(p: PageRequest) -> str:
     )
     if not reached.problem:
         return f"{words} {t('At {at} it answered.', at=at)}"
-    failed = t("It does not answer since {since}: {problem}. Nothing new can be called safe until it"
-               " does; it was last asked at {at}.", since=since, at=at, problem=reached.problem)  # fmt: skip
+    failed = t("No answer since {since}: {problem}. No further images can be confirmed until "
+               "it answers. Last query: {at}.", since=since, at=at, problem=reached.problem)  # fmt: skip
     return f"{words} {failed}"
 
 
@@ -112,20 +112,20 @@ def commitment_actions(t: Translator, commitment: Any) -> tuple[Action, ...]:
 def commitment_page(p: PageRequest, uid: str) -> str:
     """GET /commitment/…: the result of each image."""
     t, one = p.t, p.read(commitment_by_uid, uid)
-    words = {"": t("is not judged yet"), COMMITTED: t("is safe")}
+    words = {"": t("is not checked yet"), COMMITTED: t("is in the archive")}
     words |= {verdict: t(reason) for verdict, reason in FAILURE_REASONS.items()}
     images = [
         Row((each.sop_instance_uid, words[each.verdict], each.evidence))
         for each in p.read(judged_instances, one.id)
     ]
-    part = p.listed("Image | Judgement | Says", images)
+    part = p.listed("Image | Result | According to", images)
     counts = p.read(commitment_counts, [one.id])[one.id]
     links = [("/commitments", t("All requests"))]
     intro = verdict_words(t, one, *counts)
-    return p.listing("Are they safe?", [part], intro=intro, links=links)
+    return p.listing("Images in the archive", [part], intro=intro, links=links)
 
 
 def post_commitments(p: PageRequest) -> str:
     """POST /commitments: query the archive or notify the machine now."""
     p.write(try_commitment_again, p.form("uid"))
-    return p.tell("/commitments", p.t("It is tried again now."))
+    return p.tell("/commitments", p.t("Retrying now."))

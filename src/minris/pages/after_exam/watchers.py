@@ -33,14 +33,14 @@ def watchers_page(p: PageRequest) -> str:
                  str(one.waiting), p.at(one.heard_at), one.problem)  # fmt: skip
         subscribed.append(Row(cells, "", tuple(actions)))
     part = p.listed(
-        "Device | Hears of | Workitems | Deletion lock | Told by | To be told | Last heard | Problem",
-        subscribed, "Nobody is subscribed.",
+        "Device | Receives | Workitems | Deletion lock | Notified by | Pending | Last delivered | Problem",
+        subscribed, "No subscriptions.",
     )  # fmt: skip
     new = tuple((one, one) for device in p.devices if device.host for one in device.ae_titles)
     add = Action("/watchers", t("Subscribe to all workitems"), (("do", "subscribe"),),
                  "receiver", t("Device"), new)  # fmt: skip
     adding = p.listed("New subscription", [Row(("",), "", (add,))] if new else [])
-    return p.listing("Watchers", [part, adding])
+    return p.listing("Subscriptions", [part, adding])
 
 
 def post_watchers(p: PageRequest) -> str:
@@ -74,13 +74,13 @@ def passed_on_page(p: PageRequest) -> str:
              passing_words(t, one.answer, one.sent_at, one.given_up_at)))
         for one in p.read(recent_passed_on)
     ]  # fmt: skip
-    receivers = p.listed("Device | To be told | Since when | Last heard | Problem", to_whom,
-                         "Nothing is passed on: set passed_on at a device.")  # fmt: skip
-    newest = p.listed("Time | Device | What | About | Answer", what, "", t("The newest"))
-    return p.listing("Passed on", [receivers, newest])
+    receivers = p.listed("Device | Pending | Since when | Last delivered | Problem", to_whom,
+                         "Nothing is forwarded. Choose what to forward on a device's page.")  # fmt: skip
+    newest = p.listed("Time | Device | What | About | Answer", what, "", t("Latest"))
+    return p.listing("Forwarding", [receivers, newest])
 
 
 def post_passed_on(p: PageRequest) -> str:
     """POST /passed-on: retry a receiver now."""
     p.write(retry_events, p.form("receiver"), PASSED_ON_LANE)
-    return p.tell("/passed-on", p.t("It is tried again now."))
+    return p.tell("/passed-on", p.t("Retrying now."))

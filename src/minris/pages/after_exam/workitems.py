@@ -50,9 +50,9 @@ WORKITEM_PAGE = template("after_exam/workitem.html")
 # Actions on a workitem: in which states, for whom, minimum role, and the questions of the form.
 WORKITEM_ACTIONS = body_rows("""
     event     | states                | who    | role         | asks              | words
-    claim     | SCHEDULED             | anyone | desk         |                   | Claim it
-    complete  | IN PROGRESS           | holder | desk         | remark            | It is done
-    give up   | IN PROGRESS           | holder | desk         | code reason       | Give it up
+    claim     | SCHEDULED             | anyone | desk         |                   | Claim
+    complete  | IN PROGRESS           | holder | desk         | remark            | Mark task as done
+    give up   | IN PROGRESS           | holder | desk         | code reason       | Stop
     decline   | IN PROGRESS           | asked  | desk         | reason            | Do not cancel it
     cancel    | SCHEDULED | anyone | desk         | code reason uri contact | Cancel it
     cancel    | IN PROGRESS | anyone | desk         | code reason uri contact | Request cancellation
@@ -61,31 +61,31 @@ WORKITEM_ACTIONS = body_rows("""
     subscribe | any                   | anyone | technologist | receiver lock     | Subscribe a device
     unsubscribe | any                 | anyone | admin        | watcher reason    | End a subscription
     release   | any                   | anyone | admin        | watcher reason    | Release a deletion lock
-    end       | SCHEDULED, IN PROGRESS | anyone | admin        | code reason       | End it, whoever has it
+    end       | SCHEDULED, IN PROGRESS | anyone | admin        | code reason       | Force-close
     """)
 WORKITEM_QUESTIONS = {
-    "remark": Message("Remark"),
+    "remark": Message("Note"),
     "reason": Message("Reason"),
     "code": Message("Kind of reason"),
     "uri": Message("Contact (telephone or e-mail)"),
     "contact": Message("Contact's name"),
     "station": Message("Station"),
     "performer": Message("Person"),
-    "readiness": Message("Inputs"),
+    "readiness": Message("Images ready?"),
     "receiver": Message("Device"),
     "watcher": Message("Device"),
     "lock": Message("Deletion lock"),
 }
 WORKITEM_FIELDS = field_table("""
     name       | keyword                             | kind   | label
-    label      | ProcedureStepLabel                  | text   | What is to be done *
-    code       | ScheduledWorkitemCodeSequence       | select | Kind of work
+    label      | ProcedureStepLabel                  | text   | Task *
+    code       | ScheduledWorkitemCodeSequence       | select | Type
     worklist   | WorklistLabel                       | text   | Worklist
     priority   | ScheduledProcedureStepPriority      | select | Priority
-    readiness  | InputReadinessState                 | select | Inputs
+    readiness  | InputReadinessState                 | select | Images ready?
     date       | ScheduledProcedureStepStartDateTime | date   | Date
     time       | ScheduledProcedureStepStartDateTime | time   | Time
-    expires    | ScheduledProcedureStepExpirationDateTime | date | Expires after
+    expires    | ScheduledProcedureStepExpirationDateTime | date | Due
     patient    | PatientName                         | name   | Patient's name
     patient_id | PatientID                           | text   | Patient ID
     comment    | CommentsOnTheScheduledProcedureStep | area   | Comment
@@ -93,14 +93,14 @@ WORKITEM_FIELDS = field_table("""
 # The four modules of PS3.3 C.30; a path takes the first item of each sequence.
 WORKITEM_FACTS = body_rows("""
     module       | label               | path
-    Scheduled    | What is to be done  | ProcedureStepLabel
-    Scheduled    | Kind of work        | ScheduledWorkitemCodeSequence
+    Scheduled    | Task                | ProcedureStepLabel
+    Scheduled    | Type                | ScheduledWorkitemCodeSequence
     Scheduled    | Worklist            | WorklistLabel
     Scheduled    | Priority            | ScheduledProcedureStepPriority
-    Scheduled    | Inputs              | InputReadinessState
-    Scheduled    | Begin               | ScheduledProcedureStepStartDateTime
+    Scheduled    | Images ready?       | InputReadinessState
+    Scheduled    | Start               | ScheduledProcedureStepStartDateTime
     Scheduled    | Expected end        | ExpectedCompletionDateTime
-    Scheduled    | Expires after       | ScheduledProcedureStepExpirationDateTime
+    Scheduled    | Due                 | ScheduledProcedureStepExpirationDateTime
     Scheduled    | Station             | ScheduledStationNameCodeSequence
     Scheduled    | Kind of station     | ScheduledStationClassCodeSequence
     Scheduled    | Place               | ScheduledStationGeographicLocationCodeSequence
@@ -120,14 +120,14 @@ WORKITEM_FACTS = body_rows("""
     Progress     | Progress            | ProcedureStepProgressInformationSequence > ProcedureStepProgressDescription
     Progress     | Contact             | ProcedureStepProgressInformationSequence > ProcedureStepCommunicationsURISequence > ContactURI
     Progress     | Contact's name      | ProcedureStepProgressInformationSequence > ProcedureStepCommunicationsURISequence > ContactDisplayName
-    Progress     | Canceled            | ProcedureStepProgressInformationSequence > ProcedureStepCancellationDateTime
+    Progress     | Cancelled           | ProcedureStepProgressInformationSequence > ProcedureStepCancellationDateTime
     Progress     | Kind of reason      | ProcedureStepProgressInformationSequence > ProcedureStepDiscontinuationReasonCodeSequence
     Progress     | Reason              | ProcedureStepProgressInformationSequence > ReasonForCancellation
     Performed    | Station             | UnifiedProcedureStepPerformedProcedureSequence > PerformedStationNameCodeSequence
     Performed    | Person              | UnifiedProcedureStepPerformedProcedureSequence > ActualHumanPerformersSequence > HumanPerformerName
-    Performed    | Begin               | UnifiedProcedureStepPerformedProcedureSequence > PerformedProcedureStepStartDateTime
+    Performed    | Start               | UnifiedProcedureStepPerformedProcedureSequence > PerformedProcedureStepStartDateTime
     Performed    | End                 | UnifiedProcedureStepPerformedProcedureSequence > PerformedProcedureStepEndDateTime
-    Performed    | Kind of work        | UnifiedProcedureStepPerformedProcedureSequence > PerformedWorkitemCodeSequence
+    Performed    | Type                | UnifiedProcedureStepPerformedProcedureSequence > PerformedWorkitemCodeSequence
     Performed    | Output sets         | UnifiedProcedureStepPerformedProcedureSequence > OutputInformationSequence
     Performed    | Comment             | UnifiedProcedureStepPerformedProcedureSequence > CommentsOnThePerformedProcedureStep
     """)
@@ -168,7 +168,7 @@ def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
     made = text_elements(ProcedureStepState="SCHEDULED", **texts).merged(codes, relationship)
     if form["expires"] and form["date"] > form["expires"]:
         tag = tag_of("ScheduledProcedureStepExpirationDateTime")
-        problem = Problem(tag, Message("is before its begin"))
+        problem = Problem(tag, Message("is before its start"))
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[problem])
     return bytes(with_empty(well_formed(made), UPS_ATTRIBUTES, "create"))
 
@@ -189,7 +189,7 @@ def workitems_page(p: PageRequest) -> str:
         for one in found
     ]  # fmt: skip
     part = p.listed(
-        "Workitem | Patient | Patient ID | Worklist | State | Priority | Begin | Performer",
+        "Workitem | Patient | Patient ID | Worklist | State | Priority | Start | Performer",
         listed, "There are none.",
     )  # fmt: skip
     intro = ""
@@ -221,13 +221,13 @@ def workitem_page(p: PageRequest, uid: str) -> str:
         modules["Progress"].append((t("Performer"), workitem.performer))
     events = [
         (p.at(one.at), one.who, happening_words(one, t, zone),
-         t("told: {heard} of {all}", heard=one.heard, all=one.receivers) if one.receivers else "")
+         t("{heard} of {all} notified", heard=one.heard, all=one.receivers) if one.receivers else "")
         for one in happenings
     ]  # fmt: skip
     asked = any(one.event_type == EVENT_TYPES["UPS Cancel Requested"] for one in happenings)
     warnings = [] if workitem else [t("It has been purged; its history remains.")]
     if asked and workitem and workitem.state == "IN PROGRESS":
-        wanted = t("Somebody wants it to be canceled; see the time line.")
+        wanted = t("Cancellation requested; see timeline.")
         declined = t("The cancellation was declined: {reason}", reason=workitem.declined)
         warnings.append(declined if workitem.declined else wanted)
     return p.show(

@@ -57,7 +57,7 @@ def calendar_page(p: PageRequest) -> str:
 
 
 BACK_FORTH = {
-    "day": (Message("The day before"), Message("The day after")),
+    "day": (Message("Previous day"), Message("Next day")),
     "week": (Message("The week before"), Message("The week after")),
 }
 

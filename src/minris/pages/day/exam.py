@@ -101,7 +101,7 @@ PERFORMED_FACTS = body_rows("""
     State       | PerformedProcedureStepStatus
     Exam        | PerformedProcedureStepDescription
     Date        | PerformedProcedureStepStartDate
-    Begin       | PerformedProcedureStepStartTime
+    Start       | PerformedProcedureStepStartTime
     End         | PerformedProcedureStepEndTime
     """)
 DOSE_FACTS = body_rows("""
@@ -112,7 +112,7 @@ DOSE_FACTS = body_rows("""
     Entrance dose (dGy)                     | EntranceDose
     Entrance dose (mGy)                     | EntranceDoseInmGy
     Distance source to detector (mm)        | DistanceSourceToDetector
-    Remark on dose                          | CommentsOnRadiationDose
+    Comments on dose                        | CommentsOnRadiationDose
     """)
 EXPOSURE_FACTS = body_rows("""
     label             | keyword
@@ -149,7 +149,7 @@ def performed_facts(
     if remark:
         facts.append((t("Left out by the device"), remark))
     if found_by != "study":  # the link may be wrong
-        facts.append((t("Matched by"), t(found_by)))
+        facts.append((t("Linked by"), t(found_by)))
     return facts
 
 
@@ -159,9 +159,9 @@ def step_page(p: PageRequest, row_id: int) -> str:
     index = ElementIndex(bytes(row.data))
     facts = facts_of(index, STEP_FACTS, t)
     if row.remark:
-        facts.append((t("Remark"), row.remark))
+        facts.append((t("Note"), row.remark))
     if row.told_by:
-        facts.append((t("Told by"), t(TOLD_BY.get(row.told_by, row.told_by))))
+        facts.append((t("Source"), t(TOLD_BY.get(row.told_by, row.told_by))))
     stations = step_item(row).values(tag_of("ScheduledStationAETitle"))
     device = p.device(stations[0]) if stations else None
     reports = does_report(p.ctx, stations, p.read(reporting_stations))
@@ -173,7 +173,9 @@ def step_page(p: PageRequest, row_id: int) -> str:
     told = p.query("registered") and t("Registered. The device finds the patient on its worklist.")
     if row.status in WAITING_STEP_STATES and row.start_date < p.ctx.today():
         told = ""
-        warnings.insert(0, t("Its day has passed: a machine that asks for today does not find it."))
+        warnings.insert(
+            0, t("Its date has passed: a machine that asks for today's exams does not find it.")
+        )
     performed = []
     for number, (one, *how, verdict, other) in enumerate(p.read(performed_of, row_id), 1):
         found = performed_facts(*how, t)
@@ -186,7 +188,7 @@ def step_page(p: PageRequest, row_id: int) -> str:
         mark = p.mark(("performed", one))[1]
         performed.append((heading, one, mark, found, verdict == "differs"))
     return p.show(
-        STEP_PAGE, "Exam", told=told, facts=facts, warnings=warnings, row_id=row_id,
+        STEP_PAGE, "Exam details", told=told, facts=facts, warnings=warnings, row_id=row_id,
         actions=actions, undoing=p.undo_of(f"step {row_id}"), performed=performed,
         mark=mark_of(row.status, row.study_instance_uid),
         links=step_links(p, row_id, index, row.status),
@@ -204,10 +206,10 @@ def double_booking(
     taken, free = p.read(in_the_way, p.ctx, stations[0], *when, "", row.id)
     if not taken:
         return []
-    words = p.t("Double booking: at this time {device} has {exams} too.",
+    words = p.t("Overlaps with {exams} on {device}.",
                 device=device.name if device else stations[0], exams=booked_words(p.t, taken))  # fmt: skip
     later = [one for one in free if one >= when[1]][:1]
-    return [words + (f" {p.t('Free is {time}.', time=clock(later[0]))}" if later else "")]
+    return [words + (f" {p.t('Next free: {time}.', time=clock(later[0]))}" if later else "")]
 
 
 def step_links(
@@ -219,17 +221,17 @@ def step_links(
     changing = isinstance(STEP_TRANSITIONS["reschedule", state], str)
     return [
         *[(f"/step/{row_id}/edit", t("Change exam"))] * changing,
-        (f"/step/{row_id}/slip", t("Slip")),
-        (f"/step/{row_id}/label", t("Label")),
-        (f"/register?order={row_id}", t("Another exam in this order")),
+        (f"/step/{row_id}/slip", t("Appointment slip")),
+        (f"/step/{row_id}/label", t("Print label")),
+        (f"/register?order={row_id}", t("Add exam to this order")),
         (f"/workitems/new?step={row_id}", t("New workitem")),
         *(
             (f"/workitem/{uid}", f"{label}: {t(state_)}")
             for uid, label, state_ in p.read(workitems_of_request, accession)
         ),
         (f"/patient/{patient}", t("Patient")),
-        (f"/register?patient={patient}", t("New exam for this patient")),
-        (f"/why?q={urllib.parse.quote(accession)}", t("Why not there?")),
+        (f"/register?patient={patient}", t("New order")),
+        (f"/why?q={urllib.parse.quote(accession)}", t("Not on the machine?")),
     ]
 
 
@@ -251,7 +253,7 @@ def passing_facts(p: PageRequest, performed_id: int) -> list[tuple[str, str]]:
     for receiver, operation, *how in p.read(passed_on_of, performed_id):
         words[receiver].append(f"{operation}: {passing_words(p.t, *how)}")
     return [
-        (p.t("Passed on to {device}", device=ae), "; ".join(told)) for ae, told in words.items()
+        (p.t("Forwarded to {device}", device=ae), "; ".join(told)) for ae, told in words.items()
     ]
 
 
@@ -261,7 +263,7 @@ def post_step(p: PageRequest, row_id: int) -> str:
     if event == "undo":
         about = f"step {row_id}"
         p.write_seen(("undo", about), event, undo, about)
-        return tell_step(p, row_id, p.t("Taken back."), p.came_from(f"/step/{row_id}"))
+        return tell_step(p, row_id, p.t("Undone."), p.came_from(f"/step/{row_id}"))
     if event not in PERSON_EVENTS:
         raise no_such_action()
     key = p.read(step_key, row_id)

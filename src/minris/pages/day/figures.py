@@ -31,9 +31,9 @@ def table_of_figures(p: PageRequest) -> tuple[tuple[str, ...], list[list[str]]]:
     for day in p.read(days_between, *days_asked_for(p)):
         year, week, _ = datetime.date.fromisoformat(shown_date(day.date)).isocalendar()
         weeks.setdefault((f"{year}-W{week:02}", day.station), []).append(day)
-    columns = (t("Week"), t("Device"), t("Exams"), t("Exams a day"), t("Done"), t("Given up"),
-               t("Given up, of those begun"), t("Did not come"),
-               t("Waiting, minutes (median)"), t("In the room, minutes (median)"))  # fmt: skip
+    columns = (t("Week"), t("Device"), t("Exams"), t("Exams a day"), t("Done"), t("Stopped"),
+               t("Stop rate"), t("No-show"),
+               t("Waiting time, minutes (median)"), t("Exam time, minutes (median)"))  # fmt: skip
     table = []
     for (week, station), days in sorted(weeks.items()):
         exams, done, given_up, absent = (
@@ -55,7 +55,7 @@ def figures_page(p: PageRequest) -> str:
     columns, table = table_of_figures(p)
     first, last = map(shown_date, days_asked_for(p))
     lines = [Row(tuple(line)) for line in table]
-    return p.show(FIGURES_PAGE, "Figures", columns=columns, rows=lines, first=first, last=last)
+    return p.show(FIGURES_PAGE, "Statistics", columns=columns, rows=lines, first=first, last=last)
 
 
 def figures_csv(p: PageRequest) -> bytes:

@@ -43,7 +43,7 @@ def leftovers_page(p: PageRequest, problems: Sequence[str] = ()) -> str:
          step.status)
         for step in p.read(leftovers, p.ctx.today())
     ]  # fmt: skip
-    return p.show(LEFTOVERS_PAGE, "Leftovers", steps=steps, problems=problems)
+    return p.show(LEFTOVERS_PAGE, "Unfinished exams", steps=steps, problems=problems)
 
 
 def post_leftovers(p: PageRequest) -> str:
@@ -71,12 +71,14 @@ def unscheduled_page(p: PageRequest) -> str:
     for row in p.read(unscheduled_steps):
         mark, fields = p.mark(("performed", row.id)), ("performed", str(row.id))
         match = Action("/unscheduled/match", t("Choose the exam"), (fields,), get=True)
-        leave = Action("/unscheduled/settle", t("No order"), (fields, mark), "reason", t("Reason"))
+        leave = Action(
+            "/unscheduled/settle", t("Accept without order"), (fields, mark), "reason", t("Reason")
+        )
         found.append(Row((*reported_cells(t, row), t(row.status)), "", (match, leave)))
-    intro = t("Devices reported these exams, and no order of ours was found for them.")
-    part = p.listed("Patient | Patient ID | Birth date | Device | Begin | Exam | State", found,
+    intro = t("These exams were reported by devices without a matching order.")
+    part = p.listed("Patient | Patient ID | Birth date | Device | Start | Exam | State", found,
                     "There are none.")  # fmt: skip
-    return p.listing("Unscheduled", [*other_patients(p), part], intro=intro)
+    return p.listing("Unmatched exams", [*other_patients(p), part], intro=intro)
 
 
 def begin_of(t: Translator, performed: ElementIndex) -> str:
@@ -96,7 +98,7 @@ def other_patients(p: PageRequest) -> list[Part]:
         actions = (Action("/unscheduled/accept", t("It is the patient of the order"), fields),
                    Action("/unmatch", t("It was another exam"), fields))  # fmt: skip
         rows.append(Row(cells, f"/step/{link.step_id}", actions, "warning"))
-    part = p.listed("Patient of the order | Patient at the machine | Device | Begin", rows,
+    part = p.listed("Patient of the order | Patient at the machine | Device | Start", rows,
                     heading=t("Reported for another patient"))  # fmt: skip
     return [part] if rows else []
 
@@ -136,7 +138,7 @@ def match_page(p: PageRequest) -> str:
         seen = "step_state", mark_of(step.status, step.study_instance_uid)
         fields = ("performed", number), mark, ("step", str(step.id)), seen
         found.append(Row(cells, "", (Action("/unscheduled/match", t("This exam"), fields),)))
-    reported = p.listed("Patient | Patient ID | Birth date | Device | Begin | Exam",
+    reported = p.listed("Patient | Patient ID | Birth date | Device | Start | Exam",
                         [Row(reported_cells(t, performed))], "", t("The report of the machine"))  # fmt: skip
     exams = p.listed("Why likely | Patient | Patient ID | Birth date | Exam | Device | Time"
                      " | Accession number | State", found, "There are none.",
@@ -163,7 +165,7 @@ def post_match(p: PageRequest) -> str:
     p.write(as_seen, decided, link_by_hand, number, step)
     t, performed = p.t, p.read(performed_row, number)
     told, exam = ElementIndex(bytes(performed.data)), exam_of(p, step)
-    words = f"{exam_words(t, exam)}: {t('Matched.')}"
+    words = f"{exam_words(t, exam)}: {t('Linked.')}"
     if p.read(differs, told, p.read(step_row, step)):
         reported, patient = (
             f"{t.name(one.get('PatientName')) or '?'} {one.get('PatientID')}"

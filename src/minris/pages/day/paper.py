@@ -60,7 +60,7 @@ def slip_page(p: PageRequest, row_id: int) -> str:
         (t("Accession number"), index.get("AccessionNumber")),
     ]
     return p.show(
-        SLIP_PAGE, "Slip", clinic=p.web.config.clinic.name, name=t.name(index.get("PatientName")),
+        SLIP_PAGE, "Appointment slip", clinic=p.web.config.clinic.name, name=t.name(index.get("PatientName")),
         facts=facts, row_id=row_id, accession=index.get("AccessionNumber"),
         patient_id=index.get("PatientID"),
     )  # fmt: skip
@@ -76,7 +76,7 @@ def label_page(p: PageRequest, row_id: int) -> str:
         years = int(today[:4]) - int(born[:4]) - (today[4:] < born[4:])
         about.append(t("{years} years", years=years))
     return p.show(
-        LABEL_PAGE, "Label", name=t.name(index.get("PatientName")),
+        LABEL_PAGE, "Print label", name=t.name(index.get("PatientName")),
         about=" · ".join(filter(None, about)),
         exam=index.get("RequestedProcedureDescription"),
         date=t.date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,

@@ -38,7 +38,7 @@ def devices_page(p: PageRequest) -> str:
              t("config.ini") if device.from_file else ""),
             f"/devices/edit?name={urllib.parse.quote(device.name)}",
             (Action("/devices/echo", "C-ECHO", (("name", device.name),)),
-             Action("/devices/doctor", t("Doctor"), (("name", device.name),), get=True)))
+             Action("/devices/doctor", t("Troubleshoot"), (("name", device.name),), get=True)))
         for device in p.devices
     ]  # fmt: skip
     tried = []
@@ -51,7 +51,7 @@ def devices_page(p: PageRequest) -> str:
         p.listed("Device | AE titles | Modality | Address | Character set | ", known,
                  "There are none."),
         p.listed("AE title | Address | Why | Last", tried, "There are none.",
-                 t("Turned away since the start")),
+                 t("Rejected since start-up")),
     ]  # fmt: skip
     return p.listing("Devices", parts, links=[("/devices/edit", t("New device"))])
 
@@ -74,14 +74,14 @@ def device_page(
         label = f"{setting.key}: {t(setting.meaning)}"
         required = setting.key == "ae_title"
         fields.append(Field(setting.key, label, kind, value, required, "", choices))
-    legend, submit, extra = t("From config.ini, to be changed there"), "", []
+    legend, submit, extra = t("Set in config.ini; change it there"), "", []
     after = [("/devices", t("Back"))]
     if not (device and device.from_file):
-        legend, submit, extra = t("Device"), t("Save"), [("preview", t("Show names as sent"))]
+        legend, submit, extra = t("Device"), t("Save"), [("preview", t("Preview names"))]
         if form.get("old_name"):
             extra.append(("delete", t("Delete")))
         start = f"/devices/edit?name={urllib.parse.quote(name)}&profile="
-        after = [(start + urllib.parse.quote(one), t("Use: {profile}", profile=one))
+        after = [(start + urllib.parse.quote(one), t("Profile: {profile}", profile=one))
                  for one in DEVICE_PROFILES]  # fmt: skip
     return show_form(
         p, "Device", [(legend, fields)], problems, action="/devices/save", submit=submit,
@@ -98,8 +98,8 @@ def names_as_sent(p: PageRequest, form: Mapping[str, str]) -> list[Part]:
         return []
     sent = [(name, *name_as_sent(made, name)) for name in SAMPLE_NAMES]
     names = [Row((name, text, data.hex(" ").upper())) for name, text, data in sent]
-    heading = p.t("Names as this device is sent them")
-    return [p.listed("Name | The device gets | Bytes", names, "", heading)]
+    heading = p.t("Names as sent to this device")
+    return [p.listed("Patient's name | Sent to the device | Bytes", names, "", heading)]
 
 
 def change_devices(p: PageRequest, core: Core, *arguments: Any) -> None:
@@ -118,8 +118,8 @@ def post_device(p: PageRequest) -> str:
     if p.form("event") == "preview":
         return device_page(p, form)
     if p.form("event") == "delete" and not is_sure(p):
-        words = p.t("Delete the device {name}? It is refused from then on."
-                    " This cannot be taken back.", name=old_name)  # fmt: skip
+        words = p.t("Delete the device {name}? Its calls will be rejected. This cannot be "
+                    "undone.", name=old_name)  # fmt: skip
         return ask_if_sure(p, "Delete", words, p.t("Delete"))
     seen = [(("device", old_name), p.seen("device"), "")] if old_name else []
     try:
@@ -151,14 +151,14 @@ def doctor_page(p: PageRequest) -> str:
     findings = [Row((LIGHTS[one.light][0], t(one.words)), "", mending(t, device, one), one.light)
                 for one in found]  # fmt: skip
     first = found[0]
-    verdict = t("All is well with {name}.", name=device.name)
+    verdict = t("{name} works.", name=device.name)
     if first.light != "good":
         mend = f" {t(first.mend)}." if first.mend else ""
         verdict = f"{t(first.words)}.{mend}"
     links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
     links.append(("/devices", t("Devices")))
-    part = p.listed("Light | What is known", findings, "", device.name)
-    return p.listing("Doctor", [part], intro=verdict, links=links)
+    part = p.listed("Status | Details", findings, "", device.name)
+    return p.listing("Troubleshoot", [part], intro=verdict, links=links)
 
 
 def mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ...]:
@@ -209,12 +209,12 @@ def associations_page(p: PageRequest) -> str:
     ]
     parts = [
         p.listed("Device | AE title | Address", now, "None.", t("Open now")),
-        p.listed("Begun | Device | AE title | Address | What was done | How it ended", ended,
-                 "None.", t("Since the start, the newest first")),
+        p.listed("Started | Device | AE title | Address | What was done | How it ended", ended,
+                 "None.", t("Since start-up, newest first")),
     ]  # fmt: skip
-    intro = t("Of what a device repeats, the last time is shown.")
-    return p.listing("Associations", parts, intro=intro, search=t("Device or address"),
-                     query=wanted, links=[("/statuses", t("Statuses"))])  # fmt: skip
+    intro = t("Repeated calls are shown once, with the latest time.")
+    return p.listing("Connections", parts, intro=intro, search=t("Device or address"),
+                     query=wanted, links=[("/statuses", t("DICOM status codes"))])  # fmt: skip
 
 
 def statuses_page(p: PageRequest) -> str:
@@ -225,9 +225,11 @@ def statuses_page(p: PageRequest) -> str:
         for status, (meaning, mend) in STATUS_WORDS.items()
         if wanted in f"{status:04X}"
     ]
-    part = p.listed("Status | Meaning | What to do", found, "Nothing found.")
+    part = p.listed("Status code | Meaning | What to do", found, "Nothing found.")
     intro = t("What devices show, and what is in the log.")
-    return p.listing("Statuses", [part], intro=intro, search=t("Status"), query=wanted)
+    return p.listing(
+        "DICOM status codes", [part], intro=intro, search=t("Status code"), query=wanted
+    )
 
 
 def register_action(t: Translator, calling: str, address: str) -> Action:
@@ -240,7 +242,7 @@ def what_was_done(t: Translator, one: Ended) -> str:
     """Return the operations of an association, and the classes it proposed in vain."""
     words = [done_words(t, *each) for each in one.done] or [t("nothing")]
     if one.not_served:
-        words.append(t("not served here: {names}", names=", ".join(one.not_served)))
+        words.append(t("not provided here: {names}", names=", ".join(one.not_served)))
     return "; ".join(words)
 
 

@@ -17,13 +17,13 @@ ORPHAN_ROWS = body_rows("""
     lock        | Deletion lock on what has ended     | Release the lock | /workitem/   | admin
     silent      | In progress without news            | End it           | /workitem/   | admin
     expired     | Past its expiration                 | End it           | /workitem/   | admin
-    exam        | Exam has begun, and no news since   | Exam is done     | /step/       | admin
-    leftover    | Exam of a day before, not begun     | Did not come     | /step/       | technologist
-    unscheduled | Performed without an order          | No order         | /unscheduled | technologist
-    images      | Images without an order             | No order         |              | technologist
-    commitment  | A machine was not told about its images | Drop it      | /commitment/ | admin
-    events      | Events not delivered                | Give them up     | /watchers    | admin
-    passed on   | Not passed on                       | Give them up     | /passed-on   | admin
+    exam        | Exam has started, no news since     | Mark as done     | /step/       | admin
+    leftover    | Exam of an earlier day, not started | Mark as no-show  | /step/       | technologist
+    unscheduled | Performed without an order          | Accept without order | /unscheduled | technologist
+    images      | Images without an order             | Accept without order |              | technologist
+    commitment  | A machine was not notified about its images | Discard      | /commitment/ | admin
+    events      | Events not delivered                | Stop retrying    | /watchers    | admin
+    passed on   | Not forwarded                       | Stop retrying    | /passed-on   | admin
     """)
 ORPHANS = {row[0]: row for row in ORPHAN_ROWS}
 
@@ -39,16 +39,18 @@ def stuck_page(p: PageRequest) -> str:
         about = orphan.about if page.endswith("/") else f"{orphan.uid}: {orphan.about}"
         cells = (t(words), about, p.at(orphan.since), known_of_orphan(p, orphan))
         found.append(Row(cells, link, (action,) if p.may(least) else ()))
-    part = p.listed("What | About | Since when | Known", found, "Nothing is stuck.")
-    intro = "" if p.may("admin") else t("An administrator can end the others.")
-    return p.listing("Stuck", [part], links=[("/watchers", t("Watchers"))], intro=intro)
+    part = p.listed("What | About | Since when | Details", found, "Nothing needs attention.")
+    intro = "" if p.may("admin") else t("An administrator can close the others.")
+    return p.listing(
+        "Other problems", [part], links=[("/watchers", t("Subscriptions"))], intro=intro
+    )
 
 
 def known_of_orphan(p: PageRequest, orphan: Orphan) -> str:
     """Return the details of stuck work in words."""
     t = p.t
     if orphan.kind == "lock":
-        return t("last told: {at}", at=p.at(orphan.known) or t("never"))
+        return t("last notified: {at}", at=p.at(orphan.known) or t("never"))
     if orphan.kind == "leftover":
         return f"{t.date(orphan.known[:8])}{orphan.known[8:]}"
     if orphan.kind == "images":

@@ -1,4 +1,4 @@
-"""Why is my patient not on the machine?"""
+"""Patient not on the machine?"""
 
 import datetime
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ def why_page(p: PageRequest) -> str:
     steps = sorted(steps, key=lambda step: days_away(p, step))[:10]
     parts = [explained(p, step, queries) for step in steps]
     if query.strip() and not steps:
-        parts = [p.listed("", [], "Nobody was found.")]
+        parts = [p.listed("", [], "No patient found.")]
     asked = [
         Row((f"{q.ae_title} {q.address}", f"{local_time(p, q.last_at):%d.%m. %H:%M:%S}",
              str(q.count),
@@ -44,8 +44,8 @@ def why_page(p: PageRequest) -> str:
     parts.append(p.listed("Device | Last | Times in the hour | Answers | Asked for", asked,
                           "There are none.", t("Queries of the devices")))  # fmt: skip
     label = t("Patient: name, ID or accession number")
-    intro = t("Why is my patient not on the machine?")
-    return p.listing("Why not there?", parts, search=label, query=query, intro=intro)
+    intro = t("Patient not on the machine?")
+    return p.listing("Not on the machine?", parts, search=label, query=query, intro=intro)
 
 
 def days_away(p: PageRequest, step: Any) -> int:
@@ -95,7 +95,7 @@ def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
         own, others = ([row._replace(actions=()) for row in rows] for rows in (own, others))
     index = ElementIndex(data)
     heading = f"{exam_words(t, index)}, {step.accession_number} ({t(step.status)})"
-    return p.listed("Device | Asked | What came of it", own + others,
+    return p.listed("Device | Asked | Outcome", own + others,
                     "No device has asked for a worklist.", heading)  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def post_mend(p: PageRequest) -> str:
         p.write_seen(about, event, lambda ctx: move_step(ctx, row_id, **given))
     else:
         raise no_such_action()
-    words = p.t("Mended: the next query of the device finds the exam.")
+    words = p.t("Fixed: the next query of the device finds the exam.")
     return p.tell(p.came_from("/why"), words, f"step {row_id}")
 
 
@@ -179,7 +179,7 @@ def mend_action(t: Translator, step: Any, given: list[Mend]) -> tuple[Action, ..
     for keyword, asked in given:
         fields += [("keyword", keyword), ("value", asked)]
     shown = ", ".join(t.date(asked) if is_date(asked) else asked for _, asked in given)
-    words = t("Give the exam {asked}", asked=shown) if shown else t("Back on the list")
+    words = t("Give the exam {asked}", asked=shown) if shown else t("Put back on the worklist")
     return (Action("/why/mend", words, tuple(fields)),)
 
 

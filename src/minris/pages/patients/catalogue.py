@@ -49,7 +49,7 @@ def post_catalogue(p: PageRequest) -> str:
     form = {key: p.form(key) for key in PROCEDURE_COLUMNS}
     event, about = p.form("event"), ("procedure", form["code"].strip())
     if event == "delete" and not is_sure(p):
-        words = p.t("Delete {name} from the catalogue? This cannot be taken back.",
+        words = p.t("Delete {name} from the catalogue? This cannot be undone.",
                     name=f"{form['code']} {form['meaning']}")  # fmt: skip
         return ask_if_sure(p, "Delete", words, p.t("Delete"))
     try:

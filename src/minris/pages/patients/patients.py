@@ -34,14 +34,14 @@ def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
     """GET /patient/…/merge: the form to merge this patient into another one."""
     t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
     fields = [
-        Field("into", t("Patient ID of the one who stays"), "text", p.form("into"), True, "",
+        Field("into", t("Patient ID to keep"), "text", p.form("into"), True, "",
               namesakes(p, row_id, index)),
         Field("reason", t("Reason"), "text", p.form("reason"), True),
     ]  # fmt: skip
-    legend = t("{who} is the same person as", who=who_it_is(p, index))
+    legend = t("Merge {who} into", who=who_it_is(p, index))
     after = [(f"/patient/{row_id}", t("Back"))]
     return show_form(
-        p, "The same person", [(legend, fields)], problems, submit=t("Merge"), after=after,
+        p, "Merge records", [(legend, fields)], problems, submit=t("Merge"), after=after,
         hidden=[mark],
     )  # fmt: skip
 
@@ -56,7 +56,7 @@ def post_merge(p: PageRequest, row_id: int) -> str:
     except Refusal as refusal:
         patient_index(p, row_id)  # refuses 0112 if there is no such patient
         return merge_page(p, row_id, p.again(refusal))
-    return p.tell(f"/patient/{into}", p.t("Saved. Open exams follow."))
+    return p.tell(f"/patient/{into}", p.t("Saved. Open exams were updated too."))
 
 
 def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[str, str], ...]:
@@ -76,13 +76,14 @@ def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
     """GET /patient/…/erase: the form to erase all data of a patient."""
     t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
     fields = [
-        Field("patient_id", t("Patient ID, once more"), required=True),
+        Field("patient_id", t("Type the Patient ID to confirm"), required=True),
         Field("reason", t("Reason"), "text", p.form("reason"), True),
     ]
     words = t(
-        "Erased are the patient, all exams, reports of machines, workitems and remembered"
-        " queries. The audit log keeps ID and accession numbers, the archive its images, and"
-        " backups what they have until they are dropped. This cannot be taken back."
+        "This permanently erases the patient and all exams, machine reports, workitems and "
+        "logged queries. The audit log keeps the ID and accession numbers; images stay in the "
+        "archive, and existing backups keep their copy until they expire. This cannot be "
+        "undone."
     )
     return show_form(
         p, "Erase a patient", [(who_it_is(p, index), fields)], problems, submit=t("Erase"),
@@ -118,7 +119,7 @@ def patients_page(p: PageRequest) -> str:
         )
     ]  # fmt: skip
     part = p.listed("Patient | Patient ID | Birth date", found,
-                    "Nobody was found." if query else "")  # fmt: skip
+                    "No patient found." if query else "")  # fmt: skip
     return p.listing("Patients", [part], search=t("Name, ID or birth date"), query=query)
 
 
@@ -138,8 +139,8 @@ def patient_page(
 def patient_links(p: PageRequest, row_id: int) -> list[tuple[str, str]]:
     """Return the links of a patient's page: new exam, merge, erase, and each exam."""
     t = p.t
-    links = [(f"/register?patient={row_id}", t("New exam for this patient")),
-             (f"/patient/{row_id}/merge", t("The same person as another one"))]  # fmt: skip
+    links = [(f"/register?patient={row_id}", t("New order")),
+             (f"/patient/{row_id}/merge", t("Merge with another record"))]  # fmt: skip
     if p.may("admin"):
         links.append((f"/patient/{row_id}/erase", t("Erase this patient's data")))
     for step in p.read(steps_of, row_id):
@@ -155,7 +156,7 @@ def post_patient(p: PageRequest, row_id: int) -> str:
     if p.form("event") == "undo":
         about = f"patient {row_id}"
         p.write_seen(("undo", about), "", undo, about)
-        return p.tell(where, p.t("Taken back."))
+        return p.tell(where, p.t("Undone."))
 
     def stored() -> dict[str, str]:
         return form_of(PATIENT_FIELDS, ElementIndex(get_patient(row_id)))
@@ -175,4 +176,4 @@ def post_patient(p: PageRequest, row_id: int) -> str:
         return patient_page(p, row_id, form, problems)
     if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have moved
         where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
-    return p.tell(where, p.t("Saved. Open exams follow."))
+    return p.tell(where, p.t("Saved. Open exams were updated too."))

@@ -84,10 +84,10 @@ def register_page(
         of_patient.insert(4, same_person_field(t, similar))
     asked = any(problem.words.key == NOT_TOLD for problem in problems)
     return show_form(
-        p, "Register", [(t("Patient"), of_patient), (t("Exam"), of_exam)], others,
+        p, "Register", [(t("Patient"), of_patient), (t("Exam details"), of_exam)], others,
         submit=t("Register"), hidden=[(name, form.get(name, "")) for name in CARRIED],
         extra=[("anyway", t("Register anyway"))] if asked else [],
-        after=[("/register?emergency=1", t("Unknown emergency patient"))],
+        after=[("/register?emergency=1", t("Unidentified emergency patient"))],
         finding="/find", slots="/slots",
         focus="chinese_name" if t.language.startswith("zh") else "family_name",
     )  # fmt: skip
@@ -98,7 +98,7 @@ def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
     choices = (
         ("", t("Please choose")),
         ("update", t("The same patient: correct the name")),
-        ("new", t("Another patient: make a new ID")),
+        ("new", t("Another patient: assign a new ID")),
     )
     label = t("This Patient ID is known with another name")
     return Field("same_id", label, "select", form.get("same_id", ""), True, "", choices)
