@@ -10647,6 +10647,7 @@ def retry_wait(failures: int) -> int:
 # Lanes: a receiver gets the messages of a lane in order. Event lanes by channel, then the others.
 EVENT_LANES = {"dimse": "events", "websocket": "websocket"}
 PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE = "passed on", "commitment results", "commitment requests"
+LANES = (*EVENT_LANES.values(), PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE)
 
 WAITING = "sent_at = '' AND given_up_at = ''"
 
@@ -10717,6 +10718,17 @@ def count_waiting(*lanes: str) -> int:
     where = f"lane IN ({', '.join('?' * len(lanes))}) AND {WAITING}"
     return database.execute_sql(f"SELECT count(*) FROM outbox WHERE {where}", lanes).fetchone()[0]
 
+
+def failing_receivers() -> list[tuple[str, str]]:
+    """AE title and problem of each receiver that several deliveries in a row did not reach."""
+    return database.execute_sql(
+        "SELECT ae_title, max(problem) FROM receiver WHERE problem <> '' AND failures >= ?"
+        " GROUP BY ae_title ORDER BY 1",
+        (FAILURES_IN_A_ROW,),
+    ).fetchall()
+
+
+FAILURES_IN_A_ROW = 3  # one or two are a machine that is being switched on
 
 # Delivery.
 
@@ -14823,9 +14835,7 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
     """Whether it reports performed steps, and whether its clock is right."""
     if device.role != "modality":
         return
-    titles = ", ".join("?" * len(device.ae_titles))
-    where = f"performed_station_ae_title IN ({titles}) ORDER BY id DESC LIMIT 1"
-    performed = first_row(PerformedProcedureStep, where, *device.ae_titles)
+    performed = last_report(device)
     if not performed:
         light = "bad" if device.mpps == "yes" else "good"
         words = Message("Sends no MPPS; its exams are closed by incoming images or by hand")
@@ -14833,16 +14843,41 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
         return
     at = _shown_at(ctx, performed.created_at)
     yield Finding("good", Message("Sends MPPS, the last one at {at}", at=at))
+    if words := clock_words_of(ctx, performed):
+        yield Finding("bad", words, "", Message("Correct its clock, or this one"))
+
+
+def last_report(device: Device) -> Any:
+    """The newest performed step that a device has reported, None if there is none."""
+    titles = ", ".join("?" * len(device.ae_titles))
+    where = f"performed_station_ae_title IN ({titles}) ORDER BY id DESC LIMIT 1"
+    return first_row(PerformedProcedureStep, where, *device.ae_titles)
+
+
+def clock_words_of(ctx: Context, performed: Any) -> Message | None:
+    """What is wrong with the clock of the device that reported a step, None if nothing is."""
     index = ElementIndex(performed.data)
     date, time = (index.get(f"PerformedProcedureStepStart{part}") for part in ("Date", "Time"))
     try:
         said = datetime_bounds(f"{date}{time}".partition(".")[0], ctx.config.zone)[0]
     except (ValueError, OverflowError):
-        return
+        return None
     skew = (said - datetime.datetime.fromisoformat(performed.created_at)).total_seconds()
-    if abs(skew) > MOST_SKEW_S:
-        words = Message("Its clock is {minutes} minutes off ours", minutes=round(skew / 60))
-        yield Finding("bad", words, "", Message("Correct its clock, or this one"))
+    if abs(skew) <= MOST_SKEW_S:
+        return None
+    minutes = round(abs(skew) / 60)
+    hours = round(minutes / 60)
+    is_zone = abs(minutes - 60 * hours) <= MOST_SKEW_S // 60  # of machines set to another one
+    words = CLOCK_WORDS[is_zone, skew > 0]
+    return Message(words.key, count=hours if is_zone else minutes)
+
+
+CLOCK_WORDS = {  # by: whole hours, fast
+    (True, True): Message("Its clock is {count} h fast: check its time zone"),
+    (True, False): Message("Its clock is {count} h slow: check its time zone"),
+    (False, True): Message("Its clock is {count} min fast"),
+    (False, False): Message("Its clock is {count} min slow"),
+}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -18445,7 +18480,8 @@ class Delivery(Rounds):
 class Reached(NamedTuple):
     """How an archive has answered of late.
 
-    problem  of the last request, empty if it answered; since: of the first of a row that failed
+    problem  of the last request, empty if it answered
+    since    of the first request of a row that went the same way
     at       of the last request; all times in seconds since 1970, 0.0 for none
     """
 
@@ -18481,7 +18517,8 @@ class ArchiveLine:
 
     def _note(self, archive: Device | None, problem: str) -> None:
         before, now, name = self.of(archive), time.time(), archive.ae_title if archive else ""
-        since = (before.since if before.problem else now) if problem else 0.0
+        same = before.at and bool(before.problem) == bool(problem)
+        since = before.since if same else now
         self.reached = Reached(self._known_by(archive), problem, since, now)
         if problem and problem != before.problem:
             log.warning("archive %s: %s", name, problem)
@@ -19017,6 +19054,16 @@ class SocketDelivery(Rounds):
 # A request: its login, address, rate and body.
 # ------------------------------------------------------------------------------------------------
 
+class Tile(NamedTuple):
+    """A number that people look at, with small lines below; light: a key of LIGHTS, or none."""
+
+    what: Message
+    value: str
+    lines: tuple[str, ...]
+    light: str = ""
+    path: str = ""
+
+
 class Box(Protocol):
     """What routes and pages need from the appliance.
 
@@ -19042,6 +19089,7 @@ class Box(Protocol):
     def metrics(self) -> Mapping[str, float]: ...
     def notices(self) -> list[Message]: ...
     def reload_access(self) -> None: ...
+    def tiles(self, to_do: int) -> list[Tile]: ...
     def wake_delivery(self) -> None: ...
 
 
@@ -22483,7 +22531,12 @@ tbody th a:hover, .found a:hover { text-decoration: underline; }
 tbody tr:hover > * { background: var(--band); }
 tr[data-state="CANCELED"] th, tr[data-state="NO SHOW"] th { text-decoration: line-through; font-weight: 400; }
 td:nth-child(1) { white-space: nowrap; }
-dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: 6px 20px; margin: 0 0 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 46%), 1fr)); gap: 12px; margin: 0 0 16px; padding: 0; }
+dl, .tiles li { display: grid; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; }
+dl { grid-template-columns: minmax(8rem, max-content) 1fr; gap: 6px 20px; margin: 0 0 16px; }
+.tiles li { gap: 4px; align-content: start; }
+.tiles b { font-size: 22px; font-weight: 600; }
+.tiles a { color: inherit; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px; font-size: 13px; }
@@ -23274,7 +23327,6 @@ document.addEventListener("keydown", (event) => {
  "It is not in progress": "未在进行中",
  "It may have been erased, or the device speaks to another system.": "可能已被删除，或设备连接的是另一个系统。",
  "It was completed before": "此前已完成",
- "Its clock is {minutes} minutes off ours": "其时钟与本系统相差 {minutes} 分钟",
  "Japanese": "日文",
  "KVP": "管电压 (kV)",
  "Kind of reason": "原因类别",
@@ -23980,7 +24032,6 @@ document.addEventListener("keydown", (event) => {
  "{count} imported": "已导入 {count} 条",
  "{count} rows": "{count} 行",
  "{count} without birth date or sex": "{count} 项没有出生日期或性别",
- "{count}, see {page}": "{count}，见 {page}",
  "{device} will show the name as {name}": "{device} 将显示姓名为 {name}",
  "{hours} h {minutes} min": "{hours} 小时 {minutes} 分钟",
  "{images} images, {others} others": "{images} 幅图像，{others} 个其他对象",
@@ -24242,7 +24293,7 @@ document.addEventListener("keydown", (event) => {
  "Last call {at} from {address}, for {classes}": "最近一次连接 {at}，来自 {address}，服务：{classes}",
  "Its last query failed at {at}": "最近一次查询失败：{at}",
  "It was rejected: {why}": "该设备被拒绝：{why}",
- "Correct its clock, or this one": "请校正其时钟或本机时钟",
+ "Correct its clock, or this one": "请校正其时钟或本系统时钟",
  "Fixed: the next query of the device finds the exam.": "已更正：设备下次查询即可找到该检查。",
  "Cannot reach {name} at {host}:{port}": "无法连接 {name}（{host}:{port}）",
  "{name} rejected the connection. Is {ae} configured there?": "{name} 拒绝了连接：对方是否已登记 {ae}？",
@@ -24309,9 +24360,9 @@ document.addEventListener("keydown", (event) => {
  "Failed": "故障",
  "DICOM service": "DICOM 服务",
  "Database": "数据库",
- "Database writes": "写入数据库",
+ "Database writes": "数据库写入",
  "No backup yet": "尚无备份",
- "Last: {name}": "最近一份：{name}",
+ "Last: {name}": "最近：{name}",
  "{count} entries, chain intact; last hash {digest}.": "共 {count} 条，链完整；最后的摘要为 {digest}。",
  "The audit log has been tampered with: the entry of {at} does not follow the one before it.": "审计日志被篡改：{at} 的记录与前一条不衔接。",
  "API tokens": "API 令牌",
@@ -24356,7 +24407,48 @@ document.addEventListener("keydown", (event) => {
  "Close what needs attention, end subscriptions of others": "结束异常项、结束他人的订阅",
  "Comments on dose": "剂量备注",
  "change taken back": "修改已撤销",
- "told by WebSocket": "经 WebSocket 通知"
+ "told by WebSocket": "经 WebSocket 通知",
+ "All OK": "全部正常",
+ "Backed up.": "备份完成。",
+ "Backups": "备份",
+ "Certificate until": "证书有效期至",
+ "Checks": "检查项",
+ "Component": "组件",
+ "Configuration": "配置",
+ "Its clock is {count} h fast: check its time zone": "其时钟快 {count} 小时：请检查时区",
+ "Its clock is {count} h slow: check its time zone": "其时钟慢 {count} 小时：请检查时区",
+ "Its clock is {count} min fast": "其时钟快 {count} 分钟",
+ "Its clock is {count} min slow": "其时钟慢 {count} 分钟",
+ "Last backup": "最近备份",
+ "Register it as a device": "请将其登记为设备",
+ "Running": "已运行",
+ "Technical details": "技术详情",
+ "Waiting to be sent": "待发送",
+ "minris {version}, since {at}": "minris {version}，启动于 {at}",
+ "never called": "从未呼叫",
+ "next {at}": "下次 {at}",
+ "no nightly backup is set": "未设置夜间备份",
+ "no second place is set": "未设置第二备份位置",
+ "none": "无",
+ "not reachable": "无法连接",
+ "of {size}": "共 {size}",
+ "pages and DICOM are not encrypted": "页面与 DICOM 均未加密",
+ "reachable": "可连接",
+ "second place: none yet": "第二位置：尚无",
+ "second place: up to date": "第二位置：已是最新",
+ "to do: {count}": "待处理：{count}",
+ "today {time}": "今天 {time}",
+ "tomorrow {time}": "明天 {time}",
+ "yesterday {time}": "昨天 {time}",
+ "{ae} since {at}": "{ae}，自 {at}",
+ "{count} min": "{count} 分钟",
+ "{count} of {all} today": "今天 {count} / {all}",
+ "{count} to check": "{count} 项需检查",
+ "{count} to look at": "{count} 项需处理",
+ "{days} d {hours} h": "{days} 天 {hours} 小时",
+ "{patients} patients, {exams} exams": "{patients} 名患者，{exams} 项检查",
+ "{size} free": "剩余 {size}",
+ "none yet": "尚无"
 }
 """,
 }
@@ -24741,17 +24833,17 @@ class Site:
         self.web, self.pages, self.boards = web, pages, boards
         self.menu = [page for page in self.pages if page.words]
         self.catalogues = load_catalogues()
-        self.light_until, self.worst = 0.0, "good"
+        self.light_until, self.lights = 0.0, ["good"]
         self.count_until, self.counts = 0.0, dict[str, int]()
 
-    def light(self) -> str:
-        """Return the worst status of all components, at most 10 s old."""
+    def light(self) -> tuple[str, int]:
+        """Return the worst status of all components, and how many to check, at most 10 s old."""
         now = time.monotonic()
         if now > self.light_until:
             self.light_until = now + 10
-            order = list(LIGHTS)
-            self.worst = max((light for _, light, _ in self.web.box.lights()), key=order.index)
-        return self.worst
+            self.lights = [light for _, light, _ in self.web.box.lights()]
+        worst = max(self.lights, key=list(LIGHTS).index)
+        return worst, len(self.lights) - self.lights.count("good")
 
     def attention(self, ctx: Context) -> dict[str, int]:
         """Return how many things need attention, by page, at most 15 s old; a person's own act counts at once."""
@@ -24974,9 +25066,9 @@ class PageRequest:
 
     def _light(self) -> tuple[str, str, str]:
         """Return the overall status: key of LIGHTS, sign, words."""
-        worst = self.site.light()
-        sign, words = LIGHTS[worst]
-        return worst, sign, self.t(words)
+        worst, count = self.site.light()
+        words = self.t("{count} to check", count=count) if count else self.t("All OK")
+        return worst, LIGHTS[worst][0], words
 
     def told_part(self) -> str:
         """Render the message about the last action alone, for a page that stays as it is."""
@@ -26090,6 +26182,95 @@ def pages_named(p: PageRequest, text: str) -> list[tuple[str, str]]:
         for page in p.site.menu
         if p.may(page.role) and (wanted in plain(page.words) or wanted in plain(p.t(page.words)))
     ]
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.pages.system
+# The system: how it is at a glance, backups, what a restore left out.
+# ------------------------------------------------------------------------------------------------
+
+SYSTEM_PAGE = """
+<ul class="tiles">
+% for tile in tiles:
+<li data-light="{{tile.light}}"><span>{{signs.get(tile.light, '')}}
+% if tile.path:
+<a href="{{tile.path}}">{{t(tile.what)}}</a>
+% else:
+{{t(tile.what)}}
+% end
+</span> <b>{{t(tile.value)}}</b>
+% for line in tile.lines:
+<small>{{t(line)}}</small>
+% end
+</li>
+% end
+</ul>
+<div class="actions">
+<form method="post" action="/box"><input type="hidden" name="csrf" value="{{csrf}}">
+<button name="do" value="backup">{{t('Back up now')}}</button></form>
+</div>
+<h2>{{t('Checks')}}</h2>
+% table(checks.columns, checks.rows)
+<details class="deed"><summary>{{t('Technical details')}}</summary>
+% fact_list(technical)
+<p><a href="/restored">{{t('After a restore')}}</a></p>
+</details>
+"""
+
+
+def box_page(p: PageRequest) -> str:
+    """GET /box: the system at a glance, and below it the status of each component."""
+    t, box = p.t, p.web.box
+    checks = [
+        Row((" ".join(map(t, LIGHTS[light])), t(what), t(said)), light=light)
+        for what, light, said in box.lights()
+    ]
+    tiles = p.read(box.tiles, sum(p.site.attention(p.ctx).values()))
+    technical = [
+        (t("Configuration"), str(p.web.config.path or t("no file: defaults"))),
+        (t("Database"), str(p.web.config.store_path)),
+        (t("Backups"), str(p.web.config.backup_folder)),
+        (t("Second backup"), str(p.web.config.second_backup_folder or t("none"))),
+    ]
+    return p.show(
+        SYSTEM_PAGE, "System", tiles=tiles, signs={one: LIGHTS[one][0] for one in LIGHTS},
+        checks=p.listed("Status | Component | Details", checks), technical=technical,
+    )  # fmt: skip
+
+
+def post_box(p: PageRequest) -> str:
+    """POST /box: back up now."""
+    p.web.box.back_up()
+    if problem := p.web.box.backup_problem:
+        return p.tell("/box", p.t("The last backup failed: {problem}", problem=problem))
+    return p.tell("/box", p.t("Backed up."))
+
+
+def restored_page(p: PageRequest) -> str:
+    """GET /restored: what the restores left out, until it is confirmed."""
+    t, parts = p.t, []
+    found = p.read(gaps)
+    for gap in found:
+        rows = [Row((t(words),)) for words in words_of_gap(p.ctx, gap)]
+        for row_id, patient_id in p.read(still_back, gap):
+            rows.append(Row((t("Erase the data of {value}", value=patient_id),),
+                            f"/patient/{row_id}/erase"))  # fmt: skip
+        parts.append(p.listed("Details", rows, "", gap.backup))
+    if cut_off := p.read(words_of_cut_off):
+        parts.append(p.listed("Details", [Row((t(words),)) for words in cut_off]))
+    if parts:
+        confirm = Action("/restored", t("Confirm: everybody knows"), (("do", "confirm"),))
+        parts.append(p.listed("What", [Row((t("The gap"),), "", (confirm,))]))
+    else:
+        parts.append(p.listed("What", [], "Nothing is missing since a restore."))
+    return p.listing("After a restore", parts, links=[("/box", t("System"))])
+
+
+def post_restored(p: PageRequest) -> str:
+    """POST /restored: confirm that the gap is known."""
+    p.write(confirm_gaps)
+    p.write(confirm_cut_off)
+    return p.tell("/box", p.t("Saved."))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -27933,7 +28114,7 @@ def slots_part(p: PageRequest) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.box
-# The system: health, users and tokens, audit log, settings.
+# Users and tokens, audit log, settings.
 # ------------------------------------------------------------------------------------------------
 
 # What the roles may do, and on which pages (* for a part of the path). The first page gives the
@@ -27970,56 +28151,6 @@ KNOWN_LOGIN = {
 }
 
 
-def box_page(p: PageRequest) -> str:
-    """GET /box: the status of each component, and links to the other pages of the group."""
-    t = p.t
-    lights = [
-        Row((" ".join(map(t, LIGHTS[light])), t(what), t(said)), light=light)
-        for what, light, said in p.web.box.lights()
-    ]
-    part = p.listed("Status | What | Details", lights)
-    links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings")),
-             ("/restored", t("After a restore"))]  # fmt: skip
-    backup = Action("/box", t("Back up now"), (("do", "backup"),))
-    doing = p.listed("What", [Row((t("Backup"),), "", (backup,))])
-    return p.listing("System", [part, doing], links=links)
-
-
-def post_box(p: PageRequest) -> str:
-    """POST /box: back up now."""
-    p.web.box.back_up()
-    if problem := p.web.box.backup_problem:
-        return p.tell("/box", p.t("The last backup failed: {problem}", problem=problem))
-    return p.tell("/box", p.t("Saved."))
-
-
-def restored_page(p: PageRequest) -> str:
-    """GET /restored: what the restores left out, until it is confirmed."""
-    t, parts = p.t, []
-    found = p.read(gaps)
-    for gap in found:
-        rows = [Row((t(words),)) for words in words_of_gap(p.ctx, gap)]
-        for row_id, patient_id in p.read(still_back, gap):
-            rows.append(Row((t("Erase the data of {value}", value=patient_id),),
-                            f"/patient/{row_id}/erase"))  # fmt: skip
-        parts.append(p.listed("Details", rows, "", gap.backup))
-    if cut_off := p.read(words_of_cut_off):
-        parts.append(p.listed("Details", [Row((t(words),)) for words in cut_off]))
-    if parts:
-        confirm = Action("/restored", t("Confirm: everybody knows"), (("do", "confirm"),))
-        parts.append(p.listed("What", [Row((t("The gap"),), "", (confirm,))]))
-    else:
-        parts.append(p.listed("What", [], "Nothing is missing since a restore."))
-    return p.listing("After a restore", parts, links=[("/box", t("System"))])
-
-
-def post_restored(p: PageRequest) -> str:
-    """POST /restored: confirm that the gap is known."""
-    p.write(confirm_gaps)
-    p.write(confirm_cut_off)
-    return p.tell("/box", p.t("Saved."))
-
-
 def users_page(p: PageRequest, new_token: str = "") -> str:
     """GET /users: users, API tokens, and what each role may do."""
     t = p.t
@@ -28048,7 +28179,7 @@ def users_page(p: PageRequest, new_token: str = "") -> str:
                  t("API tokens")),
         p.listed(" | ".join(["What", *ROLES]), rights, "", t("What each role may do")),
     ]  # fmt: skip
-    links = [("/users/new", t("New user or token")), ("/box", t("System"))]
+    links = [("/users/new", t("New user or token"))]
     shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
     return p.listing("Users", parts, told=shown, links=links)
 
@@ -28124,10 +28255,10 @@ def audit_page(p: PageRequest) -> str:
     t, text = p.t, p.query("q")
     found = p.read(audit_lines, text, row_number(p.query("before")))
     lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
-    links = [("/box", t("System"))]
+    links = []
     if len(found) == 200:
         older = urllib.parse.urlencode({"q": text, "before": found[-1].id})
-        links.insert(0, (f"/audit?{older}", t("Older")))
+        links.append((f"/audit?{older}", t("Older")))
     chain = p.read(check_audit)
     words = t("{count} entries, chain intact; last hash {digest}.", count=chain.count,
               digest=chain.digest[:16])  # fmt: skip
@@ -28151,7 +28282,7 @@ def settings_page(p: PageRequest) -> str:
         parts.append(p.listed("Setting | Value | From | Meaning", lines, "", f"[{section}]"))
     where = str(config.path) if config.path else t("no file: defaults")
     intro = t("Edit settings in this file and restart: {path}", path=where)
-    return p.listing("Settings", parts, intro=intro, links=[("/box", t("System"))])
+    return p.listing("Settings", parts, intro=intro)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -29901,10 +30032,11 @@ SPARE = 64 << 20  # bytes that stay free beside the next backup
 def backups(folder: Path) -> list[Path]:
     """Return the backup files of a folder, oldest first."""
     found = sorted(folder.glob("minris-????????-??????.db"))
-    return [each for each in found if _taken_at(each)]
+    return [each for each in found if taken_at(each)]
 
 
-def _taken_at(backup: Path) -> datetime.datetime | None:
+def taken_at(backup: Path) -> datetime.datetime | None:
+    """When a backup was made, by the clinic's clock: its name says so; None for another file."""
     with contextlib.suppress(ValueError):
         return datetime.datetime.strptime(backup.stem, "minris-%Y%m%d-%H%M%S")
     return None
@@ -29923,7 +30055,7 @@ def to_keep(config: Config, found: Iterable[Path]) -> list[Path]:
 
     Days without a backup do not count; of the last one several are kept.
     """
-    dated = [(at, each) for each in found if (at := _taken_at(each))]
+    dated = [(at, each) for each in found if (at := taken_at(each))]
     kept = {each for at, each in dated[-MOST_OF_A_DAY:] if at.date() == dated[-1][0].date()}
     for setting, time_of in TIMES:
         newest = {time_of(at): each for at, each in dated}
@@ -30606,6 +30738,7 @@ class Parts(Box, Protocol):
     second: SecondPlace
     failed_jobs: dict[str, Failed]
     start_time: float
+    began_at: float  # by the monotonic clock
 
     def context(self) -> Context: ...
 
@@ -30648,13 +30781,34 @@ def archive_light(box: Parts) -> list[tuple[Message, str, Message]]:
     if not archive or not archive.host or not ctx.config.commitment.look_minutes:
         return []
     reached = box.commitments.line.of(archive)
-    at = datetime.datetime.fromtimestamp(reached.since or reached.at, ctx.config.zone)
+    seconds = reached.since if reached.problem else reached.at
+    at = datetime.datetime.fromtimestamp(seconds, ctx.config.zone)
     how = {"ae": archive.ae_title, "at": f"{at:%Y-%m-%d %H:%M}", "problem": reached.problem}
     if reached.problem:
         words = Message("{ae} has not answered since {at}: {problem}", **how)
         return [(Message("Archive"), "bad", words)]
     answered = Message("{ae} answered at {at}", **how) if reached.at else Message("not asked yet")
     return [(Message("Archive"), "good", answered)]
+
+
+def clock_problem(ctx: Context, device: Device) -> Message | None:
+    """Return what is wrong with the clock of a device, as of its last report."""
+    performed = last_report(device)
+    return clock_words_of(ctx, performed) if performed else None
+
+
+def device_lights(box: Parts) -> list[tuple[Message, str, Message]]:
+    """Return a light for each device that is not reached or whose clock is wrong, else one for all."""
+    ctx, found = box.context(), []
+    with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
+        failing = dict(failing_receivers())
+        for device in ctx.devices:
+            problems = [failing[title] for title in device.ae_titles if title in failing]
+            for problem in (*problems, clock_problem(ctx, device)):
+                if problem:
+                    words = Message("{name}: {problem}", name=device.name, problem=problem)
+                    found.append((Message("Devices"), "warning", words))
+    return found or [(Message("Devices"), "good", Message("OK"))]
 
 
 def lights(box: Parts) -> list[tuple[Message, str, Message]]:
@@ -30676,14 +30830,15 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
         words = (failed_copy(box) or [known])[0]
         found.append((Message("Second backup"), light, words))
     found += archive_light(box)
+    found += device_lights(box)
     if box.clock.doubtful and not box.clock.steady:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
-    for what, count, page in (
-        (Message("Other problems"), len(box.stuck), "/orphans"),
-        (Message("Unfinished exams"), box.leftovers, "/leftovers"),
+    for what, count in (
+        (Message("Other problems"), len(box.stuck)),
+        (Message("Unfinished exams"), box.leftovers),
     ):
-        words = Message("{count}, see {page}", count=count, page=page) if count else in_order
+        words = Message("{count} to look at", count=count) if count else in_order
         found.append((what, "warning" if count else "good", words))
     for _, shared in device_conflicts(box.context().devices):
         found.append((Message("Devices"), "warning", shared))
@@ -31220,6 +31375,178 @@ BY_THE_CLOCK = Job("daily", 60, job_daily)  # what has a time of day
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.appliance.overview
+# The system at a glance: a few tiles, each with a number and a small line.
+# ------------------------------------------------------------------------------------------------
+
+LITTLE_ROOM = 1 << 30  # bytes free on a disk: time to look for more
+
+
+def tiles(box: Parts, to_do: int) -> list[Tile]:
+    """Return the tiles of the page of the system, for people.
+
+    to_do  number of things that need attention
+    """
+    ctx = box.context()
+    return [
+        _running(box, ctx),
+        _database(box),
+        _disk(box),
+        _backup(box, ctx),
+        _archive(box, ctx),
+        _devices(box, ctx),
+        _certificates(box, ctx),
+        _queues(to_do),
+    ]
+
+
+def sized(count: float) -> str:
+    """Return a number of bytes as 12.3 MB."""
+    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"
+
+
+def at_words(ctx: Context, at: datetime.datetime) -> Message:
+    """Return a time by the clinic's clock: today 02:30, yesterday 02:30, or with its date."""
+    at = at.astimezone(ctx.config.zone)
+    days = (at.date() - ctx.local_now().date()).days
+    words = DAY_WORDS.get(days, Message("{date} {time}"))
+    return Message(words.key, date=f"{at:%Y-%m-%d}", time=f"{at:%H:%M}")
+
+
+DAY_WORDS = {
+    -1: Message("yesterday {time}"),
+    0: Message("today {time}"),
+    1: Message("tomorrow {time}"),
+}
+
+
+def _seconds(ctx: Context, seconds: float) -> Message:
+    return at_words(ctx, datetime.datetime.fromtimestamp(seconds, datetime.UTC))
+
+
+def _running(box: Parts, ctx: Context) -> Tile:
+    minutes = int(time.monotonic() - box.began_at) // 60
+    hours, days = minutes // 60, minutes // 1440
+    value = Message("{count} min", count=minutes)
+    if hours:
+        value = Message("{hours} h {minutes} min", hours=hours, minutes=minutes % 60)
+    if days:
+        value = Message("{days} d {hours} h", days=days, hours=hours % 24)
+    since = Message("minris {version}, since {at}", version=__version__,
+                    at=_seconds(ctx, box.start_time))  # fmt: skip
+    return Tile(Message("Running"), value, (since,))
+
+
+def _database(box: Parts) -> Tile:
+    facts = StoreFacts(*database.execute_sql(COUNT_STORE).fetchone())
+    held = Message("{patients} patients, {exams} exams", patients=facts.patients, exams=facts.exams)
+    trouble = database.condition.trouble
+    size = sized(box.config.store_path.stat().st_size)
+    return Tile(Message("Database"), size,
+                (trouble.words if trouble else held,), "bad" if trouble else "good")  # fmt: skip
+
+
+def _disk(box: Parts) -> Tile:
+    used = shutil.disk_usage(box.config.store_path.parent)
+    light = "bad" if used.free < 64 << 20 else "warning" if used.free < LITTLE_ROOM else "good"
+    return Tile(Message("Disk"), Message("{size} free", size=sized(used.free)),
+                (Message("of {size}", size=sized(used.total)),), light)  # fmt: skip
+
+
+def next_backup(ctx: Context) -> Message:
+    """Return when the next backup is due, in words."""
+    at, now = ctx.config.housekeeping.backup_time, ctx.local_now()
+    if not at:
+        return Message("no nightly backup is set")
+    due = now.replace(hour=at[0], minute=at[1])
+    due += datetime.timedelta(days=due <= now)
+    return Message("next {at}", at=at_words(ctx, due))
+
+
+def _backup(box: Parts, ctx: Context) -> Tile:
+    kept, failed = backups(box.config.backup_folder), failed_backup(box)
+    value = Message("none yet")
+    if kept:
+        taken = taken_at(kept[-1]).replace(tzinfo=ctx.config.zone)
+        value = at_words(ctx, taken)
+    lines = [*failed, next_backup(ctx)]
+    if box.config.second_backup_folder:
+        lines += failed_copy(box) or [Message("second place: up to date") if box.second.last
+                                      else Message("second place: none yet")]  # fmt: skip
+    else:
+        lines.append(Message("no second place is set"))
+    light = "bad" if failed or box.second.problem else "good" if kept else "warning"
+    return Tile(Message("Last backup"), value, tuple(lines), light)
+
+
+def _archive(box: Parts, ctx: Context) -> Tile:
+    words, archive = Message("Archive"), archive_of(ctx)
+    if not archive:
+        return Tile(words, Message("none"), (Message("Register it as a device"),), "", "/devices")
+    reached = box.commitments.line.of(archive)
+    if not reached.at:
+        return Tile(words, Message("not asked yet"), (archive.ae_title,),
+                    "", "/commitments")  # fmt: skip
+    since = Message("{ae} since {at}", ae=archive.ae_title, at=_seconds(ctx, reached.since))
+    if not reached.problem:
+        return Tile(words, Message("reachable"), (since,), "good", "/commitments")
+    return Tile(words, Message("not reachable"), (since, reached.problem), "bad", "/commitments")
+
+
+def _devices(box: Parts, ctx: Context) -> Tile:
+    lines, today, wrong = [], 0, False
+    machines = [device for device in ctx.devices if device.role != "archive"]
+    for device in machines:
+        seen, problem = last_contact(box, device), clock_problem(ctx, device)
+        at = Message("never called")
+        if seen:
+            at = at_words(ctx, seen)
+            today += seen.astimezone(ctx.config.zone).date() == ctx.local_now().date()
+        line = Message("{name}: {at}", name=device.name, at=at)
+        if problem:
+            wrong, line = True, Message("{line}. {problem}", line=line, problem=problem)
+        lines.append(line)
+    value = Message("{count} of {all} today", count=today, all=len(machines))
+    if not machines:
+        value = Message("none")
+    return Tile(Message("Devices"), value, tuple(lines), "warning" if wrong else "good", "/devices")
+
+
+def last_contact(box: Parts, device: Device) -> datetime.datetime | None:
+    """Return when a device last called, asked or reported, as far as it is known."""
+    calls = box.associations.called.copy()
+    seen = [datetime.datetime.fromtimestamp(calls[title].at, datetime.UTC)
+            for title in device.ae_titles if title in calls]  # fmt: skip
+    if query := last_query(device.ae_titles):
+        seen.append(datetime.datetime.fromisoformat(query.last_at))
+    if performed := last_report(device):
+        seen.append(datetime.datetime.fromisoformat(performed.updated_at))
+    return max(seen, default=None)
+
+
+def _certificates(box: Parts, ctx: Context) -> Tile:
+    words = Message("Certificate until")
+    if not box.certificates:
+        return Tile(words, Message("none"), (Message("pages and DICOM are not encrypted"),))
+    first = min(box.certificates, key=lambda one: one.end)
+    lines = [Message("{file}: {day}", file=one.files[0].name, day=f"{one.end:%Y-%m-%d}")
+             for one in box.certificates]  # fmt: skip
+    light = "warning" if first.notice(ctx.now()) else "good"
+    return Tile(words, f"{first.end:%Y-%m-%d}", tuple(lines), light)
+
+
+def _queues(to_do: int) -> Tile:
+    waiting = count_waiting(*LANES)
+    return Tile(Message("Waiting to be sent"), str(waiting),
+                (Message("to do: {count}", count=to_do),), "warning" if to_do else "good",
+                "/orphans")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.appliance.appliance
 # The appliance: store, writer, DICOM and web server.
 # ------------------------------------------------------------------------------------------------
@@ -31245,7 +31572,7 @@ class Appliance:
     """
 
     health, lights, metrics, back_up = health, lights, metrics, job_backup
-    alarms, notices, neighbours = alarms, notices, neighbours
+    alarms, notices, neighbours, tiles = alarms, notices, neighbours, tiles
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
@@ -31285,7 +31612,7 @@ class Appliance:
         self.is_told = self.is_to_start_again = False
         self.started = threading.Event()
         self.dicom_port = self.dicom_tls_port = self.web_port = 0
-        self.start_time = time.time()
+        self.start_time, self.began_at = time.time(), time.monotonic()
 
     def _restore_newest(self) -> None:
         """Let the newest backup that is whole replace a damaged store, which is kept aside."""

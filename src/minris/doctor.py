@@ -5,7 +5,7 @@ import contextlib
 import datetime
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydicom.uid import UID
 
@@ -201,9 +201,7 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
     """Whether it reports performed steps, and whether its clock is right."""
     if device.role != "modality":
         return
-    titles = ", ".join("?" * len(device.ae_titles))
-    where = f"performed_station_ae_title IN ({titles}) ORDER BY id DESC LIMIT 1"
-    performed = first_row(PerformedProcedureStep, where, *device.ae_titles)
+    performed = last_report(device)
     if not performed:
         light = "bad" if device.mpps == "yes" else "good"
         words = Message("Sends no MPPS; its exams are closed by incoming images or by hand")
@@ -211,13 +209,38 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
         return
     at = _shown_at(ctx, performed.created_at)
     yield Finding("good", Message("Sends MPPS, the last one at {at}", at=at))
+    if words := clock_words_of(ctx, performed):
+        yield Finding("bad", words, "", Message("Correct its clock, or this one"))
+
+
+def last_report(device: Device) -> Any:
+    """The newest performed step that a device has reported, None if there is none."""
+    titles = ", ".join("?" * len(device.ae_titles))
+    where = f"performed_station_ae_title IN ({titles}) ORDER BY id DESC LIMIT 1"
+    return first_row(PerformedProcedureStep, where, *device.ae_titles)
+
+
+def clock_words_of(ctx: Context, performed: Any) -> Message | None:
+    """What is wrong with the clock of the device that reported a step, None if nothing is."""
     index = ElementIndex(performed.data)
     date, time = (index.get(f"PerformedProcedureStepStart{part}") for part in ("Date", "Time"))
     try:
         said = datetime_bounds(f"{date}{time}".partition(".")[0], ctx.config.zone)[0]
     except (ValueError, OverflowError):
-        return
+        return None
     skew = (said - datetime.datetime.fromisoformat(performed.created_at)).total_seconds()
-    if abs(skew) > MOST_SKEW_S:
-        words = Message("Its clock is {minutes} minutes off ours", minutes=round(skew / 60))
-        yield Finding("bad", words, "", Message("Correct its clock, or this one"))
+    if abs(skew) <= MOST_SKEW_S:
+        return None
+    minutes = round(abs(skew) / 60)
+    hours = round(minutes / 60)
+    is_zone = abs(minutes - 60 * hours) <= MOST_SKEW_S // 60  # of machines set to another one
+    words = CLOCK_WORDS[is_zone, skew > 0]
+    return Message(words.key, count=hours if is_zone else minutes)
+
+
+CLOCK_WORDS = {  # by: whole hours, fast
+    (True, True): Message("Its clock is {count} h fast: check its time zone"),
+    (True, False): Message("Its clock is {count} h slow: check its time zone"),
+    (False, True): Message("Its clock is {count} min fast"),
+    (False, False): Message("Its clock is {count} min slow"),
+}

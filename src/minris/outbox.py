@@ -19,6 +19,7 @@ def retry_wait(failures: int) -> int:
 # Lanes: a receiver gets the messages of a lane in order. Event lanes by channel, then the others.
 EVENT_LANES = {"dimse": "events", "websocket": "websocket"}
 PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE = "passed on", "commitment results", "commitment requests"
+LANES = (*EVENT_LANES.values(), PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE)
 
 WAITING = "sent_at = '' AND given_up_at = ''"
 
@@ -89,6 +90,17 @@ def count_waiting(*lanes: str) -> int:
     where = f"lane IN ({', '.join('?' * len(lanes))}) AND {WAITING}"
     return database.execute_sql(f"SELECT count(*) FROM outbox WHERE {where}", lanes).fetchone()[0]
 
+
+def failing_receivers() -> list[tuple[str, str]]:
+    """AE title and problem of each receiver that several deliveries in a row did not reach."""
+    return database.execute_sql(
+        "SELECT ae_title, max(problem) FROM receiver WHERE problem <> '' AND failures >= ?"
+        " GROUP BY ae_title ORDER BY 1",
+        (FAILURES_IN_A_ROW,),
+    ).fetchall()
+
+
+FAILURES_IN_A_ROW = 3  # one or two are a machine that is being switched on
 
 # Delivery.
 

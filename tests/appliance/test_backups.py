@@ -101,7 +101,7 @@ def test_each_backup_goes_to_the_second_folder_too(run_appliance, stick, monkeyp
     monkeypatch.undo()
     with visiting(appliance) as client:
         employ(appliance, client, "admin")
-        assert f"Second backup the last is {ours.name}" in words_of(client.get("/box"))
+        assert f"Second backup Last: {ours.name}" in words_of(client.get("/box"))
 
 
 def test_a_stick_that_is_away_is_said_and_tried_again(run_appliance, stick, monkeypatch, caplog):

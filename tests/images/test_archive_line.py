@@ -98,7 +98,7 @@ def test_since_when_it_fails_is_the_first_of_the_failures(ctx, monkeypatch, capl
         return line.of(archive)
 
     with caplog.at_level("INFO"):
-        assert ask() == ("ARCHIVE 10.0.0.9:104", "", 0.0, 1000.0)
+        assert ask() == ("ARCHIVE 10.0.0.9:104", "", 1000.0, 1000.0)
         for _ in range(3):
             last = ask("not reached")
         assert (last.problem, last.since, last.at) == ("not reached", 1060.0, 1180.0)

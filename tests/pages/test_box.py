@@ -170,7 +170,7 @@ def test_the_box_shows_a_light_for_each_thing(appliance, admin):
 def test_a_backup_is_made_at_once(appliance, admin):
     assert send(admin, "/box", do="backup").status_code == 303
     [path] = appliance.config.backup_folder.glob("minris-*.db")
-    assert f"the last is {path.name}" in words_of(admin.get("/box"))
+    assert f"Last: {path.name}" in words_of(admin.get("/box"))
 
 
 def test_a_backup_that_fails_is_a_red_light(appliance, admin):

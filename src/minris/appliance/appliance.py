@@ -51,6 +51,7 @@ from minris.appliance.machine import (
     raise_file_limit,
     write_private,
 )
+from minris.appliance.overview import tiles
 from minris.appliance.store_commands import STORE_COMMANDS, ImportCommand, control_file
 from minris.appliance.watchdog import feed_watchdog
 from minris.config.ini import Config
@@ -101,7 +102,7 @@ class Appliance:
     """
 
     health, lights, metrics, back_up = health, lights, metrics, job_backup
-    alarms, notices, neighbours = alarms, notices, neighbours
+    alarms, notices, neighbours, tiles = alarms, notices, neighbours, tiles
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
@@ -141,7 +142,7 @@ class Appliance:
         self.is_told = self.is_to_start_again = False
         self.started = threading.Event()
         self.dicom_port = self.dicom_tls_port = self.web_port = 0
-        self.start_time = time.time()
+        self.start_time, self.began_at = time.time(), time.monotonic()
 
     def _restore_newest(self) -> None:
         """Let the newest backup that is whole replace a damaged store, which is kept aside."""

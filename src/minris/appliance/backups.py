@@ -25,10 +25,11 @@ SPARE = 64 << 20  # bytes that stay free beside the next backup
 def backups(folder: Path) -> list[Path]:
     """Return the backup files of a folder, oldest first."""
     found = sorted(folder.glob("minris-????????-??????.db"))
-    return [each for each in found if _taken_at(each)]
+    return [each for each in found if taken_at(each)]
 
 
-def _taken_at(backup: Path) -> datetime.datetime | None:
+def taken_at(backup: Path) -> datetime.datetime | None:
+    """When a backup was made, by the clinic's clock: its name says so; None for another file."""
     with contextlib.suppress(ValueError):
         return datetime.datetime.strptime(backup.stem, "minris-%Y%m%d-%H%M%S")
     return None
@@ -47,7 +48,7 @@ def to_keep(config: Config, found: Iterable[Path]) -> list[Path]:
 
     Days without a backup do not count; of the last one several are kept.
     """
-    dated = [(at, each) for each in found if (at := _taken_at(each))]
+    dated = [(at, each) for each in found if (at := taken_at(each))]
     kept = {each for at, each in dated[-MOST_OF_A_DAY:] if at.date() == dated[-1][0].date()}
     for setting, time_of in TIMES:
         newest = {time_of(at): each for at, each in dated}

@@ -21,8 +21,9 @@ from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.appliance.backups import backups
 from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import Config, Device
+from minris.doctor import clock_words_of, last_report
 from minris.housekeeping.restoring import gaps, notice_of_gap
-from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting
+from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting, failing_receivers
 from minris.standard.status import Message
 from minris.store.checking import Checker, damage_of, is_mendable
 from minris.store.condition import StoreTrouble
@@ -83,6 +84,7 @@ class Parts(Box, Protocol):
     second: SecondPlace
     failed_jobs: dict[str, Failed]
     start_time: float
+    began_at: float  # by the monotonic clock
 
     def context(self) -> Context: ...
 
@@ -125,13 +127,34 @@ def archive_light(box: Parts) -> list[tuple[Message, str, Message]]:
     if not archive or not archive.host or not ctx.config.commitment.look_minutes:
         return []
     reached = box.commitments.line.of(archive)
-    at = datetime.datetime.fromtimestamp(reached.since or reached.at, ctx.config.zone)
+    seconds = reached.since if reached.problem else reached.at
+    at = datetime.datetime.fromtimestamp(seconds, ctx.config.zone)
     how = {"ae": archive.ae_title, "at": f"{at:%Y-%m-%d %H:%M}", "problem": reached.problem}
     if reached.problem:
         words = Message("{ae} has not answered since {at}: {problem}", **how)
         return [(Message("Archive"), "bad", words)]
     answered = Message("{ae} answered at {at}", **how) if reached.at else Message("not asked yet")
     return [(Message("Archive"), "good", answered)]
+
+
+def clock_problem(ctx: Context, device: Device) -> Message | None:
+    """Return what is wrong with the clock of a device, as of its last report."""
+    performed = last_report(device)
+    return clock_words_of(ctx, performed) if performed else None
+
+
+def device_lights(box: Parts) -> list[tuple[Message, str, Message]]:
+    """Return a light for each device that is not reached or whose clock is wrong, else one for all."""
+    ctx, found = box.context(), []
+    with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
+        failing = dict(failing_receivers())
+        for device in ctx.devices:
+            problems = [failing[title] for title in device.ae_titles if title in failing]
+            for problem in (*problems, clock_problem(ctx, device)):
+                if problem:
+                    words = Message("{name}: {problem}", name=device.name, problem=problem)
+                    found.append((Message("Devices"), "warning", words))
+    return found or [(Message("Devices"), "good", Message("OK"))]
 
 
 def lights(box: Parts) -> list[tuple[Message, str, Message]]:
@@ -153,14 +176,15 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
         words = (failed_copy(box) or [known])[0]
         found.append((Message("Second backup"), light, words))
     found += archive_light(box)
+    found += device_lights(box)
     if box.clock.doubtful and not box.clock.steady:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
-    for what, count, page in (
-        (Message("Other problems"), len(box.stuck), "/orphans"),
-        (Message("Unfinished exams"), box.leftovers, "/leftovers"),
+    for what, count in (
+        (Message("Other problems"), len(box.stuck)),
+        (Message("Unfinished exams"), box.leftovers),
     ):
-        words = Message("{count}, see {page}", count=count, page=page) if count else in_order
+        words = Message("{count} to look at", count=count) if count else in_order
         found.append((what, "warning" if count else "good", words))
     for _, shared in device_conflicts(box.context().devices):
         found.append((Message("Devices"), "warning", shared))

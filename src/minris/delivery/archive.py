@@ -41,7 +41,8 @@ from minris.upper_layer.caller import DeliveryError
 class Reached(NamedTuple):
     """How an archive has answered of late.
 
-    problem  of the last request, empty if it answered; since: of the first of a row that failed
+    problem  of the last request, empty if it answered
+    since    of the first request of a row that went the same way
     at       of the last request; all times in seconds since 1970, 0.0 for none
     """
 
@@ -77,7 +78,8 @@ class ArchiveLine:
 
     def _note(self, archive: Device | None, problem: str) -> None:
         before, now, name = self.of(archive), time.time(), archive.ae_title if archive else ""
-        since = (before.since if before.problem else now) if problem else 0.0
+        same = before.at and bool(before.problem) == bool(problem)
+        since = before.since if same else now
         self.reached = Reached(self._known_by(archive), problem, since, now)
         if problem and problem != before.problem:
             log.warning("archive %s: %s", name, problem)

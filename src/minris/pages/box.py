@@ -1,10 +1,9 @@
-"""The system: health, users and tokens, audit log, settings."""
+"""Users and tokens, audit log, settings."""
 
 import itertools
 import urllib.parse
 from collections.abc import Iterable
 
-from minris.access.audit_end import confirm_cut_off, words_of_cut_off
 from minris.access.context import audit_lines, check_audit
 from minris.access.users import (
     delete_token,
@@ -18,10 +17,9 @@ from minris.access.users import (
 )
 from minris.config.settings import SETTINGS
 from minris.config.values import ROLES
-from minris.housekeeping.restoring import confirm_gaps, gaps, still_back, words_of_gap
 from minris.pages.asking import ask_if_sure, is_sure
 from minris.pages.forms import Field, show_form
-from minris.pages.frame import LIGHTS, Action, Page, PageRequest, Row, no_such_action, row_number
+from minris.pages.frame import Action, Page, PageRequest, Row, no_such_action, row_number
 from minris.pages.machines.devices import setting_text
 from minris.seen import ChangedMeanwhile, as_seen, mark_of
 from minris.standard.status import Message, Problem, Refusal
@@ -61,56 +59,6 @@ KNOWN_LOGIN = {
 }
 
 
-def box_page(p: PageRequest) -> str:
-    """GET /box: the status of each component, and links to the other pages of the group."""
-    t = p.t
-    lights = [
-        Row((" ".join(map(t, LIGHTS[light])), t(what), t(said)), light=light)
-        for what, light, said in p.web.box.lights()
-    ]
-    part = p.listed("Status | What | Details", lights)
-    links = [("/users", t("Users")), ("/audit", t("Audit log")), ("/settings", t("Settings")),
-             ("/restored", t("After a restore"))]  # fmt: skip
-    backup = Action("/box", t("Back up now"), (("do", "backup"),))
-    doing = p.listed("What", [Row((t("Backup"),), "", (backup,))])
-    return p.listing("System", [part, doing], links=links)
-
-
-def post_box(p: PageRequest) -> str:
-    """POST /box: back up now."""
-    p.web.box.back_up()
-    if problem := p.web.box.backup_problem:
-        return p.tell("/box", p.t("The last backup failed: {problem}", problem=problem))
-    return p.tell("/box", p.t("Saved."))
-
-
-def restored_page(p: PageRequest) -> str:
-    """GET /restored: what the restores left out, until it is confirmed."""
-    t, parts = p.t, []
-    found = p.read(gaps)
-    for gap in found:
-        rows = [Row((t(words),)) for words in words_of_gap(p.ctx, gap)]
-        for row_id, patient_id in p.read(still_back, gap):
-            rows.append(Row((t("Erase the data of {value}", value=patient_id),),
-                            f"/patient/{row_id}/erase"))  # fmt: skip
-        parts.append(p.listed("Details", rows, "", gap.backup))
-    if cut_off := p.read(words_of_cut_off):
-        parts.append(p.listed("Details", [Row((t(words),)) for words in cut_off]))
-    if parts:
-        confirm = Action("/restored", t("Confirm: everybody knows"), (("do", "confirm"),))
-        parts.append(p.listed("What", [Row((t("The gap"),), "", (confirm,))]))
-    else:
-        parts.append(p.listed("What", [], "Nothing is missing since a restore."))
-    return p.listing("After a restore", parts, links=[("/box", t("System"))])
-
-
-def post_restored(p: PageRequest) -> str:
-    """POST /restored: confirm that the gap is known."""
-    p.write(confirm_gaps)
-    p.write(confirm_cut_off)
-    return p.tell("/box", p.t("Saved."))
-
-
 def users_page(p: PageRequest, new_token: str = "") -> str:
     """GET /users: users, API tokens, and what each role may do."""
     t = p.t
@@ -139,7 +87,7 @@ def users_page(p: PageRequest, new_token: str = "") -> str:
                  t("API tokens")),
         p.listed(" | ".join(["What", *ROLES]), rights, "", t("What each role may do")),
     ]  # fmt: skip
-    links = [("/users/new", t("New user or token")), ("/box", t("System"))]
+    links = [("/users/new", t("New user or token"))]
     shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
     return p.listing("Users", parts, told=shown, links=links)
 
@@ -215,10 +163,10 @@ def audit_page(p: PageRequest) -> str:
     t, text = p.t, p.query("q")
     found = p.read(audit_lines, text, row_number(p.query("before")))
     lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
-    links = [("/box", t("System"))]
+    links = []
     if len(found) == 200:
         older = urllib.parse.urlencode({"q": text, "before": found[-1].id})
-        links.insert(0, (f"/audit?{older}", t("Older")))
+        links.append((f"/audit?{older}", t("Older")))
     chain = p.read(check_audit)
     words = t("{count} entries, chain intact; last hash {digest}.", count=chain.count,
               digest=chain.digest[:16])  # fmt: skip
@@ -242,4 +190,4 @@ def settings_page(p: PageRequest) -> str:
         parts.append(p.listed("Setting | Value | From | Meaning", lines, "", f"[{section}]"))
     where = str(config.path) if config.path else t("no file: defaults")
     intro = t("Edit settings in this file and restart: {path}", path=where)
-    return p.listing("Settings", parts, intro=intro, links=[("/box", t("System"))])
+    return p.listing("Settings", parts, intro=intro)

@@ -134,17 +134,17 @@ class Site:
         self.web, self.pages, self.boards = web, pages, boards
         self.menu = [page for page in self.pages if page.words]
         self.catalogues = load_catalogues()
-        self.light_until, self.worst = 0.0, "good"
+        self.light_until, self.lights = 0.0, ["good"]
         self.count_until, self.counts = 0.0, dict[str, int]()
 
-    def light(self) -> str:
-        """Return the worst status of all components, at most 10 s old."""
+    def light(self) -> tuple[str, int]:
+        """Return the worst status of all components, and how many to check, at most 10 s old."""
         now = time.monotonic()
         if now > self.light_until:
             self.light_until = now + 10
-            order = list(LIGHTS)
-            self.worst = max((light for _, light, _ in self.web.box.lights()), key=order.index)
-        return self.worst
+            self.lights = [light for _, light, _ in self.web.box.lights()]
+        worst = max(self.lights, key=list(LIGHTS).index)
+        return worst, len(self.lights) - self.lights.count("good")
 
     def attention(self, ctx: Context) -> dict[str, int]:
         """Return how many things need attention, by page, at most 15 s old; a person's own act counts at once."""
@@ -367,9 +367,9 @@ class PageRequest:
 
     def _light(self) -> tuple[str, str, str]:
         """Return the overall status: key of LIGHTS, sign, words."""
-        worst = self.site.light()
-        sign, words = LIGHTS[worst]
-        return worst, sign, self.t(words)
+        worst, count = self.site.light()
+        words = self.t("{count} to check", count=count) if count else self.t("All OK")
+        return worst, LIGHTS[worst][0], words
 
     def told_part(self) -> str:
         """Render the message about the last action alone, for a page that stays as it is."""

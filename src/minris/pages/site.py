@@ -24,12 +24,8 @@ from minris.pages.after_exam.workitems import (
 from minris.pages.asking import ask_changed
 from minris.pages.box import (
     audit_page,
-    box_page,
     new_user_page,
-    post_box,
-    post_restored,
     post_users,
-    restored_page,
     settings_page,
     users_page,
 )
@@ -90,6 +86,7 @@ from minris.pages.patients.patients import (
 from minris.pages.patients.register import find_part, post_register, register_page
 from minris.pages.patients.search import search_page
 from minris.pages.static import static_answer
+from minris.pages.system import box_page, post_box, post_restored, restored_page
 from minris.seen import ChangedMeanwhile
 from minris.standard.status import HttpRefusal, Refusal, Status, http_status
 from minris.web.answers import ROW_NUMBER, note_reason

@@ -5,7 +5,7 @@ import re
 import urllib.parse
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules
@@ -18,6 +18,16 @@ from minris.store.sqlite import reading
 from minris.store.writer import Core, Writer
 from minris.upper_layer.server import AssociationServer
 from minris.ups.events import EVENT_CHANNELS
+
+
+class Tile(NamedTuple):
+    """A number that people look at, with small lines below; light: a key of LIGHTS, or none."""
+
+    what: Message
+    value: str
+    lines: tuple[str, ...]
+    light: str = ""
+    path: str = ""
 
 
 class Box(Protocol):
@@ -45,6 +55,7 @@ class Box(Protocol):
     def metrics(self) -> Mapping[str, float]: ...
     def notices(self) -> list[Message]: ...
     def reload_access(self) -> None: ...
+    def tiles(self, to_do: int) -> list[Tile]: ...
     def wake_delivery(self) -> None: ...
 
 
