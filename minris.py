@@ -1962,12 +1962,9 @@ def read_seconds(text: str, low: str, high: str) -> float:
 def read_ae_titles(text: str, most: str = "1") -> tuple[str, ...]:
     """AE titles separated by commas or spaces (PS3.5 6.2: 1 to 16 printable characters)."""
     titles = _parts(text)
-    for title in titles:
-        if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
-            words = Message("{title!r} is not an AE title (1 to 16 ASCII characters)", title=title)
-            raise ValueError(words)
-    if not 1 <= len(titles) <= int(most):
-        raise ValueError(Message("is not an AE title"))
+    fit = all(re.fullmatch(r"[ -\[\]-~]{1,16}", title) for title in titles)
+    if not fit or not 1 <= len(titles) <= int(most):
+        raise ValueError(Message("is not an AE title (1 to 16 ASCII characters)"))
     return titles
 
 
@@ -1981,7 +1978,7 @@ def read_zone(text: str) -> str:
     try:
         return text and zoneinfo.ZoneInfo(text).key
     except (zoneinfo.ZoneInfoNotFoundError, ValueError):
-        raise ValueError("is not a time zone such as Asia/Shanghai") from None
+        raise ValueError(Message("is not a time zone such as Asia/Shanghai")) from None
 
 
 def read_value(text: str, vr: str, longest: str) -> str:
@@ -1997,7 +1994,7 @@ def read_clock(text: str) -> tuple[int, int] | None:
     """Hour and minute, or None."""
     found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text)
     if text and not found:
-        raise ValueError("is not a time such as 02:30")
+        raise ValueError(Message("is not a time such as 02:30"))
     return (int(found[1]), int(found[2])) if found else None
 
 
@@ -2289,6 +2286,23 @@ SETTINGS = setting_table(r"""
     log | format | text | choice text json | log format
     log | file | | text | log file, rotated at 10 MB; empty: standard error
     """)
+# Those that the page Settings may change too: kept in the store, and taken at once.
+PAGE_SETTINGS = tuple(
+    setting
+    for row in table("""
+    section      | key
+    clinic       | name
+    clinic       | timezone
+    clinic       | opens
+    clinic       | closes
+    clinic       | closed_days
+    clinic       | language
+    dicom        | ae_title
+    housekeeping | second_backup_folder
+    """)
+    for setting in SETTINGS
+    if (setting.section, setting.key) == row
+)
 # The keys of each [device NAME].
 DEVICE_SETTINGS = setting_table(r"""
     section | key | default | kind | meaning
@@ -2324,6 +2338,7 @@ DEVICE_SETTINGS = setting_table(r"""
 # Reading and checking of config.ini.
 # ------------------------------------------------------------------------------------------------
 
+OF_PAGE = Message("the page Settings")  # the source of a setting that is kept in the store
 TLS_FILES = ("tls_certificate", "tls_key", "tls_client_ca", "tls_ca")
 
 
@@ -2353,7 +2368,29 @@ class Config:
     devices: Mapping[str, types.SimpleNamespace]
     path: Path | None = None
     directory: Path = Path()
-    sources: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+    sources: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+
+    def take(self, stored: Mapping[tuple[str, str], str]) -> list[Message]:
+        """Take what the page Settings has stored, at once; a line for each that is not valid.
+
+        What config.ini or a variable names stays as it is there.
+        """
+        problems: list[Message] = []
+        for setting in PAGE_SETTINGS:
+            name = setting.section, setting.key
+            if self.is_of_file(setting) or not (name in stored or name in self.sources):
+                continue
+            given = {setting.key: stored[name]} if name in stored else {}
+            found = read_section(setting.section, [setting], given, problems)
+            if hasattr(found, setting.key):
+                setattr(getattr(self, setting.section), *vars(found).popitem())
+                self.sources.pop(name, "")
+                self.sources.update({name: OF_PAGE} if given else {})
+        return problems
+
+    def is_of_file(self, setting: Setting) -> bool:
+        """Whether config.ini or a variable names a setting: the page cannot change it then."""
+        return self.sources.get((setting.section, setting.key), OF_PAGE) != OF_PAGE
 
     @property
     def zone(self) -> datetime.tzinfo | None:
@@ -2577,13 +2614,15 @@ def settings_reference() -> str:
     lines = [
         "# minris: every setting with its default. Lines starting with # are comments.",
         "# Remove the # to set a value. File encoding: UTF-8.",
+        "# Those marked (page) are changed on the page Settings too; what is set here wins there.",
     ]
     section = ""
     for setting in (*SETTINGS, *DEVICE_SETTINGS):
         if setting.section != section:
             section = setting.section
             lines += ["", f"[{section}]" if section != "device" else "#[device CT room 1]"]
-        lines += [f"# {setting.meaning}", f"#{setting.key} = {setting.default}".rstrip()]
+        page = " (page)" if setting in PAGE_SETTINGS else ""
+        lines += [f"# {setting.meaning}{page}", f"#{setting.key} = {setting.default}".rstrip()]
     return "\n".join(lines) + "\n"
 
 
@@ -8664,6 +8703,56 @@ def same_host(host: str, address: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.access.page_settings
+# Settings that an administrator changes on a page: kept in the store, below config.ini.
+# ------------------------------------------------------------------------------------------------
+
+SETTING_MARK = "setting "  # and section and key: the mark in the store
+
+
+def stored_settings() -> dict[tuple[str, str], str]:
+    """The texts of the settings that were changed on the page, by section and key."""
+    names = {f"{SETTING_MARK}{s.section} {s.key}": (s.section, s.key) for s in PAGE_SETTINGS}
+    rows = database.execute_sql(
+        "SELECT name, value FROM mark WHERE name >= ? AND name < ?", (SETTING_MARK, "setting!")
+    )
+    return {names[name]: value for name, value in rows if name in names}
+
+
+def save_settings(ctx: Context, texts: Mapping[tuple[str, str], str]) -> None:
+    """Keep settings of the page, by section and key; an empty text gives the default back.
+
+    What config.ini names is left alone: it wins there. The caller has them taken (Config.take).
+    Refuses 0106 with a problem for each that is not valid; its words name section and key
+    """
+    wrong: list[Message] = []
+    now, changes = stored_settings(), []
+    for setting in PAGE_SETTINGS:
+        name = setting.section, setting.key
+        text = texts.get(name, now.get(name, "")).strip()
+        if ctx.config.is_of_file(setting) or text == now.get(name, ""):
+            continue
+        read_section(setting.section, [setting], {setting.key: text} if text else {}, wrong)
+        changes.append((setting, text))
+        if setting.key == "second_backup_folder" and text:
+            folder = Path(ctx.config.directory, text)
+            if not (folder.is_dir() and os.access(folder, os.W_OK)):
+                where = {"section": setting.section, "key": setting.key, "value": repr(text)}
+                words = Message("is no folder of this computer that can be written to")
+                wrong.append(Message("[{section}] {key}: {value} {words}", **where, words=words))
+    if wrong:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, one) for one in wrong])
+    for setting, text in changes:
+        mark = f"{SETTING_MARK}{setting.section} {setting.key}"
+        if text:
+            set_mark(mark, text)
+        else:
+            erase("mark WHERE name = ?", mark)
+        before = now.get((setting.section, setting.key), "")
+        audit(ctx, "setting changed", SETTING_MARK.strip(), f"{setting.key}: {before} -> {text}")
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.access.users
 # Users, sessions, API tokens, rights of roles.
 # ------------------------------------------------------------------------------------------------
@@ -14554,6 +14643,8 @@ _STATES = {
     "user": "SELECT id, role FROM user WHERE name = ?",
     "token": "SELECT role, ae_titles, created_at FROM token WHERE name = ?",
     "device": "SELECT id, settings FROM device_record WHERE name = ?",
+    "settings": "SELECT group_concat(name || value, char(10)) FROM"
+    " (SELECT * FROM mark WHERE instr(name, ?) = 1 ORDER BY name)",
     "procedure": "SELECT scheme, meaning, modality, ae_title, minutes, protocol_code,"
     " protocol_meaning, retired FROM procedure WHERE code = ?",
 }  # fmt: skip
@@ -22439,6 +22530,7 @@ legend { font-weight: 600; padding: 0 6px; float: left; width: 100%; margin-bott
 legend + * { clear: both; }
 fieldset > legend { grid-column: 1 / -1; padding: 0; font-size: 18px; }
 label { display: block; color: var(--soft); font-size: 13px; }
+label.check { display: inline-flex; gap: 6px; margin: 8px 12px 0 0; color: inherit; }
 .field .problem { margin: 4px 0 0; font-size: 13px; }
 .login { max-width: 22rem; display: grid; gap: 12px; }
 .day { display: flex; flex-wrap: wrap; align-items: end; gap: 8px 12px; margin-bottom: 16px; }
@@ -23865,7 +23957,6 @@ document.addEventListener("keydown", (event) => {
  "is not a number": "不是数字",
  "is not a range": "不是范围",
  "is not a whole number from {low} to {high}": "不是 {low} 到 {high} 之间的整数",
- "is not an AE title": "不是 AE 标题",
  "is not an object of DICOM JSON": "不是 DICOM JSON 对象",
  "is not an offset": "不是时区偏移",
  "is not in the archive": "不在归档系统中",
@@ -24047,7 +24138,6 @@ document.addEventListener("keydown", (event) => {
  "{subject}: {what}, by {who} at {at}.": "{subject}：{what}，{who} 于 {at}。",
  "{term!r} is not a character set known here": "{term!r} 不是已知的字符集",
  "{term} stands alone": "{term} 必须单独使用",
- "{title!r} is not an AE title (1 to 16 ASCII characters)": "{title!r} 不是 AE 标题（1 至 16 个 ASCII 字符）",
  "{title} is not an AE title": "{title} 不是有效的 AE 标题",
  "{uid} is in use": "{uid} 已被使用",
  "{uid} is not known": "{uid} 未知",
@@ -24370,7 +24460,6 @@ document.addEventListener("keydown", (event) => {
  "Add or change": "新建或更改",
  "Create, claim and finish workitems": "创建、认领和结束任务",
  "Register, find and correct patients; merge duplicates": "登记、查找、更正患者，合并重复患者",
- "Edit settings in this file and restart: {path}": "在此文件中修改设置，重启后生效：{path}",
  "Names as sent to this device": "发送给该设备的姓名",
  "Preview names": "预览姓名的发送形式",
  "Profile: {profile}": "配置：{profile}",
@@ -24448,7 +24537,33 @@ document.addEventListener("keydown", (event) => {
  "{days} d {hours} h": "{days} 天 {hours} 小时",
  "{patients} patients, {exams} exams": "{patients} 名患者，{exams} 项检查",
  "{size} free": "剩余 {size}",
- "none yet": "尚无"
+ "none yet": "尚无",
+ "A folder on a USB stick or a share, such as /media/stick. Each backup is copied there.": "U 盘或网络共享上的文件夹，如 /media/stick。每次备份都会复制到那里。",
+ "Closed on": "休息日",
+ "Closes at": "结束时间",
+ "Days of the week without exams.": "每周不安排检查的日子。",
+ "Enter it at every machine; one that calls another title is rejected.": "须在每台设备上配置；用其他标题呼叫的设备会被拒绝。",
+ "It is on every page and on paper.": "显示在每个页面和打印件上。",
+ "Language": "语言",
+ "Name of the clinic": "诊所名称",
+ "Of the pages, for whoever has chosen none.": "页面语言，用于未自行选择语言的人。",
+ "Opens at": "开始时间",
+ "Our AE title": "本机 AE 标题",
+ "Please fill this in.": "请填写此项。",
+ "Second place for backups": "第二备份位置",
+ "Set in {where}, and changed there.": "已在 {where} 中设置，请在那里修改。",
+ "Such as Asia/Shanghai; empty: that of this computer.": "如 Asia/Shanghai；留空则用本计算机的时区。",
+ "The calendar offers times from here on.": "日程表从此时起提供时间。",
+ "The calendar offers times until here.": "日程表到此时为止提供时间。",
+ "The clinic and this system": "诊所与本系统",
+ "Time zone": "时区",
+ "is no folder of this computer that can be written to": "不是本计算机上可写入的文件夹",
+ "is not a time such as 02:30": "不是有效时间（如 02:30）",
+ "is not a time zone such as Asia/Shanghai": "不是有效时区（如 Asia/Shanghai）",
+ "is not an AE title (1 to 16 ASCII characters)": "不是有效的 AE 标题（1 至 16 个 ASCII 字符）",
+ "setting changed": "设置已更改",
+ "the page Settings": "“设置”页面",
+ "Changes made here apply at once. For all other settings edit this file and restart: {path}": "此处的更改立即生效。其他设置请编辑此文件并重启：{path}"
 }
 """,
 }
@@ -24615,6 +24730,52 @@ SHARED_PART = """% # Functions for all templates of pages.
 % for value, words in choices:
 <option value="{{value}}"{{!' selected' if value == chosen else ''}}>{{words}}</option>
 % end
+% end
+% def field(f, focus=''):
+<div class="field">
+% about = [f.name + '-problem'] * bool(f.problem) + [f.name + '-help'] * bool(f.help)
+% described = ' disabled' if f.locked else ''
+% if f.problem:
+% described += ' aria-invalid="true"'
+% end
+% if about:
+% described += ' aria-describedby="' + ' '.join(about) + '"'
+% end
+% if f.name == focus:
+% described += ' autofocus'
+% end
+% label = f.label + (' *' if f.required else '')
+% if f.kind == 'checks':
+<div role="group" aria-label="{{label}}"><label>{{label}}</label><input type="hidden" name="{{f.name}}" value="">
+% for value, words in f.choices:
+% ticked = value in f.value.split(', ')
+<label class="check"><input type="checkbox" name="{{f.name}}" value="{{value}}"{{!described}}{{!' checked' if ticked else ''}}> {{words}}</label>
+% end
+</div>
+% else:
+<label for="{{f.name}}">{{label}}</label>
+% end
+% if f.kind == 'select':
+<select id="{{f.name}}" name="{{f.name}}"{{!described}}>
+% options(f.choices, f.value)
+</select>
+% elif f.kind == 'area':
+<textarea id="{{f.name}}" name="{{f.name}}" rows="2"{{!described}}>{{f.value}}</textarea>
+% elif f.kind != 'checks':
+<input id="{{f.name}}" name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off"{{!described}}{{!' list="' + f.name + '-list"' if f.choices else ''}}>
+% if f.choices:
+<datalist id="{{f.name}}-list">
+% options(f.choices)
+</datalist>
+% end
+% end
+% if f.problem:
+<p class="problem" id="{{f.name}}-problem">{{f.problem}}</p>
+% end
+% if f.help:
+<small id="{{f.name}}-help">{{f.help}}</small>
+% end
+</div>
 % end
 % def heads(columns):
 % for words in columns:
@@ -25434,7 +25595,8 @@ def thing_words(p: PageRequest, about: Thing) -> str:
     if kind == "patient":
         index = ElementIndex(p.read(get_patient, int(key)))
         return f"{p.t.name(index.get('PatientName'))} {index.get('PatientID')}"
-    return p.t("The report of the machine") if kind == "performed" else str(key)
+    names = {"performed": Message("The report of the machine"), "settings": Message("Settings")}
+    return p.t(names[kind]) if kind in names else str(key)
 
 
 def changed_words(p: PageRequest, changed: ChangedMeanwhile) -> str:
@@ -25569,28 +25731,7 @@ FORM_PAGE = """
 % for legend, fields in groups:
 <fieldset><legend>{{legend}}</legend>
 % for f in fields:
-<div class="field">
-<label for="{{f.name}}">{{f.label}}{{' *' if f.required else ''}}</label>
-% described = ' aria-invalid="true" aria-describedby="' + f.name + '-problem"' if f.problem else ''
-% if f.kind == 'select':
-<select id="{{f.name}}" name="{{f.name}}"{{!described}}>
-% options(f.choices, f.value)
-</select>
-% elif f.kind == 'area':
-<textarea id="{{f.name}}" name="{{f.name}}" rows="2"{{!described}}>{{f.value}}</textarea>
-% else:
-<input id="{{f.name}}" name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off"{{!described}} {{'autofocus' if f.name == get('focus') else ''}}
- {{!'list="' + f.name + '-list"' if f.choices else ''}}>
-% if f.choices:
-<datalist id="{{f.name}}-list">
-% options(f.choices)
-</datalist>
-% end
-% end
-% if f.problem:
-<p class="problem" id="{{f.name}}-problem">{{f.problem}}</p>
-% end
-</div>
+% field(f, get('focus'))
 % end
 </fieldset>
 % if loop_first and get('finding'):
@@ -25625,6 +25766,11 @@ FORM_PAGE = """
 % end
 </ul>
 % end
+% for part in get('below', []):
+<section><h2>{{part.heading}}</h2>
+% table(part.columns, part.rows)
+</section>
+% end
 """
 UPLOAD_PAGE = """
 % problem_list(t('Nothing was imported:'), problems)
@@ -25641,7 +25787,11 @@ UPLOAD_PAGE = """
 
 
 class Field(NamedTuple):
-    """One field of a form, ready to show."""
+    """One field of a form, ready to show.
+
+    help    a sentence below it
+    locked  it is shown and cannot be changed
+    """
 
     name: str
     label: str
@@ -25650,6 +25800,8 @@ class Field(NamedTuple):
     required: bool = False
     problem: str = ""
     choices: tuple[tuple[str, str], ...] = ()
+    help: str = ""
+    locked: bool = False
 
 
 class FieldKind(NamedTuple):
@@ -25828,6 +25980,23 @@ def changed_meanwhile(
     return problems
 
 
+def setting_problems(
+    p: PageRequest, problems: Iterable[Problem]
+) -> tuple[dict[str, str], list[Problem]]:
+    """Return what is wrong with each setting, by its key, in whole sentences; and the problems of none."""
+    found: dict[str, str] = {}
+    others = []
+    for problem in problems:
+        values = problem.words.values
+        if "key" not in values:
+            others.append(problem)
+            continue
+        missing = values.get("value") == repr("nothing")
+        words = Message("Please fill this in.") if missing else Message("{value} {words}", **values)
+        found[str(values["key"])] = p.t(words)
+    return found, others
+
+
 def show_form(
     p: PageRequest,
     title: str,
@@ -25847,6 +26016,8 @@ def show_form(
     said = [f"{f.label}: {f.problem}" for _, fields in groups for f in fields if f.problem]
     said += [p.t(problem.words) for problem in problems]
     values = {"action": p.request.path} | values
+    wrong = [f.name for _, fields in groups for f in fields if f.problem]
+    values["focus"] = (wrong or [values.get("focus", "")])[0]
     if seen is not None:
         values["hidden"] = [("seen", encoded_form(seen)), *values.get("hidden", [])]
     return p.show(FORM_PAGE, title, groups=groups, problems=said, **values)
@@ -27201,6 +27372,163 @@ def post_new_workitem(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.box
+# Users and tokens, audit log.
+# ------------------------------------------------------------------------------------------------
+
+# What the roles may do, and on which pages (* for a part of the path). The first page gives the
+# minimum role; "-": actions on other pages that check for an administrator.
+RIGHTS = body_rows("""
+    what                                                          | pages
+    See today's exams and the calendar, print the day's list     | / /calendar /slots /waiting /print /step /logout /password
+    Register, find and correct patients; merge duplicates         | /register /find /patients /patient /search
+    Check in, no-show, cancel, mark as done                       | /leftovers
+    Create, claim and finish workitems                            | /workitems /workitem
+    Link unmatched exams; patient not on the machine; import      | /unscheduled /unmatch /why /import
+    Devices and who has called, statuses, catalogue               | /devices /associations /statuses /catalogue /catalogue.csv
+    Subscriptions, forwarding, images in the archive              | /watchers /passed-on /commitments /commitment
+    Statistics                                                    | /figures /figures.csv /figures.svg
+    See what needs attention, settle exams without order          | /orphans
+    Close what needs attention, end subscriptions of others       | -
+    Erase a patient's data                                        | /patient/*/erase
+    Users, tokens, audit log, settings, backup                    | /box /users /audit /settings /restored
+    """)
+USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
+DELETING = {
+    "delete": Message("Delete the user {name}? All their logins end. This cannot be undone."),
+    "delete token": Message("Delete the token {name}? Programs that use it will be rejected. "
+                            "This cannot be undone."),
+}  # fmt: skip
+DONE_TO_USER = {
+    "end": Message("All sessions of {name} have ended."),
+    "delete": Message("{name} was deleted."),
+    "delete token": Message("{name} was deleted."),
+}
+KNOWN_LOGIN = {
+    "user": Message("There is a user {name}: save again to change role and password"),
+    "token": Message("There is a token {name}: save again to replace it by a new one"),
+}
+
+
+def users_page(p: PageRequest, new_token: str = "") -> str:
+    """GET /users: users, API tokens, and what each role may do."""
+    t = p.t
+    people = [
+        Row((name, t(role), str(count), p.at(at)), "", (
+            Action("/users", t("End sessions"), (("do", "end"), ("name", name))),
+            Action("/users", t("Delete"), (("do", "delete"), ("name", name),
+                                           p.mark(("user", name)))),
+        ))
+        for name, role, count, at in p.read(logins_of, p.ctx)
+    ]  # fmt: skip
+    programs = [
+        Row((name, t(role), titles.replace("\\", ", "), p.at(at)), "", (
+            Action("/users", t("Delete"), (("do", "delete token"), ("name", name),
+                                           p.mark(("token", name)))),
+        ))
+        for name, role, titles, at in p.read(tokens_of)
+    ]  # fmt: skip
+    rights = [
+        Row((t(words), *(t("yes") if permit(role, least) else "" for role in ROLES)))
+        for words, least in roles_of_rights(p.site.pages)
+    ]
+    parts = [
+        p.listed("User name | Role | Sessions | Last login", people, "", t("Users")),
+        p.listed("Name | Role | AE titles | Created", programs, "There are none.",
+                 t("API tokens")),
+        p.listed(" | ".join(["What", *ROLES]), rights, "", t("What each role may do")),
+    ]  # fmt: skip
+    links = [("/users/new", t("New user or token"))]
+    shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
+    return p.listing("Users", parts, told=shown, links=links)
+
+
+def roles_of_rights(pages: Iterable[Page]) -> list[tuple[str, str]]:
+    """Return the rows of RIGHTS: words and minimum role."""
+    roles = {page.rule: page.role for page in pages}
+    return [(words, roles.get(paths.split()[0], "admin")) for words, paths in RIGHTS]
+
+
+def new_user_page(p: PageRequest, problems: Iterable[Problem] = (), known: str = "") -> str:
+    """GET /users/new: the form for a user or token; an existing user is changed.
+
+    known  the mark of one who was found to exist
+    """
+    t = p.t
+    kinds = (("person", t("User")), ("token", t("API token")))
+    roles = tuple((role, t(role)) for role in ROLES)
+    fields = [
+        Field("name", t("User name"), "text", p.form("name"), True),
+        Field("kind", t("Type"), "select", p.form("kind") or "person", True, "", kinds),
+        Field("role", t("Role"), "select", p.form("role") or "desk", True, "", roles),
+        Field("password", t("Password (of a user)"), "password"),
+        Field("ae_titles", t("AE titles (of a token)"), "text", p.form("ae_titles")),
+    ]
+    return show_form(
+        p, "Users", [(t("Add or change"), fields)], problems, submit=t("Save"), action="/users",
+        hidden=[("do", "save"), ("known", known or p.form("known") or mark_of())], after=[("/users", t("Users"))],
+    )  # fmt: skip
+
+
+def post_users(p: PageRequest) -> str:
+    """POST /users: save a user, create a token, end sessions, or delete."""
+    name, deed = p.form("name").strip(), p.form("do")
+    try:
+        if deed == "save":
+            secret = save_login(p, name)
+            return users_page(p, secret) if secret else p.tell("/users", p.t("Saved."))
+        if deed not in USER_DEEDS:
+            raise no_such_action()
+        if deed != "end" and not is_sure(p):
+            return ask_if_sure(p, "Delete", p.t(Message(DELETING[deed], name=name)), p.t("Delete"))
+        kind = "token" if deed == "delete token" else "user"
+        p.write_seen((kind, name), deed, USER_DEEDS[deed], name)
+    except ChangedMeanwhile as changed:
+        if deed != "save":
+            raise
+        p.response.status = 409
+        words = Message(KNOWN_LOGIN[changed.about[0]], name=name)
+        return new_user_page(p, [Problem(0, words)], changed.mark)
+    except Refusal as refusal:
+        return new_user_page(p, p.again(refusal))
+    return p.tell("/users", p.t(Message(DONE_TO_USER[deed], name=name)))
+
+
+def save_login(p: PageRequest, name: str) -> str:
+    """Save a user, or make a token and return its secret.
+
+    Refuses  ChangedMeanwhile for a name that is known, unless the form says so
+    """
+    kind = "token" if p.form("kind") == "token" else "user"
+    known = [((kind, name), p.form("known"), "")]
+    if kind == "user":
+        p.write(as_seen, known, make_user, name, p.form("role"), p.form("password"))
+        return ""
+    titles = [one for one in p.form("ae_titles").split(",") if one.strip()]
+    secret: str = p.write(as_seen, known, make_token, name, p.form("role"), titles)
+    return secret
+
+
+def audit_page(p: PageRequest) -> str:
+    """GET /audit: search the audit log by any text; says whether its chain is intact."""
+    t, text = p.t, p.query("q")
+    found = p.read(audit_lines, text, row_number(p.query("before")))
+    lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
+    links = []
+    if len(found) == 200:
+        older = urllib.parse.urlencode({"q": text, "before": found[-1].id})
+        links.append((f"/audit?{older}", t("Older")))
+    chain = p.read(check_audit)
+    words = t("{count} entries, chain intact; last hash {digest}.", count=chain.count,
+              digest=chain.digest[:16])  # fmt: skip
+    if chain.broken:
+        words = t("The audit log has been tampered with: the entry of {at} does not follow "
+                  "the one before it.", at=p.at(chain.broken[1]))  # fmt: skip
+    part = p.listed("Time | Who | What | About | Details", lines, "Nothing found.")
+    return p.listing("Audit log", [part], intro=words, links=links, search=t("Text"), query=text)
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.login
 # Login, logout, password and language.
 # ------------------------------------------------------------------------------------------------
@@ -28113,176 +28441,105 @@ def slots_part(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.pages.box
-# Users and tokens, audit log, settings.
+# minris.pages.settings
+# The settings: those that a page may change, and all others as they are.
 # ------------------------------------------------------------------------------------------------
 
-# What the roles may do, and on which pages (* for a part of the path). The first page gives the
-# minimum role; "-": actions on other pages that check for an administrator.
-RIGHTS = body_rows("""
-    what                                                          | pages
-    See today's exams and the calendar, print the day's list     | / /calendar /slots /waiting /print /step /logout /password
-    Register, find and correct patients; merge duplicates         | /register /find /patients /patient /search
-    Check in, no-show, cancel, mark as done                       | /leftovers
-    Create, claim and finish workitems                            | /workitems /workitem
-    Link unmatched exams; patient not on the machine; import      | /unscheduled /unmatch /why /import
-    Devices and who has called, statuses, catalogue               | /devices /associations /statuses /catalogue /catalogue.csv
-    Subscriptions, forwarding, images in the archive              | /watchers /passed-on /commitments /commitment
-    Statistics                                                    | /figures /figures.csv /figures.svg
-    See what needs attention, settle exams without order          | /orphans
-    Close what needs attention, end subscriptions of others       | -
-    Erase a patient's data                                        | /patient/*/erase
-    Users, tokens, audit log, settings, backup                    | /box /users /audit /settings /restored
-    """)
-USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
-DELETING = {
-    "delete": Message("Delete the user {name}? All their logins end. This cannot be undone."),
-    "delete token": Message("Delete the token {name}? Programs that use it will be rejected. "
-                            "This cannot be undone."),
+# Kind of field, label and help of each of PAGE_SETTINGS.
+SETTING_FIELDS = {
+    "name": ("text", Message("Name of the clinic"), Message("It is on every page and on paper.")),
+    "timezone": ("text", Message("Time zone"), Message("Such as Asia/Shanghai; empty: that of this computer.")),
+    "opens": ("time", Message("Opens at"), Message("The calendar offers times from here on.")),
+    "closes": ("time", Message("Closes at"), Message("The calendar offers times until here.")),
+    "closed_days": ("checks", Message("Closed on"), Message("Days of the week without exams.")),
+    "language": ("select", Message("Language"), Message("Of the pages, for whoever has chosen none.")),
+    "ae_title": ("text", Message("Our AE title"), Message("Enter it at every machine; one that calls another title is rejected.")),
+    "second_backup_folder": ("text", Message("Second place for backups"), Message("A folder on a USB stick or a share, such as /media/stick. Each backup is copied there.")),
 }  # fmt: skip
-DONE_TO_USER = {
-    "end": Message("All sessions of {name} have ended."),
-    "delete": Message("{name} was deleted."),
-    "delete token": Message("{name} was deleted."),
-}
-KNOWN_LOGIN = {
-    "user": Message("There is a user {name}: save again to change role and password"),
-    "token": Message("There is a token {name}: save again to replace it by a new one"),
-}
+SETTINGS_THING = ("settings", SETTING_MARK.strip())
 
 
-def users_page(p: PageRequest, new_token: str = "") -> str:
-    """GET /users: users, API tokens, and what each role may do."""
-    t = p.t
-    people = [
-        Row((name, t(role), str(count), p.at(at)), "", (
-            Action("/users", t("End sessions"), (("do", "end"), ("name", name))),
-            Action("/users", t("Delete"), (("do", "delete"), ("name", name),
-                                           p.mark(("user", name)))),
-        ))
-        for name, role, count, at in p.read(logins_of, p.ctx)
-    ]  # fmt: skip
-    programs = [
-        Row((name, t(role), titles.replace("\\", ", "), p.at(at)), "", (
-            Action("/users", t("Delete"), (("do", "delete token"), ("name", name),
-                                           p.mark(("token", name)))),
-        ))
-        for name, role, titles, at in p.read(tokens_of)
-    ]  # fmt: skip
-    rights = [
-        Row((t(words), *(t("yes") if permit(role, least) else "" for role in ROLES)))
-        for words, least in roles_of_rights(p.site.pages)
-    ]
-    parts = [
-        p.listed("User name | Role | Sessions | Last login", people, "", t("Users")),
-        p.listed("Name | Role | AE titles | Created", programs, "There are none.",
-                 t("API tokens")),
-        p.listed(" | ".join(["What", *ROLES]), rights, "", t("What each role may do")),
-    ]  # fmt: skip
-    links = [("/users/new", t("New user or token"))]
-    shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
-    return p.listing("Users", parts, told=shown, links=links)
+def field_name(setting: Setting) -> str:
+    """Return the name of the field of a setting."""
+    return f"{setting.section}_{setting.key}"
 
 
-def roles_of_rights(pages: Iterable[Page]) -> list[tuple[str, str]]:
-    """Return the rows of RIGHTS: words and minimum role."""
-    roles = {page.rule: page.role for page in pages}
-    return [(words, roles.get(paths.split()[0], "admin")) for words, paths in RIGHTS]
+def setting_fields(
+    p: PageRequest, keys: Iterable[str], form: Mapping[str, str], wrong: Mapping[str, str]
+) -> list[Field]:
+    """Return the fields of some settings, by key; those that config.ini names are locked and say so.
 
-
-def new_user_page(p: PageRequest, problems: Iterable[Problem] = (), known: str = "") -> str:
-    """GET /users/new: the form for a user or token; an existing user is changed.
-
-    known  the mark of one who was found to exist
+    form   what was typed, by name of the field
+    wrong  what is wrong with a setting, by key
     """
-    t = p.t
-    kinds = (("person", t("User")), ("token", t("API token")))
-    roles = tuple((role, t(role)) for role in ROLES)
-    fields = [
-        Field("name", t("User name"), "text", p.form("name"), True),
-        Field("kind", t("Type"), "select", p.form("kind") or "person", True, "", kinds),
-        Field("role", t("Role"), "select", p.form("role") or "desk", True, "", roles),
-        Field("password", t("Password (of a user)"), "password"),
-        Field("ae_titles", t("AE titles (of a token)"), "text", p.form("ae_titles")),
-    ]
-    return show_form(
-        p, "Users", [(t("Add or change"), fields)], problems, submit=t("Save"), action="/users",
-        hidden=[("do", "save"), ("known", known or p.form("known") or mark_of())], after=[("/users", t("Users"))],
-    )  # fmt: skip
+    t, config, fields = p.t, p.web.config, []
+    choices = {
+        "timezone": tuple((one, one) for one in sorted(zoneinfo.available_timezones())),
+        "closed_days": tuple(zip(WEEKDAYS, map(t, WEEKDAY_WORDS), strict=True)),
+        "language": tuple((one, LANGUAGES.get(one, one)) for one in p.site.catalogues),
+    }
+    for setting in PAGE_SETTINGS:
+        if setting.key not in keys:
+            continue
+        kind, label, help_words = SETTING_FIELDS[setting.key]
+        name, locked = field_name(setting), config.is_of_file(setting)
+        if locked:
+            where = config.sources[setting.section, setting.key]
+            help_words = Message("Set in {where}, and changed there.", where=where)
+        value = setting_text(config, setting) if locked else form.get(name)
+        fields.append(Field(
+            name, t(label), kind, setting_text(config, setting) if value is None else value, False,
+            wrong.get(setting.key, ""), choices.get(setting.key, ()), t(help_words), locked,
+        ))  # fmt: skip
+    return fields
 
 
-def post_users(p: PageRequest) -> str:
-    """POST /users: save a user, create a token, end sessions, or delete."""
-    name, deed = p.form("name").strip(), p.form("do")
-    try:
-        if deed == "save":
-            secret = save_login(p, name)
-            return users_page(p, secret) if secret else p.tell("/users", p.t("Saved."))
-        if deed not in USER_DEEDS:
-            raise no_such_action()
-        if deed != "end" and not is_sure(p):
-            return ask_if_sure(p, "Delete", p.t(Message(DELETING[deed], name=name)), p.t("Delete"))
-        kind = "token" if deed == "delete token" else "user"
-        p.write_seen((kind, name), deed, USER_DEEDS[deed], name)
-    except ChangedMeanwhile as changed:
-        if deed != "save":
-            raise
-        p.response.status = 409
-        words = Message(KNOWN_LOGIN[changed.about[0]], name=name)
-        return new_user_page(p, [Problem(0, words)], changed.mark)
-    except Refusal as refusal:
-        return new_user_page(p, p.again(refusal))
-    return p.tell("/users", p.t(Message(DONE_TO_USER[deed], name=name)))
-
-
-def save_login(p: PageRequest, name: str) -> str:
-    """Save a user, or make a token and return its secret.
-
-    Refuses  ChangedMeanwhile for a name that is known, unless the form says so
-    """
-    kind = "token" if p.form("kind") == "token" else "user"
-    known = [((kind, name), p.form("known"), "")]
-    if kind == "user":
-        p.write(as_seen, known, make_user, name, p.form("role"), p.form("password"))
-        return ""
-    titles = [one for one in p.form("ae_titles").split(",") if one.strip()]
-    secret: str = p.write(as_seen, known, make_token, name, p.form("role"), titles)
-    return secret
-
-
-def audit_page(p: PageRequest) -> str:
-    """GET /audit: search the audit log by any text; says whether its chain is intact."""
-    t, text = p.t, p.query("q")
-    found = p.read(audit_lines, text, row_number(p.query("before")))
-    lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
-    links = []
-    if len(found) == 200:
-        older = urllib.parse.urlencode({"q": text, "before": found[-1].id})
-        links.append((f"/audit?{older}", t("Older")))
-    chain = p.read(check_audit)
-    words = t("{count} entries, chain intact; last hash {digest}.", count=chain.count,
-              digest=chain.digest[:16])  # fmt: skip
-    if chain.broken:
-        words = t("The audit log has been tampered with: the entry of {at} does not follow "
-                  "the one before it.", at=p.at(chain.broken[1]))  # fmt: skip
-    part = p.listed("Time | Who | What | About | Details", lines, "Nothing found.")
-    return p.listing("Audit log", [part], intro=words, links=links, search=t("Text"), query=text)
-
-
-def settings_page(p: PageRequest) -> str:
-    """GET /settings: each setting with its value and source."""
+def settings_page(
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+) -> str:
+    """GET /settings: a form for what a page may change; each other setting with value and source."""
     t, config = p.t, p.web.config
+    wrong, others = setting_problems(p, problems)
     parts = []
-    for section, of_section in itertools.groupby(SETTINGS, key=lambda s: s.section):
+    rest = [one for one in SETTINGS if one not in PAGE_SETTINGS]
+    for section, of_section in itertools.groupby(rest, key=lambda s: s.section):
         lines = [
             Row((one.key, setting_text(config, one),
-                 config.sources.get((section, one.key), t("default")), t(one.meaning)))
+                 t(config.sources.get((section, one.key), Message("default"))), t(one.meaning)))
             for one in of_section
         ]  # fmt: skip
         parts.append(p.listed("Setting | Value | From | Meaning", lines, "", f"[{section}]"))
     where = str(config.path) if config.path else t("no file: defaults")
-    intro = t("Edit settings in this file and restart: {path}", path=where)
-    return p.listing("Settings", parts, intro=intro)
+    intro = t("Changes made here apply at once. For all other settings edit this file and restart:"
+              " {path}", path=where)  # fmt: skip
+    fields = setting_fields(p, SETTING_FIELDS, form or {}, wrong)
+    return show_form(
+        p, "Settings", [(t("The clinic and this system"), fields)], others, submit=t("Save"),
+        hidden=[p.mark(SETTINGS_THING)], intro=intro, below=parts,
+    )  # fmt: skip
+
+
+def post_settings(p: PageRequest) -> str:
+    """POST /settings: keep what was changed, and take it at once."""
+    sent = p.request.forms.decode()
+    form = {  # of boxes those that are ticked
+        name: ", ".join(filter(None, map(str.strip, sent.getall(name))))
+        for name in map(field_name, PAGE_SETTINGS)
+        if name in sent
+    }
+    texts = {
+        (one.section, one.key): form[field_name(one)] for one in PAGE_SETTINGS
+        if form.get(field_name(one), setting_text(p.web.config, one)) != setting_text(p.web.config, one)
+    }  # fmt: skip
+    try:
+        p.write(as_seen, [(SETTINGS_THING, p.seen("settings"), "")], save_settings, texts)
+    except ChangedMeanwhile:
+        raise
+    except Refusal as refusal:
+        return settings_page(p, form, p.again(refusal))
+    finally:  # even if that took too long: it may be done all the same
+        p.web.box.reload_access()
+    return p.tell(safe_path(p.form("next"), "/settings"), p.t("Saved."))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -29337,7 +29594,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/figures.csv",                    "technologist", figures_csv,           None),
     ("/figures.svg",                    "technologist", figures_svg,           None),
     ("/audit",                          "admin",        audit_page,            None,                  "Audit log",             "Administration"),
-    ("/settings",                       "admin",        settings_page,         None,                  "Settings",              "Administration"),
+    ("/settings",                       "admin",        settings_page,         post_settings,         "Settings",              "Administration"),
 ))  # fmt: skip
 
 
@@ -30933,6 +31190,9 @@ def metrics(box: Parts) -> dict[str, float]:
 def check_lines(config: Config) -> Iterator[tuple[str, str]]:
     """Yield each check with its problem, empty if it is good."""
     yield f"configuration: {config.path or 'none, using defaults'}", ""
+    for (section, key), source in config.sources.items():
+        if source == OF_PAGE:
+            yield f"[{section}] {key}: from the page Settings", ""
     running = ""
     try:
         with StoreLock(config.store_path) if is_there(config.store_path) else nullcontext():
@@ -31644,7 +31904,7 @@ class Appliance:
         return self.access_rules
 
     def reload_access(self) -> None:
-        """Reload the access rules after a device was changed; wait for it.
+        """Take the settings and devices of the pages after a change; wait for it.
 
         In the store's thread: what was saved before is seen, and no older rules come after newer
         """
@@ -31652,6 +31912,8 @@ class Appliance:
             self.writer.call(self._load_access)
 
     def _load_access(self) -> None:
+        for words in self.config.take(stored_settings()):
+            log.error("%s", words)
         rules = AccessRules(self.config, stored_devices(), self.access_rules.version + 1)
         for device, words in device_conflicts(rules.devices):
             log.error("device %s: %s", device.name, words)
@@ -32299,9 +32561,19 @@ async def _demo(config: Config, once: bool, listen: int) -> None:
         await appliance.stop()
 
 
+def take_stored(config: Config) -> None:
+    """Take the settings of the page Settings, where there is a store that can be read."""
+    if is_there(config.store_path):
+        with contextlib.suppress(*UNREADABLE):
+            read_store(config.store_path)
+            with database.connection_context():
+                config.take(stored_settings())
+
+
 # What these print is of one store; those that make one where there is none, besides serve and demo.
 USING_A_STORE = {"import", "export", "backup", "restore", "user", "token"}
 MAKING_A_STORE = {"import", "restore"}
+BY_THE_SETTINGS = {"simulate", "conformance", "check"}  # others that go by those of the page
 COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
     "serve": command_serve,
     "demo": command_demo,
@@ -32383,6 +32655,8 @@ def main(argv: list[str] | None = None) -> int:
         config, command = load_config(path, os.environ, folder), arguments.command or "serve"
         if command in USING_A_STORE:
             tell_store(config, make=command in MAKING_A_STORE)
+        if command in USING_A_STORE | BY_THE_SETTINGS:
+            take_stored(config)
         COMMANDS[command](config, arguments)
     except ConfigError as error:
         for problem in error.problems:

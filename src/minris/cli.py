@@ -24,10 +24,11 @@ from typing import Any
 from minris import __version__
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules
+from minris.access.page_settings import stored_settings
 from minris.access.users import make_token, make_user
 from minris.appliance.appliance import Appliance
 from minris.appliance.backups import give_back, held_files, hold_files
-from minris.appliance.health import check_lines, port_problem
+from minris.appliance.health import UNREADABLE, check_lines, port_problem
 from minris.appliance.machine import (
     end_process,
     end_process_soon,
@@ -424,9 +425,19 @@ async def _demo(config: Config, once: bool, listen: int) -> None:
         await appliance.stop()
 
 
+def take_stored(config: Config) -> None:
+    """Take the settings of the page Settings, where there is a store that can be read."""
+    if is_there(config.store_path):
+        with contextlib.suppress(*UNREADABLE):
+            read_store(config.store_path)
+            with database.connection_context():
+                config.take(stored_settings())
+
+
 # What these print is of one store; those that make one where there is none, besides serve and demo.
 USING_A_STORE = {"import", "export", "backup", "restore", "user", "token"}
 MAKING_A_STORE = {"import", "restore"}
+BY_THE_SETTINGS = {"simulate", "conformance", "check"}  # others that go by those of the page
 COMMANDS: dict[str, Callable[[Config, argparse.Namespace], None]] = {
     "serve": command_serve,
     "demo": command_demo,
@@ -508,6 +519,8 @@ def main(argv: list[str] | None = None) -> int:
         config, command = load_config(path, os.environ, folder), arguments.command or "serve"
         if command in USING_A_STORE:
             tell_store(config, make=command in MAKING_A_STORE)
+        if command in USING_A_STORE | BY_THE_SETTINGS:
+            take_stored(config)
         COMMANDS[command](config, arguments)
     except ConfigError as error:
         for problem in error.problems:

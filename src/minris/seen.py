@@ -30,6 +30,8 @@ _STATES = {
     "user": "SELECT id, role FROM user WHERE name = ?",
     "token": "SELECT role, ae_titles, created_at FROM token WHERE name = ?",
     "device": "SELECT id, settings FROM device_record WHERE name = ?",
+    "settings": "SELECT group_concat(name || value, char(10)) FROM"
+    " (SELECT * FROM mark WHERE instr(name, ?) = 1 ORDER BY name)",
     "procedure": "SELECT scheme, meaning, modality, ae_title, minutes, protocol_code,"
     " protocol_meaning, retired FROM procedure WHERE code = ?",
 }  # fmt: skip

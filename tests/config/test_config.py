@@ -18,7 +18,7 @@ from minris.config.ini import (
     read_setting,
     settings_reference,
 )
-from minris.config.settings import DEVICE_SETTINGS, SETTINGS, Setting
+from minris.config.settings import DEVICE_SETTINGS, PAGE_SETTINGS, SETTINGS, Setting
 from minris.standard.dictionary import tag_of, value_problem, vr_of
 
 ALL_SETTINGS = [*SETTINGS, *DEVICE_SETTINGS]
@@ -186,7 +186,8 @@ def test_the_printed_reference_without_its_hashes_says_the_defaults(tmp_path):
 
 @pytest.mark.parametrize("one", ALL_SETTINGS, ids=lambda one: f"{one.section} {one.key}")
 def test_the_printed_reference_has_every_setting_with_its_meaning(one):
-    line = f"# {one.meaning}\n#{one.key} = {one.default}".rstrip()
+    page = " (page)" if one in PAGE_SETTINGS else ""
+    line = f"# {one.meaning}{page}\n#{one.key} = {one.default}".rstrip()
     assert f"\n{line}\n" in settings_reference()
 
 
@@ -330,7 +331,7 @@ DEVICES_ARE_WRONG = {
     ),
     "no AE title": (
         "[device A]\nmodality = CT\n",
-        "[device A] ae_title: 'nothing' is not an AE title",
+        "[device A] ae_title: 'nothing' is not an AE title (1 to 16 ASCII characters)",
     ),
     "an address to be checked that is not given": (
         "[device A]\nae_title = CT1\ncheck_address = yes\n",

@@ -388,7 +388,7 @@ def test_the_settings_say_where_they_come_from(run_appliance):
     appliance = run_appliance("[clinic]\nname = Lakeside Clinic")
     with visiting(appliance) as client:
         shown = words_of(employ(appliance, client, "admin").get("/settings"))
-    assert "name Lakeside Clinic config.ini name of the clinic, shown on the pages" in shown
+    assert "Name of the clinic Set in config.ini, and changed there." in shown
     assert "maximum_associations 256 default" in shown
     assert "backup_time 02:30 default" in shown
 

@@ -21,6 +21,7 @@ from minris import __version__, log
 from minris.access.audit_end import AuditEnd, note_cut_off
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
+from minris.access.page_settings import stored_settings
 from minris.access.users import FIRST_USER, first_password_file, make_user
 from minris.appliance.backups import backups
 from minris.appliance.health import (
@@ -174,7 +175,7 @@ class Appliance:
         return self.access_rules
 
     def reload_access(self) -> None:
-        """Reload the access rules after a device was changed; wait for it.
+        """Take the settings and devices of the pages after a change; wait for it.
 
         In the store's thread: what was saved before is seen, and no older rules come after newer
         """
@@ -182,6 +183,8 @@ class Appliance:
             self.writer.call(self._load_access)
 
     def _load_access(self) -> None:
+        for words in self.config.take(stored_settings()):
+            log.error("%s", words)
         rules = AccessRules(self.config, stored_devices(), self.access_rules.version + 1)
         for device, words in device_conflicts(rules.devices):
             log.error("device %s: %s", device.name, words)

@@ -20,7 +20,7 @@ from minris.access.context import Context, archive_of, utc_now
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.appliance.backups import backups
 from minris.appliance.machine import Certificate, ClockWatch
-from minris.config.ini import Config, Device
+from minris.config.ini import OF_PAGE, Config, Device
 from minris.doctor import clock_words_of, last_report
 from minris.housekeeping.restoring import gaps, notice_of_gap
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting, failing_receivers
@@ -279,6 +279,9 @@ def metrics(box: Parts) -> dict[str, float]:
 def check_lines(config: Config) -> Iterator[tuple[str, str]]:
     """Yield each check with its problem, empty if it is good."""
     yield f"configuration: {config.path or 'none, using defaults'}", ""
+    for (section, key), source in config.sources.items():
+        if source == OF_PAGE:
+            yield f"[{section}] {key}: from the page Settings", ""
     running = ""
     try:
         with StoreLock(config.store_path) if is_there(config.store_path) else nullcontext():

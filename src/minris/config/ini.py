@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minris.config.settings import DEVICE_SETTINGS, SETTINGS, Setting
+from minris.config.settings import DEVICE_SETTINGS, PAGE_SETTINGS, SETTINGS, Setting
 from minris.config.values import SETTING_KINDS
 from minris.standard.status import Message
 
+OF_PAGE = Message("the page Settings")  # the source of a setting that is kept in the store
 TLS_FILES = ("tls_certificate", "tls_key", "tls_client_ca", "tls_ca")
 
 
@@ -43,7 +44,29 @@ class Config:
     devices: Mapping[str, types.SimpleNamespace]
     path: Path | None = None
     directory: Path = Path()
-    sources: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+    sources: dict[tuple[str, str], str] = dataclasses.field(default_factory=dict)
+
+    def take(self, stored: Mapping[tuple[str, str], str]) -> list[Message]:
+        """Take what the page Settings has stored, at once; a line for each that is not valid.
+
+        What config.ini or a variable names stays as it is there.
+        """
+        problems: list[Message] = []
+        for setting in PAGE_SETTINGS:
+            name = setting.section, setting.key
+            if self.is_of_file(setting) or not (name in stored or name in self.sources):
+                continue
+            given = {setting.key: stored[name]} if name in stored else {}
+            found = read_section(setting.section, [setting], given, problems)
+            if hasattr(found, setting.key):
+                setattr(getattr(self, setting.section), *vars(found).popitem())
+                self.sources.pop(name, "")
+                self.sources.update({name: OF_PAGE} if given else {})
+        return problems
+
+    def is_of_file(self, setting: Setting) -> bool:
+        """Whether config.ini or a variable names a setting: the page cannot change it then."""
+        return self.sources.get((setting.section, setting.key), OF_PAGE) != OF_PAGE
 
     @property
     def zone(self) -> datetime.tzinfo | None:
@@ -267,11 +290,13 @@ def settings_reference() -> str:
     lines = [
         "# minris: every setting with its default. Lines starting with # are comments.",
         "# Remove the # to set a value. File encoding: UTF-8.",
+        "# Those marked (page) are changed on the page Settings too; what is set here wins there.",
     ]
     section = ""
     for setting in (*SETTINGS, *DEVICE_SETTINGS):
         if setting.section != section:
             section = setting.section
             lines += ["", f"[{section}]" if section != "device" else "#[device CT room 1]"]
-        lines += [f"# {setting.meaning}", f"#{setting.key} = {setting.default}".rstrip()]
+        page = " (page)" if setting in PAGE_SETTINGS else ""
+        lines += [f"# {setting.meaning}{page}", f"#{setting.key} = {setting.default}".rstrip()]
     return "\n".join(lines) + "\n"

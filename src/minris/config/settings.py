@@ -130,6 +130,23 @@ SETTINGS = setting_table(r"""
     log | format | text | choice text json | log format
     log | file | | text | log file, rotated at 10 MB; empty: standard error
     """)
+# Those that the page Settings may change too: kept in the store, and taken at once.
+PAGE_SETTINGS = tuple(
+    setting
+    for row in table("""
+    section      | key
+    clinic       | name
+    clinic       | timezone
+    clinic       | opens
+    clinic       | closes
+    clinic       | closed_days
+    clinic       | language
+    dicom        | ae_title
+    housekeeping | second_backup_folder
+    """)
+    for setting in SETTINGS
+    if (setting.section, setting.key) == row
+)
 # The keys of each [device NAME].
 DEVICE_SETTINGS = setting_table(r"""
     section | key | default | kind | meaning

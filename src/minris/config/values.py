@@ -54,12 +54,9 @@ def read_seconds(text: str, low: str, high: str) -> float:
 def read_ae_titles(text: str, most: str = "1") -> tuple[str, ...]:
     """AE titles separated by commas or spaces (PS3.5 6.2: 1 to 16 printable characters)."""
     titles = _parts(text)
-    for title in titles:
-        if not re.fullmatch(r"[ -\[\]-~]{1,16}", title):
-            words = Message("{title!r} is not an AE title (1 to 16 ASCII characters)", title=title)
-            raise ValueError(words)
-    if not 1 <= len(titles) <= int(most):
-        raise ValueError(Message("is not an AE title"))
+    fit = all(re.fullmatch(r"[ -\[\]-~]{1,16}", title) for title in titles)
+    if not fit or not 1 <= len(titles) <= int(most):
+        raise ValueError(Message("is not an AE title (1 to 16 ASCII characters)"))
     return titles
 
 
@@ -73,7 +70,7 @@ def read_zone(text: str) -> str:
     try:
         return text and zoneinfo.ZoneInfo(text).key
     except (zoneinfo.ZoneInfoNotFoundError, ValueError):
-        raise ValueError("is not a time zone such as Asia/Shanghai") from None
+        raise ValueError(Message("is not a time zone such as Asia/Shanghai")) from None
 
 
 def read_value(text: str, vr: str, longest: str) -> str:
@@ -89,7 +86,7 @@ def read_clock(text: str) -> tuple[int, int] | None:
     """Hour and minute, or None."""
     found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text)
     if text and not found:
-        raise ValueError("is not a time such as 02:30")
+        raise ValueError(Message("is not a time such as 02:30"))
     return (int(found[1]), int(found[2])) if found else None
 
 

@@ -64,7 +64,8 @@ def thing_words(p: PageRequest, about: Thing) -> str:
     if kind == "patient":
         index = ElementIndex(p.read(get_patient, int(key)))
         return f"{p.t.name(index.get('PatientName'))} {index.get('PatientID')}"
-    return p.t("The report of the machine") if kind == "performed" else str(key)
+    names = {"performed": Message("The report of the machine"), "settings": Message("Settings")}
+    return p.t(names[kind]) if kind in names else str(key)
 
 
 def changed_words(p: PageRequest, changed: ChangedMeanwhile) -> str:

@@ -1,6 +1,5 @@
-"""Users and tokens, audit log, settings."""
+"""Users and tokens, audit log."""
 
-import itertools
 import urllib.parse
 from collections.abc import Iterable
 
@@ -15,12 +14,10 @@ from minris.access.users import (
     permit,
     tokens_of,
 )
-from minris.config.settings import SETTINGS
 from minris.config.values import ROLES
 from minris.pages.asking import ask_if_sure, is_sure
 from minris.pages.forms import Field, show_form
 from minris.pages.frame import Action, Page, PageRequest, Row, no_such_action, row_number
-from minris.pages.machines.devices import setting_text
 from minris.seen import ChangedMeanwhile, as_seen, mark_of
 from minris.standard.status import Message, Problem, Refusal
 from minris.standard.tables import body_rows
@@ -175,19 +172,3 @@ def audit_page(p: PageRequest) -> str:
                   "the one before it.", at=p.at(chain.broken[1]))  # fmt: skip
     part = p.listed("Time | Who | What | About | Details", lines, "Nothing found.")
     return p.listing("Audit log", [part], intro=words, links=links, search=t("Text"), query=text)
-
-
-def settings_page(p: PageRequest) -> str:
-    """GET /settings: each setting with its value and source."""
-    t, config = p.t, p.web.config
-    parts = []
-    for section, of_section in itertools.groupby(SETTINGS, key=lambda s: s.section):
-        lines = [
-            Row((one.key, setting_text(config, one),
-                 config.sources.get((section, one.key), t("default")), t(one.meaning)))
-            for one in of_section
-        ]  # fmt: skip
-        parts.append(p.listed("Setting | Value | From | Meaning", lines, "", f"[{section}]"))
-    where = str(config.path) if config.path else t("no file: defaults")
-    intro = t("Edit settings in this file and restart: {path}", path=where)
-    return p.listing("Settings", parts, intro=intro)

@@ -25,7 +25,11 @@ UPLOAD_PAGE = template("upload.html")
 
 
 class Field(NamedTuple):
-    """One field of a form, ready to show."""
+    """One field of a form, ready to show.
+
+    help    a sentence below it
+    locked  it is shown and cannot be changed
+    """
 
     name: str
     label: str
@@ -34,6 +38,8 @@ class Field(NamedTuple):
     required: bool = False
     problem: str = ""
     choices: tuple[tuple[str, str], ...] = ()
+    help: str = ""
+    locked: bool = False
 
 
 class FieldKind(NamedTuple):
@@ -212,6 +218,23 @@ def changed_meanwhile(
     return problems
 
 
+def setting_problems(
+    p: PageRequest, problems: Iterable[Problem]
+) -> tuple[dict[str, str], list[Problem]]:
+    """Return what is wrong with each setting, by its key, in whole sentences; and the problems of none."""
+    found: dict[str, str] = {}
+    others = []
+    for problem in problems:
+        values = problem.words.values
+        if "key" not in values:
+            others.append(problem)
+            continue
+        missing = values.get("value") == repr("nothing")
+        words = Message("Please fill this in.") if missing else Message("{value} {words}", **values)
+        found[str(values["key"])] = p.t(words)
+    return found, others
+
+
 def show_form(
     p: PageRequest,
     title: str,
@@ -231,6 +254,8 @@ def show_form(
     said = [f"{f.label}: {f.problem}" for _, fields in groups for f in fields if f.problem]
     said += [p.t(problem.words) for problem in problems]
     values = {"action": p.request.path} | values
+    wrong = [f.name for _, fields in groups for f in fields if f.problem]
+    values["focus"] = (wrong or [values.get("focus", "")])[0]
     if seen is not None:
         values["hidden"] = [("seen", encoded_form(seen)), *values.get("hidden", [])]
     return p.show(FORM_PAGE, title, groups=groups, problems=said, **values)

@@ -26,7 +26,6 @@ from minris.pages.box import (
     audit_page,
     new_user_page,
     post_users,
-    settings_page,
     users_page,
 )
 from minris.pages.day.board import Boards, board_page, print_page, waiting_page
@@ -85,6 +84,7 @@ from minris.pages.patients.patients import (
 )
 from minris.pages.patients.register import find_part, post_register, register_page
 from minris.pages.patients.search import search_page
+from minris.pages.settings import post_settings, settings_page
 from minris.pages.static import static_answer
 from minris.pages.system import box_page, post_box, post_restored, restored_page
 from minris.seen import ChangedMeanwhile
@@ -154,7 +154,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/figures.csv",                    "technologist", figures_csv,           None),
     ("/figures.svg",                    "technologist", figures_svg,           None),
     ("/audit",                          "admin",        audit_page,            None,                  "Audit log",             "Administration"),
-    ("/settings",                       "admin",        settings_page,         None,                  "Settings",              "Administration"),
+    ("/settings",                       "admin",        settings_page,         post_settings,         "Settings",              "Administration"),
 ))  # fmt: skip
 
 
