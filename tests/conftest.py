@@ -13,12 +13,13 @@ import logging
 import os
 import pkgutil
 import shutil
-import sys
+import subprocess
 import threading
 from pathlib import Path
 
 import httpx
 import pytest
+from forked import PROGRAM, Program  # noqa: F401 (PROGRAM is for the tests)
 from peers import PATIENCE_S
 
 import minris
@@ -38,11 +39,7 @@ from minris.web.request import cookie_name
 
 ROOT = Path(__file__).resolve().parent.parent
 MADE = ROOT / "minris.py"  # the one file, as it is copied to a box
-# it as a program: imported, so that not every process compiles a megabyte
-PROGRAM = (
-    sys.executable, "-c",
-    f"import sys; sys.path.insert(0, {str(ROOT)!r}); import minris; sys.exit(minris.main())",
-)  # fmt: skip
+subprocess.Popen = Program  # not every process loads a megabyte anew
 
 
 @functools.cache

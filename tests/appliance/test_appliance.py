@@ -1,6 +1,7 @@
 """Section 22: the command line, run as a technician runs it, in processes of their own."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -252,17 +253,25 @@ def test_the_store_is_for_the_owner_alone(served):
     assert stat.S_IMODE((served.folder / "minris.db.control").stat().st_mode) == 0o600
 
 
+def check_in(where, program):
+    """`check` by a copy of the one file, which is compiled: copying keeps its time."""
+    shutil.copy2(MADE, program)
+    compiled = importlib.util.cache_from_source(program / MADE.name)
+    Path(compiled).parent.mkdir(exist_ok=True)
+    shutil.copy2(importlib.util.cache_from_source(MADE), compiled)
+    return subprocess.run(
+        [sys.executable, "-m", MADE.stem, "check"], cwd=where,
+        env=ENVIRON | {"PYTHONPATH": str(program), "MINRIS_DICOM_PORT": "0", "MINRIS_WEB_PORT": "0"},
+        capture_output=True, text=True, check=False,
+    ).stdout  # fmt: skip
+
+
 def test_config_ini_is_looked_for_in_the_working_directory_first(folder, tmp_path):
     beside = tmp_path / "program"
     beside.mkdir()
-    shutil.copy(MADE, beside)
     write_config(beside)
-    for where, found in ((folder, folder), (beside, beside), (tmp_path / "program", beside)):
-        done = subprocess.run(
-            [sys.executable, str(beside / MADE.name), "check"],
-            cwd=where, env=ENVIRON, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert f"configuration: {found / 'config.ini'}: ok" in done.stdout
+    for where in (folder, beside):
+        assert f"configuration: {where / 'config.ini'}: ok" in check_in(where, beside)
 
 
 def test_config_ini_is_looked_for_beside_the_program_then(tmp_path):
@@ -280,18 +289,12 @@ def test_config_ini_is_looked_for_beside_the_program_then(tmp_path):
 
 
 def test_without_config_ini_the_store_lies_in_the_working_directory(tmp_path):
-    program = tmp_path / "program"
+    program, elsewhere = tmp_path / "program", tmp_path / "elsewhere"
     program.mkdir()
-    shutil.copy(MADE, program)
-    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = subprocess.run(
-        [sys.executable, str(program / MADE.name), "check"],
-        cwd=elsewhere, env=ENVIRON | {"MINRIS_DICOM_PORT": "0", "MINRIS_WEB_PORT": "0"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "configuration: none, using defaults: ok" in done.stdout
-    assert f"store {elsewhere / 'minris.db'}" in done.stdout
+    said = check_in(elsewhere, program)
+    assert "configuration: none, using defaults: ok" in said
+    assert f"store {elsewhere / 'minris.db'}" in said
 
 
 def test_the_environment_goes_before_the_file(serve):
