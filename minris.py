@@ -366,14 +366,19 @@ class _Value:
 class Message(str):
     """A sentence in English, with its key and values, so that a catalogue can translate it.
 
-    Message("{value} is not a date", value="19800231") reads "19800231 is not a date".
+    Message("{value} is not a date", value="19800231") reads "19800231 is not a date". An instant
+    stays a datetime among the values, for a page to write it as its language does.
     """
 
     key: str
     values: Mapping[str, object]
 
     def __new__(cls, key: str, /, **values: object) -> "Message":
-        text = super().__new__(cls, key.format_map(values) if values else key)
+        plain = {
+            name: f"{value:%Y-%m-%d %H:%M}" if isinstance(value, datetime.datetime) else value
+            for name, value in values.items()
+        }
+        text = super().__new__(cls, key.format_map(plain) if values else key)
         text.key, text.values = key, values
         return text
 
@@ -2017,6 +2022,14 @@ def read_choice(text: str, *choices: str) -> str:
     raise ValueError(Message("is not one of {choices}", choices=", ".join(choices)))
 
 
+def read_language(text: str) -> str:
+    """A language, perhaps with a region: de, pt-BR."""
+    if not re.fullmatch("[A-Za-z]{2,3}(-[A-Za-z]{2,4})?", text):
+        raise ValueError("is not a language such as en or zh-CN")
+    kind, dash, region = text.partition("-")
+    return kind.lower() + dash + (region.upper() if len(region) < 4 else region.title())
+
+
 def read_states(text: str) -> frozenset[str]:
     """States of a scheduled procedure step, separated by commas."""
     states = frozenset(state.upper() for state in _parts(text))
@@ -2137,6 +2150,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "clock": read_clock,
     "value": read_value,
     "choice": read_choice,
+    "language": read_language,
     "states": read_states,
     "charset": read_character_set,
     "store": read_store_url,
@@ -2219,7 +2233,7 @@ SETTINGS = setting_table(r"""
     ups | restart_receivers | | titles | further AE titles notified after a restart, comma-separated
     ups | auto_subscribe_creator | no | bool | subscribe whoever creates a workitem to it
     ups | tell_going_down | yes | bool | notify subscribers when minris is stopped
-    commitment | evidence | archive | evidence | accepted proof that an image is in the archive, in this order, comma-separated: archive, commitment, availability
+    commitment | evidence | archive | evidence | accepted proofs of images in the archive, in order, comma-separated: archive, commitment, availability
     commitment | archive | | ae_or_none | AE title of the archive to query; empty: the device whose role is archive
     commitment | answer_minutes | 60 | int 1 1440 | minutes to wait for the archive's own commitment before asking again
     commitment | look_minutes | 5 | int 0 1440 | minutes between archive queries for expected images (0: never)
@@ -2248,7 +2262,7 @@ SETTINGS = setting_table(r"""
     store | url | sqlite:///minris.db | store | database; a relative path is relative to config.ini
     clinic | name | minris | text | name of the clinic, shown on the pages
     clinic | timezone | | zone | time zone of the clinic, such as Asia/Shanghai; empty: that of the machine
-    clinic | language | en | choice en zh-CN | default language of the pages
+    clinic | language | en | language | default language of the pages: en, zh-CN or another of static/i18n
     clinic | opens | 08:00 | clock | opening time, for the calendar
     clinic | closes | 18:00 | clock | closing time, for the calendar and no_show_after_closing
     clinic | closed_days | | weekdays | days of the week without exams, such as sat, sun
@@ -2264,7 +2278,7 @@ SETTINGS = setting_table(r"""
     housekeeping | backups_kept | 7 | int 1 1000 | number of days whose last backup is kept, as far as there is room
     housekeeping | backups_kept_weeks | 4 | int 0 1000 | number of weeks whose last backup is kept
     housekeeping | backups_kept_months | 12 | int 0 1000 | number of months whose last backup is kept
-    housekeeping | restore_damaged | no | bool | replace a damaged database by the newest good backup; what came after the backup is then missing
+    housekeeping | restore_damaged | no | bool | replace a damaged database by the newest good backup; what came after it is missing then
     housekeeping | no_show_after_closing | no | bool | mark open exams as no-show at closing time (devices with MPPS only)
     housekeeping | keep_queries_days | 7 | int 1 3650 | days to keep the query log
     housekeeping | keep_steps_days | 0 | int 0 36500 | days to keep ended steps and what was performed for them (0: for ever)
@@ -11833,7 +11847,7 @@ def visit_of(row_id: int) -> list[Moment]:
         ),
         Moment(step.arrived_at, Message("Checked in")),
         Moment(step.started_at, Message("Started")),
-        Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
+        Moment(step.ended_at, Message(step.status), str(told)),
         *_states_before(step),
     ]
     study = (step.study_instance_uid,)
@@ -11869,7 +11883,7 @@ def visit_of(row_id: int) -> list[Moment]:
     )
     for label, state, created, claimed, ended, performer, data in workitems:
         code = ElementIndex(data).item("ScheduledWorkitemCodeSequence").get("CodeValue")
-        words = Message("Workitem ended: {state}", state=state)
+        words = Message("Workitem ended: {state}", state=Message(state))
         if state == "COMPLETED" and code in WORKITEM_MOMENTS:
             words = WORKITEM_MOMENTS[code]
         about = f"{label} {performer}".strip()
@@ -11900,9 +11914,7 @@ def _states_before(step: Any) -> list[Moment]:
     known = {"ARRIVED": step.arrived_at, "STARTED": step.started_at, "ended": step.ended_at}
     told = {id(line) for kind, line in last.items() if known.get(kind)}  # by its column
     return [
-        Moment(
-            line.at, STATE_MOMENTS.get(state) or Message("Ended: {state}", state=state), line.who
-        )
+        Moment(line.at, STATE_MOMENTS.get(state) or Message(state), line.who)
         for line, state in states
         if id(line) not in told and state in STEP_STATES
     ]
@@ -12025,7 +12037,7 @@ def step_outcome(event: str, step: ScheduledProcedureStep) -> str:
     """The state that an event leads to. Refuses 0110 where STEP_TRANSITIONS does not allow it."""
     outcome = STEP_TRANSITIONS[event, step.status]
     if isinstance(outcome, Status):
-        raise Refusal(outcome, Message("The step is {state}", state=step.status))
+        raise Refusal(outcome, Message("The step is {state}", state=Message(step.status)))
     return outcome
 
 
@@ -13514,7 +13526,7 @@ def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
     if state and state != "SCHEDULED":
         raise Refusal(
             Status.NOT_CREATED_SCHEDULED,
-            Message("A workitem cannot be created {state}", state=state),
+            Message("A workitem cannot be created {state}", state=Message(state)),
         )
     forgiven = check_attributes(index, UPS_ATTRIBUTES, "create", not ctx.config.ups.strict)
     empty = (TRANSACTION_UID, PROGRESS_INFORMATION, PERFORMED_PROCEDURE)
@@ -14876,7 +14888,7 @@ def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Findin
     at = datetime.datetime.fromtimestamp(last.at, ctx.config.zone)
     classes = ", ".join(UID(uid).name for uid in last.classes)
     words = Message("Last call {at} from {address}, for {classes}",
-                    at=f"{at:%Y-%m-%d %H:%M}", address=last.address, classes=classes)  # fmt: skip
+                    at=at, address=last.address, classes=classes)  # fmt: skip
     yield Finding("good", words)
     if device.host and not same_host(device.host, last.address):
         words = Message("It called from {address} but is registered for {host}",
@@ -14902,7 +14914,7 @@ def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
         yield Finding("warning", words, "", Message("Query the worklist on the machine"))
         return
     why, mend = "/why", Message("Not on the machine?")
-    at = _shown_at(ctx, query.last_at)
+    at = _local(ctx, query.last_at)
     if query.status != Status.SUCCESS:
         yield Finding("bad", Message("Its last query failed at {at}", at=at), why, mend)
     elif query.answers:
@@ -14914,9 +14926,8 @@ def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
         yield Finding("warning", words, why, mend)
 
 
-def _shown_at(ctx: Context, stamp: str) -> str:
-    at = datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone)
-    return f"{at:%d.%m. %H:%M}"
+def _local(ctx: Context, stamp: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone)
 
 
 MOST_SKEW_S = 300
@@ -14932,7 +14943,7 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
         words = Message("Sends no MPPS; its exams are closed by incoming images or by hand")
         yield Finding(light, words)
         return
-    at = _shown_at(ctx, performed.created_at)
+    at = _local(ctx, performed.created_at)
     yield Finding("good", Message("Sends MPPS, the last one at {at}", at=at))
     if words := clock_words_of(ctx, performed):
         yield Finding("bad", words, "", Message("Correct its clock, or this one"))
@@ -17216,11 +17227,11 @@ def import_now(
 
 def imported_words(one: Any) -> Message:
     """What was imported, and what was left out."""
-    notes = [Message("{count} imported", count=one.done)]
+    notes = [Message("Imported: {count}", count=one.done)]
     if left := json.loads(one.left_out):
         notes.append(Message("columns left out: {names}", names=", ".join(left)))
     if missing := _not_told(one.id):
-        notes.append(Message("{count} without birth date or sex", count=missing))
+        notes.append(Message("Without birth date or sex: {count}", count=missing))
     if similar := _known_with_other_ids(one.id):
         names = ", ".join([*similar[:10], *(["…"] if len(similar) > 10 else [])])
         notes.append(Message("perhaps known already, with other IDs: {names}", names=names))
@@ -17860,11 +17871,9 @@ def still_back(gap: Gap) -> list[tuple[int, str]]:
     ]
 
 
-def clinic_time(ctx: Context, stamp: str) -> str:
+def clinic_time(ctx: Context, stamp: str) -> datetime.datetime | str:
     """A time of the store by the clinic's clock; a dash for none."""
-    if not stamp:
-        return "-"
-    return f"{datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone):%Y-%m-%d %H:%M}"
+    return datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone) if stamp else "-"
 
 
 def words_of_gap(ctx: Context, gap: Gap) -> list[Message]:
@@ -22118,21 +22127,83 @@ def add_dicomweb(app: Any, web: Web) -> None:
 # Sentences, names, dates and values in the user's language.
 # ------------------------------------------------------------------------------------------------
 
+Catalogue = Mapping[str, str | Mapping[str, str]]  # a plural has a text for each category
+
+
+def one_or_other(count: int) -> str:
+    """Return the plural category of most languages."""
+    return "one" if count == 1 else "other"
+
+
+def russian_plural(count: int) -> str:
+    """Return the plural category of a whole number in Russian."""
+    if count % 10 == 1 and count % 100 != 11:
+        return "one"
+    return "few" if count % 10 in (2, 3, 4) and count % 100 not in (12, 13, 14) else "many"
+
+
+def arabic_plural(count: int) -> str:
+    """Return the plural category of a whole number in Arabic."""
+    if count < 3:
+        return ("zero", "one", "two")[count]
+    last = count % 100
+    return "few" if 3 <= last <= 10 else "many" if last > 10 else "other"
+
+
+# Plural categories of whole numbers (Unicode CLDR, cardinals), where they differ from English.
+PLURALS: dict[str, Callable[[int], str]] = {
+    "ar": arabic_plural,
+    "ru": russian_plural,
+    "uk": russian_plural,
+    **dict.fromkeys(("fr", "pt"), lambda count: one_or_other(count or 1)),
+    **dict.fromkeys(("id", "ja", "ko", "ms", "th", "vi", "zh"), lambda count: "other"),
+}
+RIGHT_TO_LEFT = {"ar", "fa", "he", "ur"}
+DECIMAL_COMMA = {"de", "es", "fr", "id", "it", "pt", "ru", "vi"}
+
+
 class Translator:
-    """Translates a sentence; the English text is the key of the catalogue."""
+    """Translates a sentence; the English text, or a code, is the key of the catalogue."""
 
-    def __init__(self, language: str, catalogue: Mapping[str, str]) -> None:
+    def __init__(self, language: str, catalogue: Catalogue) -> None:
         self.language, self.catalogue = language, catalogue
+        self.kind = language.partition("-")[0]  # without region or script
+        self.plural = PLURALS.get(self.kind, one_or_other)
 
-    def __call__(self, text: str, **values: object) -> str:
+    def __call__(self, text: str, **values: Any) -> str:
         if isinstance(text, Message):
             text, values = text.key, dict(text.values)
         found = self.catalogue.get(text, text)
-        if not values:
-            return found
-        return found.format_map(
-            {k: self(v) if isinstance(v, Message) else v for k, v in values.items()}
-        )
+        if not isinstance(found, str):
+            found = found.get(self.plural(int(values["count"]))) or found["other"]
+        return found.format_map({k: self.value(v) for k, v in values.items()}) if values else found
+
+    def value(self, value: object) -> object:
+        """Return a value of a sentence as this language writes it."""
+        if isinstance(value, datetime.datetime):
+            return self.moment(value)
+        return self(value) if isinstance(value, Message) else value
+
+    @property
+    def direction(self) -> str:
+        """The direction of writing: ltr or rtl."""
+        return "rtl" if self.kind in RIGHT_TO_LEFT else "ltr"
+
+    def number(self, value: float, digits: int = 1) -> str:
+        """Return a decimal number: 2.5 or 2,5."""
+        return f"{value:.{digits}f}".replace(".", "," if self.kind in DECIMAL_COMMA else ".")
+
+    def listed(self, values: Iterable[str]) -> str:
+        """Return those values that are not empty, with the comma of the language."""
+        return self(COMMA).join(filter(None, values))
+
+    def labelled(self, label: str, words: str) -> str:
+        """Return words after a label and a colon."""
+        return self(LABELLED, label=label, words=words)
+
+    def task(self, code: str) -> str:
+        """Return a code of a workitem, where the same code of an exam is another word."""
+        return self(TASK_WORDS.get(code, code))
 
     def name(self, value: str) -> str:
         """Return a PN value for display; Latin letters first unless the language is zh, ja or ko."""
@@ -22147,9 +22218,17 @@ class Translator:
         if not is_date(value):
             return shown_date(value)
         number = int(value[4:6])
-        words = {"day": int(value[6:]), "month": MONTHS[number - 1], "number": number,
-                 "year": int(value[:4])}  # fmt: skip
-        return DATES.get(self.language, DATES["en"]).format(**words)
+        return self(DATE, day=int(value[6:]), month=self(MONTHS[number - 1]), number=number,
+                    year=int(value[:4]))  # fmt: skip
+
+    def day(self, value: str) -> str:
+        """Return a DA value with its day of the week."""
+        weekday = WEEKDAY_WORDS[day_of(value).weekday()]
+        return self(DAY, weekday=weekday, date=self.date(value))
+
+    def moment(self, at: datetime.datetime, seconds: bool = False) -> str:
+        """Return an instant as date and time of its zone: 5 Jul 2026 09:30."""
+        return f"{self.date(f'{at:%Y%m%d}')} {at:{'%H:%M:%S' if seconds else '%H:%M'}}"
 
     def of_person(self, index: ElementIndex, today: datetime.date) -> str:
         """Return sex and age of a patient: M 48 y; months below two years."""
@@ -22163,7 +22242,14 @@ class Translator:
         return " ".join(filter(None, (self(sex) if sex in ("M", "F", "O") else "", age)))
 
 
-DATES = {"en": "{day} {month} {year}", "zh-CN": "{year}年{number}月{day}日"}
+DATE = "{day} {month} {year}"  # a language may use {number} for the number of the month
+DAY, LABELLED, COMMA = "{weekday}, {date}", "{label}: {words}", ", "
+# Codes of workitems whose words differ from those of exams, in some language.
+TASK_WORDS = {
+    "SCHEDULED": Message("task: SCHEDULED"),
+    "READY": Message("task: READY"),
+    "HIGH": Message("task: HIGH"),
+}
 
 
 def choose_language(languages: Iterable[str], wanted: str, accepted: str, default: str) -> str:
@@ -22171,15 +22257,15 @@ def choose_language(languages: Iterable[str], wanted: str, accepted: str, defaul
     known = list(languages)
     if wanted in known:
         return wanted
-    for part in accepted.split(","):
-        tag = part.partition(";")[0].strip().lower()
-        for language in known:
-            if tag and language.lower().startswith(tag.partition("-")[0]):
-                return language
+    for part in accepted.lower().split(","):
+        tag = part.partition(";")[0].strip()
+        kind = tag.partition("-")[0]
+        found = [one for one in known if one.lower().partition("-")[0] == kind]
+        if found:
+            return next((one for one in found if one.lower() == tag), found[0])
     return default if default in known else "en"
 
 
-LANGUAGES = {"en": "English", "zh-CN": "简体中文"}
 WEEKDAY_WORDS = (
     Message("Mon"), Message("Tue"), Message("Wed"), Message("Thu"), Message("Fri"), Message("Sat"),
     Message("Sun"),
@@ -22199,7 +22285,7 @@ def clock(minute: int) -> str:
 
 def booked_words(t: Translator, bookings: Iterable[Booking]) -> str:
     """Return bookings as text: times and names."""
-    return ", ".join(f"{clock(one.begin)}–{clock(one.end)} {t.name(one.name)}" for one in bookings)
+    return t.listed(f"{clock(one.begin)}–{clock(one.end)} {t.name(one.name)}" for one in bookings)
 
 
 def shown_time(value: str) -> str:
@@ -22236,7 +22322,7 @@ def who_is(t: Translator, index: ElementIndex) -> str:
     """Return name, ID, birth date and sex of a patient, those that there are."""
     told = (t.name(index.get("PatientName")), index.get("PatientID"),
             t.date(index.get("PatientBirthDate")), t(index.get("PatientSex")))  # fmt: skip
-    return ", ".join(filter(None, told))
+    return t.listed(told)
 
 
 def other_patient(t: Translator, told: ElementIndex, ours: ElementIndex) -> str:
@@ -22276,23 +22362,23 @@ def fact(index: ElementIndex, path: str, t: Translator, zone: datetime.tzinfo | 
     if (vr := vr_of(tag)) == "SQ":
         items = index.items(tag)
         meanings = [item.get("CodeMeaning") for item in items if item.get("CodeMeaning")]
-        return ", ".join(map(t, meanings)) or (str(len(items)) if items else "")
+        return t.listed(map(t, meanings)) or (str(len(items)) if items else "")
     text = index.get(keyword)
     if vr == "DT" and text:
         try:
             at, _ = datetime_bounds(text, zone)
         except (ValueError, OverflowError):
             return text
-        return f"{at.astimezone(zone):%Y-%m-%d %H:%M}"
+        return t.moment(at.astimezone(zone))
     readers = {"PN": t.name, "DA": t.date, "TM": shown_time, "CS": t}
+    if keyword in UPS_ENUMERATIONS or keyword == "ProcedureStepState":
+        return t.task(text)
     return readers.get(vr, lambda text: text.replace("\\", ", "))(text)
 
 
-def shown_instant(stamp: str, zone: datetime.tzinfo | None) -> str:
+def local_time(stamp: str, zone: datetime.tzinfo | None) -> datetime.datetime:
     """Return a time stamp of the store in the clinic's time zone."""
-    if not stamp:
-        return ""
-    return f"{datetime.datetime.fromisoformat(stamp).astimezone(zone):%Y-%m-%d %H:%M:%S}"
+    return datetime.datetime.fromisoformat(stamp).astimezone(zone)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -22818,7 +22904,7 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
     if (!left) latest = null;
     if (!news) return;
     news.hidden = !left;
-    news.textContent = left === 1 ? news.dataset.one : news.dataset.many.replace("{count}", left);
+    news.textContent = news.dataset.words.replace("{count}", left);
   }
 
   const rowsOf = (part) => Array.from(part.querySelectorAll("[data-step]"));
@@ -23119,9 +23205,111 @@ document.addEventListener("keydown", (event) => {
 <symbol id="search" viewBox="0 0 24 24"><path d="M11 18a7 7 0 1 0 0-14 7 7 0 0 0 0 14zM16 16l4 4"/></symbol>
 </svg>
 """,
+    "i18n/en.json": """{
+ "English": "English",
+ "SCHEDULED": "Scheduled",
+ "ARRIVED": "Waiting",
+ "READY": "Waiting",
+ "STARTED": "In progress",
+ "DEPARTED": "Left",
+ "CANCELED": "Cancelled",
+ "DISCONTINUED": "Stopped",
+ "COMPLETED": "Done",
+ "NO SHOW": "No-show",
+ "IN PROGRESS": "In progress",
+ "INCOMPLETE": "Incomplete",
+ "UNAVAILABLE": "Unavailable",
+ "task: SCHEDULED": "Scheduled",
+ "task: READY": "Ready",
+ "task: HIGH": "High",
+ "STAT": "STAT",
+ "HIGH": "Urgent",
+ "ROUTINE": "Routine",
+ "MEDIUM": "Medium",
+ "LOW": "Low",
+ "{count} exams": {
+  "one": "{count} exam",
+  "other": "{count} exams"
+ },
+ "{count} images": {
+  "one": "{count} image",
+  "other": "{count} images"
+ },
+ "{count} other objects": {
+  "one": "{count} other object",
+  "other": "{count} other objects"
+ },
+ "{count} rows": {
+  "one": "{count} row",
+  "other": "{count} rows"
+ },
+ "{count} months": {
+  "one": "{count} month",
+  "other": "{count} months"
+ },
+ "{count} years": {
+  "one": "{count} year",
+  "other": "{count} years"
+ },
+ "{count} images in the archive": {
+  "one": "{count} image in the archive",
+  "other": "{count} images in the archive"
+ },
+ "{count} exams overlap.": {
+  "one": "{count} exam overlaps with another one.",
+  "other": "{count} exams overlap."
+ },
+ "{count} images confirmed in the archive: they may be deleted at the machine": {
+  "one": "{count} image confirmed in the archive: it may be deleted at the machine",
+  "other": "{count} images confirmed in the archive: they may be deleted at the machine"
+ },
+ "{count} images not confirmed in the archive: keep them on the machine": {
+  "one": "{count} image not confirmed in the archive: keep it on the machine",
+  "other": "{count} images not confirmed in the archive: keep them on the machine"
+ },
+ "{count} images not checked yet: keep them on the machine": {
+  "one": "{count} image not checked yet: keep it on the machine",
+  "other": "{count} images not checked yet: keep them on the machine"
+ },
+ "{count} images are more than the {most} of one request": {
+  "one": "{count} image is more than the {most} of one request",
+  "other": "{count} images are more than the {most} of one request"
+ },
+ "{ae} was told that {count} images are in the archive": {
+  "one": "{ae} was told that {count} image is in the archive",
+  "other": "{ae} was told that {count} images are in the archive"
+ },
+ "{number} of {count} images": {
+  "one": "{number} of {count} image",
+  "other": "{number} of {count} images"
+ },
+ "Importing {file}: {done} of {count} rows": {
+  "one": "Importing {file}: {done} of {count} row",
+  "other": "Importing {file}: {done} of {count} rows"
+ },
+ "Last worklist query {at}: {count} exams returned": {
+  "one": "Last worklist query {at}: {count} exam returned",
+  "other": "Last worklist query {at}: {count} exams returned"
+ },
+ "New identifiers skip {count} numbers, past all that may have been assigned since.": {
+  "one": "New identifiers skip {count} number, past all that may have been assigned since.",
+  "other": "New identifiers skip {count} numbers, past all that may have been assigned since."
+ },
+ "There are {count} columns for {value}": {
+  "one": "There is {count} column for {value}",
+  "other": "There are {count} columns for {value}"
+ },
+ "{value} may have lost zeros in front: others have {count} digits": {
+  "one": "{value} may have lost zeros in front: others have {count} digit",
+  "other": "{value} may have lost zeros in front: others have {count} digits"
+ },
+ "{count} entries, chain intact; last hash {digest}.": {
+  "one": "{count} entry, chain intact; last hash {digest}.",
+  "other": "{count} entries, chain intact; last hash {digest}."
+ }
+}
+""",
     "i18n/zh-CN.json": r"""{
- "1 change, show": "1 项变更，点击显示",
- "1 exam": "1 项检查",
  "3D views": "三维视图",
  "A UID is wrong": "UID 错误",
  "A filtered subscription needs keys": "带筛选的订阅需要匹配条件",
@@ -23137,7 +23325,7 @@ document.addEventListener("keydown", (event) => {
  "A value is missing": "缺少值",
  "A value is wrong": "值错误",
  "A workitem begins as scheduled": "任务须以“已计划”状态开始",
- "A workitem cannot be created {state}": "任务不能以 {state} 状态创建",
+ "A workitem cannot be created {state}": "任务不能以“{state}”状态创建",
  "AE title": "AE 标题",
  "AE title of the archive to query; empty: the device whose role is archive": "所询问的归档系统的 AE 标题；空：角色为 archive 的设备",
  "AE titles": "AE 标题",
@@ -23199,7 +23387,7 @@ document.addEventListener("keydown", (event) => {
  "Erase the data of {value}": "删除 {value} 的数据",
  "file imported": "文件已导入",
  "further AE titles notified after a restart, comma-separated": "重启后另外通知的 AE 标题，以逗号分隔",
- "ARRIVED": "已到达",
+ "ARRIVED": "已到检",
  "About": "关于",
  "Accession Number": "检查号",
  "not asked yet": "尚未询问",
@@ -23327,7 +23515,6 @@ document.addEventListener("keydown", (event) => {
  "End its subscriptions": "结束其全部订阅",
  "End sessions": "结束会话",
  "Ended": "结束",
- "Ended: {state}": "结束：{state}",
  "Enter its address": "填写其地址",
  "Entrance dose (dGy)": "入射剂量 (dGy)",
  "Entrance dose (mGy)": "入射剂量 (mGy)",
@@ -23369,7 +23556,7 @@ document.addEventListener("keydown", (event) => {
  "Gender Identity Sequence": "性别认同序列",
  "Give the exam {asked}": "将该检查改为：{asked}",
  "Greek": "希腊文",
- "HIGH": "优先",
+ "HIGH": "加急",
  "HL7 Structured Document Reference Sequence": "HL7 结构化文档引用序列",
  "Hebrew": "希伯来文",
  "Height (cm)": "身高 (cm)",
@@ -23574,7 +23761,7 @@ document.addEventListener("keydown", (event) => {
  "Procedure Step Progress Information Sequence": "步骤进度信息序列",
  "Procedure Step Progress Parameters Sequence": "步骤进度参数序列",
  "Procedure Step State": "步骤状态",
- "Progress": "进度说明",
+ "Progress": "进度",
  "Progress (%)": "进度（%）",
  "Pronoun Code Sequence": "代词代码序列",
  "Pronoun Comment": "代词备注",
@@ -23584,7 +23771,7 @@ document.addEventListener("keydown", (event) => {
  "Protocol code": "协议代码",
  "Quality Control": "质量控制",
  "Queries of the devices": "设备的查询",
- "READY": "就绪",
+ "READY": "已到检",
  "ROUTINE": "普通",
  "Radiation mode": "辐射模式",
  "Read": "已阅片",
@@ -23654,7 +23841,7 @@ document.addEventListener("keydown", (event) => {
  "Sat": "周六",
  "Save": "保存",
  "Saved.": "已保存。",
- "Scheduled": "已安排",
+ "Scheduled": "计划信息",
  "Scheduled Human Performers Sequence": "计划执行人员序列",
  "Scheduled Performing Physician's Name": "预约执行医生姓名",
  "Scheduled Procedure Step Description": "预约步骤说明",
@@ -23756,7 +23943,7 @@ document.addEventListener("keydown", (event) => {
  "The same patient: correct the name": "同一患者：更正姓名",
  "The same patient: use the ID {value}": "同一患者：使用编号 {value}",
  "The same request came before": "此前已收到相同请求",
- "The step is {state}": "该步骤为 {state}",
+ "The step is {state}": "该检查的状态为“{state}”",
  "The token, shown this once: {secret}": "令牌（仅显示这一次）：{secret}",
  "The week after": "后一周",
  "The week before": "前一周",
@@ -23969,7 +24156,6 @@ document.addEventListener("keydown", (event) => {
  "is there twice": "出现了两次",
  "is {value} already": "已经是 {value}",
  "item": "条目",
- "default language of the pages": "页面的默认语言",
  "maximum PDU accepted, bytes": "可接受的最大 PDU，字节",
  "maximum command set, bytes": "最大命令集，字节",
  "maximum data set, bytes; larger ones are discarded and answered 0213": "最大数据集，字节；超过则丢弃并返回 0213",
@@ -24082,7 +24268,6 @@ document.addEventListener("keydown", (event) => {
  "user set": "设置用户",
  "waits": "等待中",
  "was asked for under a number that is in use": "询问时使用了已被占用的编号",
- "was changed meanwhile: {value}": "期间已被他人改为：{value}",
  "websocket": "WebSocket",
  "kind of device": "设备类别",
  "what is forwarded to it, comma-separated: mpps (performed steps), mpps_notification, availability": "向其转发的内容，用逗号分隔：mpps（执行步骤）、mpps_notification、availability",
@@ -24115,17 +24300,13 @@ document.addEventListener("keydown", (event) => {
  "{backup}, whose newest change is of {since}, was restored at {at}.": "已于 {at} 恢复备份 {backup}，其最后改动为 {since}。",
  "{calling} is registered for {host}": "{calling} 登记的地址是 {host}",
  "{code} is used by open exams: it can only be retired": "{code} 仍被未结束的检查使用：只能停用",
- "{count} changes, show": "{count} 项变更，点击显示",
  "{count} exams": "{count} 项检查",
  "{count} images": "{count} 幅影像",
  "{count} images are more than the {most} of one request": "{count} 幅图像超过一次请求的上限 {most}",
  "{count} images in the archive": "{count} 幅图像已归档",
- "{count} imported": "已导入 {count} 条",
  "{count} rows": "{count} 行",
- "{count} without birth date or sex": "{count} 项没有出生日期或性别",
  "{device} will show the name as {name}": "{device} 将显示姓名为 {name}",
  "{hours} h {minutes} min": "{hours} 小时 {minutes} 分钟",
- "{images} images, {others} others": "{images} 幅图像，{others} 个其他对象",
  "{key} needs host": "{key} 需要 host",
  "{minutes} min": "{minutes} 分钟",
  "{name} answers": "{name} 有应答",
@@ -24176,7 +24357,6 @@ document.addEventListener("keydown", (event) => {
  "{value} may not have a backslash": "{value} 不能含有反斜杠",
  "{value} stands under no heading, in column {place}": "{value} 位于第 {place} 列，没有列标题",
  "{value} {unit} cannot be": "{value} {unit} 不可能",
- "{years} years": "{years} 岁",
  "Today": "今日",
  "Front desk": "前台",
  "Needs attention": "待处理",
@@ -24206,8 +24386,6 @@ document.addEventListener("keydown", (event) => {
  "Day view": "日视图",
  "Week view": "周视图",
  "No machines yet.": "还没有设备。",
- "1 exam overlaps with another one.": "有 1 项检查时间冲突。",
- "exams": "项检查",
  "Identity number (China)": "身份证号",
  "By device": "按设备",
  "By status": "按状态",
@@ -24248,10 +24426,8 @@ document.addEventListener("keydown", (event) => {
  "{ae} has not answered since {at}: {problem}": "{ae} 自 {at} 起无应答：{problem}",
  "No archive is registered, so no images can be confirmed. Register it as a device with the role archive.": "未登记归档系统，无法确认任何影像。请将其登记为角色为“归档”的设备。",
  "Several archives are registered: no images can be confirmed until [commitment] archive names one.": "已登记多个归档系统：在 [commitment] archive 指定其一之前，无法确认任何影像。",
- "accepted proof that an image is in the archive, in this order, comma-separated: archive, commitment, availability": "影像已归档的可接受依据，按此顺序，以逗号分隔：archive、commitment、availability",
  "hours without proof, such as with the archive down, before images are reported as not in the archive": "无依据（如归档系统停机）超过该小时数，即报告影像未归档",
  "A backup of {since} was restored: everything entered after it is missing. An administrator must confirm this at /restored.": "已恢复 {since} 的备份：此后录入的内容缺失。请管理员在 /restored 查看并确认。",
- "replace a damaged database by the newest good backup; what came after the backup is then missing": "发现数据库损坏时，用最新的完好备份替换；备份之后的内容将会缺失",
  "Could not be read in the replaced database: {what}.": "被替换的数据库中无法读取：{what}。",
  "What the replaced database had until {until} is missing; patients: {patients}, exams: {exams}.": "缺少被替换的数据库截至 {until} 的内容：{patients} 位患者、{exams} 项检查。",
  "Everything entered since is missing; there was no database left to compare with.": "此后录入的内容缺失；没有可以读取的原数据库。",
@@ -24353,11 +24529,8 @@ document.addEventListener("keydown", (event) => {
  "Not forwarded": "未能转发",
  "not forwarded": "未转发",
  "Archive checked: {ae}.": "核对的归档系统：{ae}。",
- "1 image not checked yet: keep it on the machine": "1 幅影像尚未核对：请保留在设备上",
  "{count} images not checked yet: keep them on the machine": "{count} 幅影像尚未核对：请保留在设备上",
- "1 image not confirmed in the archive: keep it on the machine": "1 幅影像未确认归档：请勿从设备删除",
  "{count} images not confirmed in the archive: keep them on the machine": "{count} 幅影像未确认归档：请勿从设备删除",
- "1 image confirmed in the archive: it may be deleted at the machine": "1 幅影像已确认归档：可从设备删除",
  "{count} images confirmed in the archive: they may be deleted at the machine": "{count} 幅影像已确认归档：可从设备删除",
  "{ae} was told that {count} images are in the archive": "已通知 {ae}：{count} 幅影像已归档",
  "No machine has asked for storage commitment yet. Where one does, its images and the answers appear here.": "还没有设备请求存储确认。设备请求后，其影像和结果显示在这里。",
@@ -24563,7 +24736,43 @@ document.addEventListener("keydown", (event) => {
  "is not an AE title (1 to 16 ASCII characters)": "不是有效的 AE 标题（1 至 16 个 ASCII 字符）",
  "setting changed": "设置已更改",
  "the page Settings": "“设置”页面",
- "Changes made here apply at once. For all other settings edit this file and restart: {path}": "此处的更改立即生效。其他设置请编辑此文件并重启：{path}"
+ "Changes made here apply at once. For all other settings edit this file and restart: {path}": "此处的更改立即生效。其他设置请编辑此文件并重启：{path}",
+ "Show changes ({count})": "显示 {count} 项变更",
+ "{count} other objects": "{count} 个其他对象",
+ "{count} years": "{count} 岁",
+ "Imported: {count}": "已导入：{count} 条",
+ "Without birth date or sex: {count}": "无出生日期或性别：{count} 项",
+ "accepted proofs of images in the archive, in order, comma-separated: archive, commitment, availability": "影像已归档的可接受依据，按顺序，以逗号分隔：archive、commitment、availability",
+ "replace a damaged database by the newest good backup; what came after it is missing then": "发现数据库损坏时，用最新的完好备份替换；备份之后的内容将会缺失",
+ "English": "简体中文",
+ "{day} {month} {year}": "{year}年{number}月{day}日",
+ "{weekday}, {date}": "{date} {weekday}",
+ "{label}: {words}": "{label}：{words}",
+ ", ": "，",
+ "Jan": "1月",
+ "Feb": "2月",
+ "Mar": "3月",
+ "Apr": "4月",
+ "May": "5月",
+ "Jun": "6月",
+ "Jul": "7月",
+ "Aug": "8月",
+ "Sep": "9月",
+ "Oct": "10月",
+ "Nov": "11月",
+ "Dec": "12月",
+ "task: SCHEDULED": "已计划",
+ "task: READY": "就绪",
+ "task: HIGH": "高",
+ "was changed to {value} in the meantime": "期间已被改为 {value}",
+ "default language of the pages: en, zh-CN or another of static/i18n": "页面的默认语言：en、zh-CN 或 static/i18n 中的其他语言",
+ "Enter the family name": "请填写姓",
+ "Enter the Patient ID": "请填写患者编号",
+ "Choose a device": "请选择设备",
+ "Choose a modality": "请选择检查类型",
+ "Enter the exam": "请填写检查项目",
+ "Enter the date": "请填写日期",
+ "Enter the task": "请填写任务内容"
 }
 """,
 }
@@ -24574,16 +24783,20 @@ STATIC_TYPES = {
 }
 
 
-def load_catalogues() -> dict[str, Mapping[str, str]]:
-    """Return the catalogues by language: the built-in ones, then others in static/i18n."""
-    found: dict[str, Mapping[str, str]] = {"en": {}}
+def load_catalogues() -> dict[str, Mapping[str, Any]]:
+    """Return the catalogues by language: the built-in ones, then others in static/i18n.
+
+    The English one has only the words of codes, and plurals; they stand in for what others lack.
+    """
     texts = {name: text for name, text in STATIC.items() if name.startswith("i18n/")}
     folder = static_folder()
     for path in sorted((folder / "i18n").glob("*.json")) if folder else ():
         texts.setdefault(f"i18n/{path.name}", path.read_text("utf-8"))
-    for name, text in texts.items():
-        found[name.removeprefix("i18n/").removesuffix(".json")] = json.loads(text)
-    return found
+    english = json.loads(texts["i18n/en.json"])
+    return {
+        name.removeprefix("i18n/").removesuffix(".json"): english | json.loads(text)
+        for name, text in texts.items()
+    }
 
 
 def static_answer(name: str, request: Any) -> Any:
@@ -24606,7 +24819,7 @@ def static_answer(name: str, request: Any) -> Any:
 # ------------------------------------------------------------------------------------------------
 
 LAYOUT = """<!DOCTYPE html>
-<html lang="{{t.language}}">
+<html lang="{{t.language}}" dir="{{t.direction}}">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -24994,6 +25207,8 @@ class Site:
         self.web, self.pages, self.boards = web, pages, boards
         self.menu = [page for page in self.pages if page.words]
         self.catalogues = load_catalogues()
+        if (language := web.config.clinic.language) not in self.catalogues:
+            log.warning("[clinic] language: there is no static/i18n/%s.json", language)
         self.light_until, self.lights = 0.0, ["good"]
         self.count_until, self.counts = 0.0, dict[str, int]()
 
@@ -25132,7 +25347,7 @@ class PageRequest:
         if problem:
             return None
         words = self.t("Undo: {what} ({who}, {at})", what=self.t(note.what), who=note.who,
-                       at=self.at(note.at)[:-3])  # fmt: skip
+                       at=self.at(note.at))  # fmt: skip
         return f"/{about.replace(' ', '/')}?undo_state={mark_of(note.id)}", words, note
 
     @property
@@ -25144,9 +25359,11 @@ class PageRequest:
         """Return the device of an AE title, or None."""
         return self.web.access().device(ae_title)
 
-    def at(self, stamp: str) -> str:
-        """A time of the store as the clinic's clock shows it."""
-        return shown_instant(stamp, self.web.config.zone)
+    def at(self, stamp: str, seconds: bool = False) -> str:
+        """A time of the store as the clinic's clock shows it; "" for none."""
+        if not stamp:
+            return ""
+        return self.t.moment(local_time(stamp, self.web.config.zone), seconds)
 
     # The answer.
 
@@ -25180,7 +25397,7 @@ class PageRequest:
             light=self._light() if self.may("admin") else None,
             alarm=self.alarm,
             notices=[t(words) for words in (*box.alarms(), *(box.notices() if login else ()))],
-            languages=[(code, LANGUAGES.get(code, code)) for code in site.catalogues],
+            languages=[(code, found["English"]) for code, found in site.catalogues.items()],
         )
 
     def part(self, template: str, **values: Any) -> str:
@@ -25337,14 +25554,13 @@ def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: in
     if commitment.state == "dropped":
         return ""
     found = (
-        (good, Message("1 image confirmed in the archive: it may be deleted at the machine"),
-         Message("{count} images confirmed in the archive: they may be deleted at the machine", count=good)),
-        (bad, Message("1 image not confirmed in the archive: keep it on the machine"),
-         Message("{count} images not confirmed in the archive: keep them on the machine", count=bad)),
-        (open_, Message("1 image not checked yet: keep it on the machine"),
-         Message("{count} images not checked yet: keep them on the machine", count=open_)),
+        Message("{count} images confirmed in the archive: they may be deleted at the machine",
+                count=good),
+        Message("{count} images not confirmed in the archive: keep them on the machine",
+                count=bad),
+        Message("{count} images not checked yet: keep them on the machine", count=open_),
     )  # fmt: skip
-    return "; ".join(t(one if count == 1 else many) for count, one, many in found if count)
+    return "; ".join(t(words) for words in found if words.values["count"])
 
 
 def commitments_page(p: PageRequest) -> str:
@@ -25358,7 +25574,8 @@ def commitments_page(p: PageRequest) -> str:
         )
         asked.append(Row(cells, link, commitment_actions(t, one)))
     part = p.listed("Asked | Asked by | Result | State | Problem | Transaction UID", asked,
-                    "No machine has asked for storage commitment yet. Where one does, its images and the answers appear here.")  # fmt: skip
+                    "No machine has asked for storage commitment yet. Where one does, its images"
+                    " and the answers appear here.")  # fmt: skip
     return p.listing("Images in the archive", [part, missing_images(p)], intro=archive_words(p))
 
 
@@ -25394,7 +25611,7 @@ def archive_words(p: PageRequest) -> str:
     if not reached.at:
         return words
     at, since = (
-        f"{datetime.datetime.fromtimestamp(one, p.ctx.config.zone):%Y-%m-%d %H:%M:%S}"
+        t.moment(datetime.datetime.fromtimestamp(one, p.ctx.config.zone))
         for one in (reached.at, reached.since)
     )
     if not reached.problem:
@@ -25582,7 +25799,7 @@ def exam_words(t: Translator, index: ElementIndex) -> str:
     item = index.item("ScheduledProcedureStepSequence")
     at = item.get("ScheduledProcedureStepStartDate"), item.get("ScheduledProcedureStepStartTime")
     when = f"{t.date(at[0])} {shown_time(at[1])}".strip()
-    return ", ".join(filter(None, (t.name(index.get("PatientName")), exam_name(index), when)))
+    return t.listed((t.name(index.get("PatientName")), exam_name(index), when))
 
 
 def thing_words(p: PageRequest, about: Thing) -> str:
@@ -25606,7 +25823,7 @@ def changed_words(p: PageRequest, changed: ChangedMeanwhile) -> str:
         return t("{subject} was changed meanwhile.", subject=subject)
     at, who, what = changed.change
     return t("{subject}: {what}, by {who} at {at}.", subject=subject, what=t(what), who=who,
-             at=p.at(at)[:-3])  # fmt: skip
+             at=p.at(at))  # fmt: skip
 
 
 def ask_changed(p: PageRequest, changed: ChangedMeanwhile) -> str:
@@ -25676,7 +25893,7 @@ def table_of_figures(p: PageRequest) -> tuple[tuple[str, ...], list[list[str]]]:
             for key in ("exams", "completed", "discontinued", "no_show")
         )
         share = f"{100 * given_up / (done + given_up):.0f} %" if done + given_up else ""
-        counts = (exams, f"{exams / len(days):.1f}", done, given_up, share, absent)
+        counts = (exams, t.number(exams / len(days)), done, given_up, share, absent)
         medians = []
         for key in ("waiting", "room"):
             minutes = list(itertools.chain.from_iterable(getattr(day, key) for day in days))
@@ -25784,6 +26001,21 @@ UPLOAD_PAGE = """
 <button class="main">{{t('Import')}}</button>
 </form>
 """
+
+
+MISSING = "is missing"
+WANTED = {  # what a person is asked for where a field was left empty, by its tag
+    tag_of(keyword): words
+    for keyword, words in {
+        "PatientName": Message("Enter the family name"),
+        "PatientID": Message("Enter the Patient ID"),
+        "ScheduledStationAETitle": Message("Choose a device"),
+        "Modality": Message("Choose a modality"),
+        "RequestedProcedureDescription": Message("Enter the exam"),
+        "ScheduledProcedureStepStartDate": Message("Enter the date"),
+        "ProcedureStepLabel": Message("Enter the task"),
+    }.items()
+}
 
 
 class Field(NamedTuple):
@@ -25905,7 +26137,8 @@ def show_fields(
     """
     words = collections.defaultdict(list)
     for problem in problems:
-        words[problem.tag].append(p.t(problem.words))
+        wanted = WANTED.get(problem.tag) if problem.words.key == MISSING else None
+        words[problem.tag].append(p.t(wanted or problem.words))
     fields = [
         Field(row.name, p.t(row.label), row.kind.input, form.get(row.name, ""), row.required,
               "; ".join(words.pop(row.tag, ())), choices.get(row.name, ()))
@@ -25971,7 +26204,7 @@ def changed_meanwhile(
         name, now = row.name, stored[row.name]
         if name not in seen or seen[name] == now:
             continue
-        words = Message("was changed meanwhile: {value}", value=now or "-")
+        words = Message("was changed to {value} in the meantime", value=now or "-")
         problems.append(Problem(row.tag, words))
         if form[name].strip() == seen[name].strip():
             form[name] = now
@@ -26013,7 +26246,11 @@ def show_form(
     values    submit: text of the button, "" for none; action: URL, default is that of the page;
               other variables of form.html
     """
-    said = [f"{f.label}: {f.problem}" for _, fields in groups for f in fields if f.problem]
+    whole = set(map(p.t, WANTED.values()))
+    said = [
+        f.problem if f.problem in whole else p.t.labelled(f.label, f.problem)
+        for _, fields in groups for f in fields if f.problem
+    ]  # fmt: skip
     said += [p.t(problem.words) for problem in problems]
     values = {"action": p.request.path} | values
     wrong = [f.name for _, fields in groups for f in fields if f.problem]
@@ -26468,7 +26705,7 @@ BOARD_PAGE = """
 <a href="/print?date={{day}}" class="button">{{t('Print')}}</a>
 </form>
 <p id="offline" class="problem" role="status" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
-<button type="button" id="news" class="news" data-one="{{t('1 change, show')}}" data-many="{{t('{count} changes, show')}}" aria-live="polite" hidden></button>
+<button type="button" id="news" class="news" data-words="{{t('Show changes ({count})')}}" aria-live="polite" hidden></button>
 <form id="act" method="post" action="/"><input type="hidden" name="csrf" value="{{csrf}}"></form>
 <div id="board" data-part="{{part}}" data-mark="{{mark}}">
 {{!board}}
@@ -26593,7 +26830,7 @@ NEXT_EVENTS = ("arrive", "finish", "reschedule")  # what comes next is a button,
 
 def clock_words(ctx: Context, stamp: str) -> str:
     """Return a time stamp of the store as 10:21 of the clinic's clock; "" for none."""
-    return shown_instant(stamp, ctx.config.zone)[11:16]
+    return f"{local_time(stamp, ctx.config.zone):%H:%M}" if stamp else ""
 
 
 def tags_of(t: Translator, index: ElementIndex) -> list[str]:
@@ -26686,11 +26923,11 @@ def device_note(web: Web, ctx: Context, t: Translator, date: str, station: str) 
     bookings = web.read(diary, ctx, station, date, date)
     free = free_times(ctx, bookings, date, ctx.config.clinic.slot_minutes)
     asked = web.read(last_query, device.ae_titles if device else (station,))
-    last = shown_instant(asked.last_at, ctx.config.zone) if asked else ""
-    asked_today = last[:10] == shown_date(ctx.today()) and date == ctx.today()
+    last = f"{local_time(asked.last_at, ctx.config.zone):%Y%m%d%H:%M}" if asked else ""
+    asked_today = last[:8] == date == ctx.today()
     return " · ".join(filter(None, (
         t("next free {time}", time=clock(free[0])) if free else "",
-        t("machine last asked {time}", time=last[11:16]) if asked_today else "",
+        t("machine last asked {time}", time=last[8:]) if asked_today else "",
     )))  # fmt: skip
 
 
@@ -26769,7 +27006,7 @@ def board_page(p: PageRequest) -> str | bytes:
     )
     today = view._replace(date=date).query
     return p.show(
-        BOARD_PAGE, f"{p.t(WEEKDAY_WORDS[day.weekday()])}, {p.t.date(view.date)}", refresh=True, board=board.text, mark=board.mark,
+        BOARD_PAGE, p.t.day(view.date), refresh=True, board=board.text, mark=board.mark,
         part=f"/?part=board&{today}", day=shown_date(view.date), view=view, before=before,
         after=after, stations=stations_of(p),
         orders=[(f"/?{view._replace(by=by).query}", p.t(words), by == view.by)
@@ -26836,7 +27073,7 @@ def why_page(p: PageRequest) -> str:
     if query.strip() and not steps:
         parts = [p.listed("", [], "No patient found.")]
     asked = [
-        Row((f"{q.ae_title} {q.address}", f"{local_time(p, q.last_at):%d.%m. %H:%M:%S}",
+        Row((f"{q.ae_title} {q.address}", p.at(q.last_at),
              str(q.count),
              str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
              asked_for(t, ElementIndex(bytes(q.keys)))))
@@ -26854,11 +27091,6 @@ def days_away(p: PageRequest, step: Any) -> int:
     return abs((day_of(step.start_date or "19000101") - day_of(p.ctx.today())).days)
 
 
-def local_time(p: PageRequest, stamp: str) -> datetime.datetime:
-    """Return a time stamp of the store in the clinic's time zone."""
-    return datetime.datetime.fromisoformat(stamp).astimezone(p.ctx.config.zone)
-
-
 def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
     """Return a table for one exam: each device's recent queries, and the key that excluded it."""
     ctx, t, data, is_found = p.ctx, p.t, bytes(step.data), False
@@ -26874,7 +27106,7 @@ def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
             words = t("The query was refused: {words}", words=refusal.detail)
             others.append(Row((query.ae_title, "", words)))
             continue
-        when = local_time(p, query.last_at)
+        when = local_time(query.last_at, ctx.config.zone)
         seen = Context(ctx.config, ctx.actor, lambda when=when: when)
         why = exclusion(ctx.config, search, WorklistView.of(seen, device), data)
         titles = device.ae_titles if device else (query.ae_title,)
@@ -26888,7 +27120,7 @@ def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
                 given = mendable(keys, step, ctx.today())
         if not is_own and not stray:
             given = []
-        row = Row((query.ae_title, f"{when:%d.%m. %H:%M}", sentence), "",
+        row = Row((query.ae_title, p.at(query.last_at), sentence), "",
                   mend_action(t, step, given))  # fmt: skip
         is_found |= why is None and is_own
         (own if is_own else others).append(row)
@@ -26948,7 +27180,7 @@ def misset(
         right = meant.get(datadict.keyword_for_tag(tag))
         if right and is_single(tag, asked) and asked not in right:
             return t("The machine's filter is set to {asked}, and it is registered with {right}:"
-                     " change it at the machine.", asked=asked, right=", ".join(sorted(right)))  # fmt: skip
+                     " change it at the machine.", asked=asked, right=t.listed(sorted(right)))  # fmt: skip
     return ""
 
 
@@ -26979,7 +27211,7 @@ def mend_action(t: Translator, step: Any, given: list[Mend]) -> tuple[Action, ..
     fields = [("step", str(step.id)), seen]
     for keyword, asked in given:
         fields += [("keyword", keyword), ("value", asked)]
-    shown = ", ".join(t.date(asked) if is_date(asked) else asked for _, asked in given)
+    shown = t.listed(t.date(asked) if is_date(asked) else asked for _, asked in given)
     words = t("Give the exam {asked}", asked=shown) if shown else t("Put back on the worklist")
     return (Action("/why/mend", words, tuple(fields)),)
 
@@ -26992,7 +27224,7 @@ def asked_for(t: Translator, index: ElementIndex) -> str:
             words += [asked_for(t, item) for item in index.items(tag)]
         elif index.text(tag).strip("*"):
             words.append(f"{t(description_of(tag))} {index.text(tag)}")
-    return ", ".join(filter(None, words))
+    return t.listed(words)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -27144,7 +27376,7 @@ WORKITEM_FACTS = body_rows("""
     Performed    | Output sets         | UnifiedProcedureStepPerformedProcedureSequence > OutputInformationSequence
     Performed    | Comment             | UnifiedProcedureStepPerformedProcedureSequence > CommentsOnThePerformedProcedureStep
     """)
-# What the time line shows for an event of each type, after its name.
+# What the timeline shows for an event of each type, after its name.
 HAPPENING_PATHS = {
     0: ("ReasonForCancellation",),
     1: ("ProcedureStepState", "InputReadinessState", "ReasonForCancellation"),
@@ -27157,11 +27389,11 @@ HAPPENING_PATHS = {
 
 
 def happening_words(happening: Happening, t: Translator, zone: datetime.tzinfo | None) -> str:
-    """Return an event of the time line in words."""
+    """Return an event of the timeline in words."""
     name = next(name for name, number in EVENT_TYPES.items() if number == happening.event_type)
     index = ElementIndex(happening.data)
     said = [fact(index, path, t, zone) for path in HAPPENING_PATHS.get(happening.event_type, ())]
-    return f"{t(name)}: {', '.join(filter(None, said))}"
+    return t.labelled(t(name), t.listed(said)) if any(said) else t(name)
 
 
 def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
@@ -27197,7 +27429,7 @@ def workitems_page(p: PageRequest) -> str:
     found, count = p.read(workitems_of, state, label)
     listed = [
         Row((one.label, t.name(ElementIndex(bytes(one.data)).get("PatientName")), one.patient_id,
-             one.worklist_label, t(one.state), t(one.priority), p.at(one.start_at), one.performer),
+             one.worklist_label, t.task(one.state), t.task(one.priority), p.at(one.start_at), one.performer),
             f"/workitem/{one.sop_instance_uid}")
         for one in found
     ]  # fmt: skip
@@ -27210,7 +27442,7 @@ def workitems_page(p: PageRequest) -> str:
         intro = t("The first {shown} of {count}. Choose a state or a worklist.",
                   shown=len(found), count=count)  # fmt: skip
     filters = [(workitems_path("", label), t("Open"), not state)]
-    filters += [(workitems_path(one, label), t(one), one == state) for one in UPS_STATES]
+    filters += [(workitems_path(one, label), t.task(one), one == state) for one in UPS_STATES]
     labels = p.read(worklist_labels)
     if len(labels) > 1:
         filters.append((workitems_path(state, ""), t("All worklists"), not label))
@@ -27220,7 +27452,7 @@ def workitems_page(p: PageRequest) -> str:
 
 
 def workitem_page(p: PageRequest, uid: str) -> str:
-    """GET /workitem/…: its four modules, actions, subscribers and time line."""
+    """GET /workitem/…: its four modules, actions, subscribers and timeline."""
     t, zone, mark = p.t, p.web.config.zone, p.mark(("workitem", uid))
     workitem, happenings = p.read(stored_workitem, uid), p.read(history_of, uid)
     if not workitem and not happenings:
@@ -27281,7 +27513,7 @@ def workitem_choices(p: PageRequest, workitem: Any) -> dict[str, tuple[tuple[str
     return {
         "code": tuple((code, t(words)) for code, words in codes),
         "station": (("", "-"), *((device.ae_title, device.name) for device in p.devices)),
-        "readiness": tuple((one, t(one)) for one in inputs),
+        "readiness": tuple((one, t.task(one)) for one in inputs),
         "receiver": tuple((one, one) for d in p.devices if d.host for one in d.ae_titles),
         "watcher": tuple((ae, ae) for ae, _ in watching),
         "lock": (("FALSE", t("no")), ("TRUE", t("yes"))),
@@ -27341,8 +27573,8 @@ def new_workitem_page(
     choices = {
         "code": tuple((code, t(meaning)) for code, (_, meaning) in WORKITEM_CODES.items()),
         "worklist": tuple((label, label) for label in p.read(worklist_labels)),
-        "priority": tuple((one, t(one)) for one in priorities),
-        "readiness": tuple((one, t(one)) for one in UPS_ENUMERATIONS["InputReadinessState"]),
+        "priority": tuple((one, t.task(one)) for one in priorities),
+        "readiness": tuple((one, t.task(one)) for one in UPS_ENUMERATIONS["InputReadinessState"]),
     }
     rows = [row for row in WORKITEM_FIELDS if row.name not in fixed]
     fields, others = show_fields(p, rows, form, problems, choices)
@@ -27513,7 +27745,10 @@ def audit_page(p: PageRequest) -> str:
     """GET /audit: search the audit log by any text; says whether its chain is intact."""
     t, text = p.t, p.query("q")
     found = p.read(audit_lines, text, row_number(p.query("before")))
-    lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
+    lines = [
+        Row((p.at(one.at, seconds=True), one.who, t(one.what), one.about, one.detail))
+        for one in found
+    ]
     links = []
     if len(found) == 200:
         older = urllib.parse.urlencode({"q": text, "before": found[-1].id})
@@ -27703,7 +27938,7 @@ def devices_page(p: PageRequest) -> str:
     ]  # fmt: skip
     tried = []
     for (calling, address), (at, words) in reversed(p.web.box.associations.rejected.copy().items()):
-        when = f"{datetime.datetime.fromtimestamp(at, p.web.config.zone):%d.%m. %H:%M}"
+        when = t.moment(datetime.datetime.fromtimestamp(at, p.web.config.zone))
         new = calling and not p.device(calling)
         actions = (register_action(t, calling, address),) if new else ()
         tried.append(Row((calling or "?", address, t(words), when), "", actions))
@@ -27856,7 +28091,7 @@ def associations_page(p: PageRequest) -> str:
             is_failure(status) for (_, status), _ in one.done
         )
         when = datetime.datetime.fromtimestamp(one.at, p.ctx.config.zone)
-        cells = (f"{when:%d.%m. %H:%M:%S}", name or t("unknown"), one.calling, one.address,
+        cells = (t.moment(when, seconds=True), name or t("unknown"), one.calling, one.address,
                  what_was_done(t, one),
                  t(ENDINGS[one.ending].key, words=one.words))  # fmt: skip
         link = f"/devices/doctor?name={urllib.parse.quote(name)}" if name else ""
@@ -27902,7 +28137,7 @@ def what_was_done(t: Translator, one: Ended) -> str:
     """Return the operations of an association, and the classes it proposed in vain."""
     words = [done_words(t, *each) for each in one.done] or [t("nothing")]
     if one.not_served:
-        words.append(t("not provided here: {names}", names=", ".join(one.not_served)))
+        words.append(t("not provided here: {names}", names=t.listed(one.not_served)))
     return "; ".join(words)
 
 
@@ -28024,7 +28259,7 @@ def post_catalogue_import(p: PageRequest) -> str:
         count = p.write(import_procedures, upload.file.read(), encoding)
     except Refusal as refusal:
         return catalogue_import_page(p, [p.t(problem.words) for problem in p.again(refusal)])
-    return p.tell("/catalogue", p.t("{count} imported", count=count))
+    return p.tell("/catalogue", p.t("Imported: {count}", count=count))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -28205,7 +28440,7 @@ CALENDAR_PAGE = """
 </nav>
 </form>
 % if double:
-<p class="warning">{{t('1 exam overlaps with another one.') if double == 1 else t('{count} exams overlap.', count=double)}}</p>
+<p class="warning">{{t('{count} exams overlap.', count=double)}}</p>
 % end
 % if not stations:
 <p>{{t('No machines yet.')}} <a href="/devices/edit">{{t('Register a device first.')}}</a></p>
@@ -28255,7 +28490,7 @@ CALENDAR_PAGE = """
 % for number, query, count, date, current in week:
 <td{{!' aria-current="date"' if current else ''}}><a href="/calendar?{{query}}">{{number}}
 % if count:
-<small>{{count}}<span class="hidden"> {{t('exams')}}</span></small>
+<small><span aria-hidden="true">{{count}}</span><span class="hidden">{{t('{count} exams', count=count)}}</span></small>
 % end
 </a></td>
 % end
@@ -28359,7 +28594,7 @@ def title_of(p: PageRequest, columns: list[Column], view: str, names: dict[str, 
             "Week from {first} to {last}", first=p.t.date(first.date), last=p.t.date(last.date)
         )
         return f"{names.get(first.device, first.device)}, {words}"
-    return f"{p.t(WEEKDAY_WORDS[day_of(first.date).weekday()])}, {p.t.date(first.date)}"
+    return p.t.day(first.date)
 
 
 def head_of(
@@ -28681,12 +28916,14 @@ def performed_facts(
         others = len(item.items(tag_of("ReferencedNonImageCompositeSOPInstanceSequence")))
         words = (item.get("ProtocolName"), item.get("SeriesDescription"),
                  t.name(item.get("OperatorsName")))  # fmt: skip
-        counts = t("{images} images, {others} others", images=images, others=others)
-        told = ", ".join(filter(None, (*words, counts)))
+        counts = [t("{count} images", count=images)]
+        if others:
+            counts.append(t("{count} other objects", count=others))
+        told = t.listed((*words, *counts))
         facts.append((t("Series {number}", number=number), told))
     facts += facts_of(index, DOSE_FACTS, t)
     for exposure in index.items(tag_of("ExposureDoseSequence")):
-        words = ", ".join(map(" ".join, facts_of(exposure, EXPOSURE_FACTS, t)))
+        words = t.listed(map(" ".join, facts_of(exposure, EXPOSURE_FACTS, t)))
         facts.append((t("Exposure"), words))
     if remark:
         facts.append((t("Left out by the device"), remark))
@@ -28768,7 +29005,7 @@ def step_links(
         (f"/register?order={row_id}", t("Add exam to this order")),
         (f"/workitems/new?step={row_id}", t("New workitem")),
         *(
-            (f"/workitem/{uid}", f"{label}: {t(state_)}")
+            (f"/workitem/{uid}", t.labelled(label, t.task(state_)))
             for uid, label, state_ in p.read(workitems_of_request, accession)
         ),
         (f"/patient/{patient}", t("Patient")),
@@ -28929,7 +29166,7 @@ def post_leftovers(p: PageRequest) -> str:
         p.response.status = 409
         return leftovers_page(p, [changed_words(p, changed)])
     words = p.t("Move to today") if event == "today" else p.t(PERSON_EVENTS[event])
-    exams = p.t("1 exam") if count == 1 else p.t("{count} exams", count=count)
+    exams = p.t("{count} exams", count=count)
     return p.tell("/leftovers", f"{words}: {exams}")
 
 
@@ -28997,10 +29234,10 @@ def match_page(p: PageRequest) -> str:
         index = ElementIndex(bytes(step.data))
         item = step_item(step)
         stations = item.values(tag_of("ScheduledStationAETitle"))
-        cells = (", ".join(map(t, why)), t.name(index.get("PatientName")), step.patient_id,
+        cells = (t.listed(map(t, why)), t.name(index.get("PatientName")), step.patient_id,
                  t.date(index.get("PatientBirthDate")),
                  exam_name(index),
-                 ", ".join(names.get(one, one) for one in stations),
+                 t.listed(names.get(one, one) for one in stations),
                  f"{t.date(step.start_date)} {shown_time(step.start_time)}",
                  step.accession_number, t(step.status))  # fmt: skip
         seen = "step_state", mark_of(step.status, step.study_instance_uid)
@@ -29152,7 +29389,7 @@ def label_page(p: PageRequest, row_id: int) -> str:
     about = [t(index.get("PatientSex")), t.date(born)]
     if is_date(born):
         years = int(today[:4]) - int(born[:4]) - (today[4:] < born[4:])
-        about.append(t("{years} years", years=years))
+        about.append(t("{count} years", count=years))
     return p.show(
         LABEL_PAGE, "Print label", name=t.name(index.get("PatientName")),
         about=" · ".join(filter(None, about)),
@@ -31040,7 +31277,7 @@ def archive_light(box: Parts) -> list[tuple[Message, str, Message]]:
     reached = box.commitments.line.of(archive)
     seconds = reached.since if reached.problem else reached.at
     at = datetime.datetime.fromtimestamp(seconds, ctx.config.zone)
-    how = {"ae": archive.ae_title, "at": f"{at:%Y-%m-%d %H:%M}", "problem": reached.problem}
+    how = {"ae": archive.ae_title, "at": at, "problem": reached.problem}
     if reached.problem:
         words = Message("{ae} has not answered since {at}: {problem}", **how)
         return [(Message("Archive"), "bad", words)]

@@ -56,7 +56,7 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
     if (!left) latest = null;
     if (!news) return;
     news.hidden = !left;
-    news.textContent = left === 1 ? news.dataset.one : news.dataset.many.replace("{count}", left);
+    news.textContent = news.dataset.words.replace("{count}", left);
   }
 
   const rowsOf = (part) => Array.from(part.querySelectorAll("[data-step]"));

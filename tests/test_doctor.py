@@ -39,8 +39,8 @@ def words(ctx, device=CT, called=NOBODY, outcome="answers"):
     ("outcome", "sentence"),
     [
         ("answers", "CT room answers"),
-        ("unreached", "CT room is not reached at 127.0.0.1, port 104"),
-        ("rejected", "CT room rejects us: is MINRIS known to it?"),
+        ("unreached", "Cannot reach CT room at 127.0.0.1:104"),
+        ("rejected", "CT room rejected the connection. Is MINRIS configured there?"),
         ("no answer", "CT room was reached, but did not answer C-ECHO"),
         ("no address", "CT room has no address here"),
     ],
@@ -53,8 +53,7 @@ def test_whether_it_is_reached_is_said(ctx, outcome, sentence):
 def test_an_archive_that_is_not_reached_is_worse_than_a_machine(ctx):
     archive = dataclasses.replace(CT, role="archive")
     assert (
-        words(ctx, archive, outcome="unreached")["CT room is not reached at 127.0.0.1, port 104"]
-        == "bad"
+        words(ctx, archive, outcome="unreached")["Cannot reach CT room at 127.0.0.1:104"] == "bad"
     )
 
 
@@ -80,7 +79,7 @@ def test_what_it_proposes_in_vain_is_told(ctx):
 def test_another_address_than_registered_is_told(ctx):
     called = Called({"CT1": call(address="192.0.2.9")}, {})
     assert (
-        words(ctx, called=called)["It called from 192.0.2.9, and is registered for 127.0.0.1"]
+        words(ctx, called=called)["It called from 192.0.2.9 but is registered for 127.0.0.1"]
         == "warning"
     )
 
@@ -121,7 +120,7 @@ def test_its_query_is_found_behind_many_of_others(ctx):
             QueryTrace, hour=str(number), ae_title=title, address="127.0.0.1", keys=b"",
             raw=b"", count=1, answers=3, status=0, last_at=last,
         )  # fmt: skip
-    assert "Last worklist query 05.07. 08:00: 3 exams returned" in words(ctx)
+    assert "Last worklist query 2026-07-05 08:00: 3 exams returned" in words(ctx)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +193,7 @@ def test_all_is_well_at_last(ready):
     finally:
         server.shutdown()
     assert "X-ray 9 answers" in shown
-    assert "was told of 1 exams" in shown
+    assert ": 1 exam returned" in shown
     assert "X-ray 9 works." in shown
 
 

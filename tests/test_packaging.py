@@ -377,7 +377,7 @@ def test_minris_pyz_brings_the_first_patient_on_the_worklist(box):
         assert program.on_worklist() == ["Wang^XiaoDong=王^小东"]
         text = client.get("/").text
         assert "/static/minris.css" in text
-        assert '<html lang="zh-CN">' in text
+        assert '<html lang="zh-CN" dir="ltr">' in text
         assert client.get("/static/minris.css").status_code == 200
 
 

@@ -151,7 +151,7 @@ def _has_called(ctx: Context, device: Device, called: Called) -> Iterator[Findin
     at = datetime.datetime.fromtimestamp(last.at, ctx.config.zone)
     classes = ", ".join(UID(uid).name for uid in last.classes)
     words = Message("Last call {at} from {address}, for {classes}",
-                    at=f"{at:%Y-%m-%d %H:%M}", address=last.address, classes=classes)  # fmt: skip
+                    at=at, address=last.address, classes=classes)  # fmt: skip
     yield Finding("good", words)
     if device.host and not same_host(device.host, last.address):
         words = Message("It called from {address} but is registered for {host}",
@@ -177,7 +177,7 @@ def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
         yield Finding("warning", words, "", Message("Query the worklist on the machine"))
         return
     why, mend = "/why", Message("Not on the machine?")
-    at = _shown_at(ctx, query.last_at)
+    at = _local(ctx, query.last_at)
     if query.status != Status.SUCCESS:
         yield Finding("bad", Message("Its last query failed at {at}", at=at), why, mend)
     elif query.answers:
@@ -189,9 +189,8 @@ def _has_asked(ctx: Context, device: Device) -> Iterator[Finding]:
         yield Finding("warning", words, why, mend)
 
 
-def _shown_at(ctx: Context, stamp: str) -> str:
-    at = datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone)
-    return f"{at:%d.%m. %H:%M}"
+def _local(ctx: Context, stamp: str) -> datetime.datetime:
+    return datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone)
 
 
 MOST_SKEW_S = 300
@@ -207,7 +206,7 @@ def _has_reported(ctx: Context, device: Device) -> Iterator[Finding]:
         words = Message("Sends no MPPS; its exams are closed by incoming images or by hand")
         yield Finding(light, words)
         return
-    at = _shown_at(ctx, performed.created_at)
+    at = _local(ctx, performed.created_at)
     yield Finding("good", Message("Sends MPPS, the last one at {at}", at=at))
     if words := clock_words_of(ctx, performed):
         yield Finding("bad", words, "", Message("Correct its clock, or this one"))

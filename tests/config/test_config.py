@@ -34,7 +34,7 @@ GOOD_VALUES = {
     "ae": [("MINRIS", "MINRIS"), ("CT room 1", "CT room 1"), ("A" * 16, "A" * 16)],
     "aes 8": [("CT1, CT2", ("CT1", "CT2")), ("US1", ("US1",))],
     "zone": [("Asia/Shanghai", "Asia/Shanghai"), ("UTC", "UTC"), ("", "")],
-    "choice en zh-CN": [("ZH-cn", "zh-CN")],
+    "language": [("ZH-cn", "zh-CN"), ("pt-br", "pt-BR"), ("de", "de")],
     "states": [("completed, NO SHOW", {"COMPLETED", "NO SHOW"}), ("", frozenset())],
     "charset": [
         ("", ()),
@@ -53,7 +53,7 @@ BAD_VALUES = {
     "ae": ["", " ", "A" * 17, "CT\\1", "放射科", "CT\t1", "CT1, CT2"],
     "aes 8": ["", ",", "CT1, " + "A" * 17, ", ".join(f"CT{n}" for n in range(9))],
     "zone": ["Shanghai", "Asia", "../../etc/passwd", "UTC+8", "Asia/Shanghai\0"],
-    "choice en zh-CN": ["", "de", "e"],
+    "language": ["", "e", "English", "zh_CN"],
     "states": ["FINISHED", "COMPLETED; CANCELED"],
     "charset": ["UTF-8", "ISO_IR 192\\GB18030", "latin1", "ISO_IR 999"],
     "store": ["", "minris.db", "sqlite:///", "postgresql://localhost/minris"],
@@ -453,7 +453,7 @@ sys.exit(minris.main(sys.argv[1:]))
 
 @pytest.mark.parametrize("command", [["serve"], [], ["check"]], ids=" ".join)
 def test_three_wrong_values_are_three_lines_and_exit_status_2(command, tmp_path):
-    text = "[dicom]\nport = 99999\n[web]\nlogin_attempts = 1\n[clinic]\nlanguage = fr\n"
+    text = "[dicom]\nport = 99999\n[web]\nlogin_attempts = 1\n[clinic]\nlanguage = french\n"
     path = write(tmp_path, text)
     done = subprocess.run(
         [sys.executable, "-B", "-c", WATCH, "--config", str(path), *command],
@@ -467,7 +467,7 @@ def test_three_wrong_values_are_three_lines_and_exit_status_2(command, tmp_path)
     assert done.stderr.splitlines() == [
         "minris: [dicom] port: '99999' is not a whole number from 0 to 65535",
         "minris: [web] login_attempts: '1' is not a whole number from 3 to 1000",
-        "minris: [clinic] language: 'fr' is not one of en, zh-CN",
+        "minris: [clinic] language: 'french' is not a language such as en or zh-CN",
     ]
     assert done.stdout == ""
     assert [file.name for file in tmp_path.iterdir()] == ["config.ini"]

@@ -344,7 +344,7 @@ def nothing():
 EFFECTS = {
     "ae_title": ("MG1, MG1_DOSE", {}, lambda a: calls(a, "MG1_DOSE"), 3, True),
     "host": (peers.HOST, {"port": "PORT"}, echoed, "has no address here", "answers"),
-    "port": ("PORT", {"host": peers.HOST}, echoed, "is not reached at 127.0.0.1, port 104", "answers"),
+    "port": ("PORT", {"host": peers.HOST}, echoed, "Cannot reach", "answers"),
     "tls": ("yes", {"host": peers.HOST, "port": "PORT"}, lambda a: echoed(a) == "answers", True, False),
     "check_address": ("yes", {"host": "127.0.0.2"}, lambda a: calls(a, "MG1"), True, 3),
     "modality": ("MG", {}, lambda a: stored_step(a, "Modality"), "is missing", "MG"),
@@ -995,19 +995,19 @@ def test_a_device_is_called_by_its_title_with_ours(appliance, technologist):
 def test_a_closed_port_is_said_with_host_and_port(appliance, technologist):
     port = peers.free_port()
     told = echo(appliance, technologist, host=peers.HOST, port=str(port))
-    assert told == f"Mammography is not reached at 127.0.0.1, port {port}"
+    assert told == f"Cannot reach Mammography at 127.0.0.1:{port}"
 
 
 def test_a_device_that_does_not_know_us_is_said_to_reject_us(appliance, technologist):
     with listening(only=["SOMEONE"]) as port:
         told = echo(appliance, technologist, host=peers.HOST, port=str(port))
-    assert told == "Mammography rejects us: is MINRIS known to it?"
+    assert told == "Mammography rejected the connection. Is MINRIS configured there?"
 
 
 def test_a_device_that_takes_no_c_echo_is_not_said_to_be_out_of_reach(appliance, technologist):
     with listening(abstract_syntax=MODALITY_WORKLIST) as port:
         told = echo(appliance, technologist, host=peers.HOST, port=str(port))
-    assert "is not reached" not in told
+    assert "Cannot reach" not in told
     assert "C-ECHO" in told
 
 
@@ -1031,7 +1031,7 @@ def test_a_host_without_an_address_is_said_not_to_be_reached(
 
     monkeypatch.setattr(socket, "getaddrinfo", fails)
     told = echo(appliance, technologist, host="mg.local", port="104")
-    assert told == "Mammography is not reached at mg.local, port 104"
+    assert told == "Cannot reach Mammography at mg.local:104"
 
 
 def test_while_we_wait_for_a_device_others_are_served(appliance, technologist):

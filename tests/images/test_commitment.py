@@ -2060,7 +2060,7 @@ def test_the_page_says_in_words_what_may_be_deleted(box, modality, archive):
     once_in(box, uid, "told")
     with technologist_of(box) as anna:
         listed, shown = words_of(anna.get("/commitments")), words_of(anna.get(f"/commitment/{uid}"))
-    safe = "3 images are safe: the machine may delete them"
+    safe = "3 images confirmed in the archive: they may be deleted at the machine"
     unsafe = "2 images are not safe: do not delete them"
     for words in (listed, shown):
         assert f"{safe}; {unsafe}" in words

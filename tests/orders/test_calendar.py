@@ -387,7 +387,7 @@ def test_the_second_of_two_is_shown_what_the_first_has_changed(appliance, desk):
     assert desk.post("/patient/1", data=theirs).status_code == 303
     answer = desk.post("/patient/1", data=mine)
     assert answer.status_code == 409
-    assert "was changed meanwhile: 1978-03-13" in words_of(answer)
+    assert "was changed to 1978-03-13" in words_of(answer)
     assert 'value="70"' in answer.text, "what was typed is kept"
     stored = ElementIndex(appliance.read(get_patient, 1))
     assert (stored.get("PatientBirthDate"), stored.get("PatientWeight")) == ("19780313", "")
@@ -413,7 +413,7 @@ def test_two_at_one_exam_likewise(appliance, desk):
     desk.post("/step/1/edit", data=edited(desk, "/step/1/edit", time="10:45"))
     answer = desk.post("/step/1/edit", data=mine)
     assert answer.status_code == 409
-    assert "was changed meanwhile: 10:45" in words_of(answer)
+    assert "was changed to 10:45" in words_of(answer)
     assert appliance.read(step_row, 1).start_time[:4] == "1045"
 
 

@@ -996,7 +996,7 @@ def test_an_exam_that_has_begun_is_not_changed_on_its_page(appliance, web):
     [index] = appliance.schedule(item(ScheduledProcedureStepStatus="STARTED"))
     answer = send(web, f"/step/{row_in(appliance, index)}/edit", time="14:00")
     assert answer.status_code == 422
-    assert "The step is STARTED" in words_of(answer.text)
+    assert "The step is In progress" in words_of(answer.text)
 
 
 def left_over(appliance, *states):

@@ -615,7 +615,7 @@ def test_a_cancelled_exam_is_put_back_by_one_click(appliance, web):
     appliance.write(change_step, appliance.context(), "cancel", *keys)
     assert found_by(appliance) == []
     text = why_page(web)
-    assert "The exam is CANCELED; that is not shown to devices." in part(text)
+    assert "The exam is Cancelled; that is not shown to devices." in part(text)
     click(web, text)
     assert found_by(appliance) == ["Wang^Fang"]
 
@@ -624,7 +624,7 @@ def test_an_exam_that_is_done_is_not_put_back(appliance, web):
     appliance.schedule(item(ScheduledProcedureStepStatus="COMPLETED"))
     ask(appliance)
     text = why_page(web)
-    assert "The exam is COMPLETED; that is not shown to devices." in part(text)
+    assert "The exam is Done; that is not shown to devices." in part(text)
     assert clicks(text) == []
 
 

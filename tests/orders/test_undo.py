@@ -342,7 +342,7 @@ def test_a_change_is_taken_back_on_the_page_of_the_exam(appliance):
         employ(appliance, client)
         client.post("/step/1/edit", data=edited(client, "/step/1/edit", time="11:00"))
         page = client.get("/step/1")
-        assert "Take back: Exam changed (anna" in words_of(page)
+        assert "Undo: Exam changed (anna" in words_of(page)
         answer = client.post("/step/1", data={"csrf": csrf_of(page.text), "event": "undo"})
         assert answer.headers["location"] == "/step/1"
         shown = words_of(client.get("/step/1"))
@@ -355,7 +355,7 @@ def test_a_correction_is_taken_back_on_the_page_of_the_patient(appliance):
         employ(appliance, client)
         client.post("/patient/1", data=edited(client, "/patient/1", family_name="Wong"))
         page = client.get("/patient/1").text
-        assert re.search(r'name="event" value="undo">Take back: Patient corrected', page)
+        assert re.search(r'name="event" value="undo">Undo: Patient corrected', page)
         client.post("/patient/1", data={"csrf": csrf_of(page), "event": "undo"})
         assert 'value="Wang"' in client.get("/patient/1").text
         again = client.post("/patient/1", data={"csrf": csrf_of(page), "event": "undo"})

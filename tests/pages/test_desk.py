@@ -366,10 +366,10 @@ def test_the_page_of_an_exam_offers_to_take_back(appliance):
     appliance.schedule(item())
     with visiting(appliance) as client:
         page = employ(appliance, client).get("/step/1")
-        assert "Take back" not in page.text
+        assert "Undo: " not in page.text
         csrf = csrf_of(page.text)
         client.post("/step/1", data={"csrf": csrf, "event": "no show"})
-        assert "Take back" in client.get("/step/1").text
+        assert "Undo: " in client.get("/step/1").text
         client.post("/step/1", data={"csrf": csrf, "event": "undo"})
         assert re.search('data-state="SCHEDULED"|SCHEDULED', client.get("/step/1").text)
 
@@ -456,7 +456,7 @@ def test_a_visit_is_told_in_order(ctx):
     event(later(ctx, minutes=5), step, "arrive")
     event(later(ctx, minutes=50), step, "finish")
     told = [(str(one.what), one.at[11:16]) for one in visit_of(1)]
-    assert told == [("Registered", "12:00"), ("Checked in", "12:05"), ("Ended: COMPLETED", "12:50")]
+    assert told == [("Registered", "12:00"), ("Checked in", "12:05"), ("Done", "12:50")]
 
 
 def test_a_step_set_back_keeps_when_it_had_begun(ctx):
@@ -471,7 +471,7 @@ def test_a_step_set_back_keeps_when_it_had_begun(ctx):
         ("Started", "12:05"),
         ("Put back on the worklist", "12:09"),
         ("Started", "12:30"),
-        ("Ended: COMPLETED", "12:40"),
+        ("Done", "12:40"),
     ]
 
 
@@ -481,7 +481,7 @@ def test_an_end_that_was_taken_back_stays_in_the_time_line(ctx):
     event(later(ctx, minutes=9), step, "arrive")
     event(later(ctx, minutes=20), step, "finish")
     told = [str(one.what) for one in visit_of(1)]
-    assert told == ["Registered", "Ended: NO SHOW", "Checked in", "Ended: COMPLETED"]
+    assert told == ["Registered", "No-show", "Checked in", "Done"]
 
 
 def test_who_told_of_the_end_is_in_the_time_line(ctx):
@@ -527,7 +527,7 @@ def test_what_was_told_of_an_image_in_two_archives_counts_once(ctx):
          for uid in ("2.25.11", "2.25.12") for archive in ("ARCHIVE", "CACHE")],
     )  # fmt: skip
     told = [str(one.what) for one in visit_of(1)]
-    assert "CT1 was told that 2 images are safe" in told
+    assert "CT1 was told that 2 images are in the archive" in told
 
 
 def test_the_median_of_two_is_between_them(appliance):

@@ -12,7 +12,7 @@ from conftest import MADE, every_name, made_tree
 from minris.config.settings import DEVICE_SETTINGS, SETTINGS
 from minris.config.values import ROLES
 from minris.dataset.names import shown_name
-from minris.dataset.times import shown_date
+from minris.dataset.times import MONTHS, shown_date
 from minris.pages.after_exam.workitems import WORKITEM_ACTIONS, WORKITEM_FACTS, WORKITEM_FIELDS
 from minris.pages.box import RIGHTS
 from minris.pages.day.exam import (
@@ -21,10 +21,11 @@ from minris.pages.day.exam import (
     PERFORMED_FACTS,
     STEP_FACTS,
 )
-from minris.pages.language import Translator
+from minris.pages.language import COMMA, DATE, DAY, LABELLED, Translator
 from minris.pages.machines.stuck import ORPHAN_ROWS
 from minris.pages.reception import REGISTER_FIELDS
 from minris.pages.site import PAGES
+from minris.pages.static import load_catalogues
 from minris.standard.dictionary import VALUE_PATTERNS
 from minris.standard.encodings import ENCODINGS
 from minris.standard.mpps import DISCONTINUATION_REASONS, MPPS_ATTRIBUTES, MPPS_STATES
@@ -40,7 +41,9 @@ from minris.standard.ups import (
 from minris.standard.worklist import MWL_ATTRIBUTES, PREGNANCY_STATUS, STEP_STATES
 
 SOURCE = MADE
-CATALOGUES = sorted((SOURCE.parent / "static" / "i18n").glob("*.json"))
+FOLDER = SOURCE.parent / "static" / "i18n"
+ENGLISH = json.loads((FOLDER / "en.json").read_text("utf-8"))  # words of codes, and plurals
+CATALOGUES = [path for path in sorted(FOLDER.glob("*.json")) if path.stem != "en"]
 NAMES = every_name()
 TEMPLATES = [value for name, value in NAMES.items() if name.endswith(("_PAGE", "_PART", "LAYOUT"))]
 
@@ -124,7 +127,17 @@ def wanted():
         for text in found
         if any(part.strip(" .,:;()\n") for part, *_ in string.Formatter().parse(text))
         and text != "{value} "
-    }
+    } | {"English", DATE, DAY, LABELLED, COMMA, *MONTHS}  # its own name, and forms
+
+
+def texts_of(found):
+    """The texts of an entry: one, or those of a plural."""
+    return [found] if isinstance(found, str) else list(found.values())
+
+
+def places(text):
+    """The names in braces of a text."""
+    return {place for _, place, _, _ in string.Formatter().parse(text) if place}
 
 
 @pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.stem)
@@ -134,11 +147,69 @@ def test_the_catalogue_has_every_text_and_no_other(path):
     assert sorted(catalogue.keys() - wanted()) == []
 
 
-@pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.stem)
+def test_the_english_catalogue_has_no_other_text():
+    assert sorted(ENGLISH.keys() - wanted()) == []
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_translations_have_the_places_of_the_original(path):
-    for key, text in json.loads(path.read_text("utf-8")).items():
-        places = [{p for _, p, _, _ in string.Formatter().parse(s) if p} for s in (key, text)]
-        assert places[0] == places[1], key
+    for key, found in json.loads(path.read_text("utf-8")).items():
+        may, must = places(key), places(key)
+        if key == DATE:
+            may, must = {"day", "month", "number", "year"}, {"day", "year"}
+        for text in texts_of(found):
+            missing = must - places(text)
+            one = isinstance(found, dict) and text in (found.get(n) for n in ("zero", "one", "two"))
+            assert missing <= ({"count"} if one else set()), (key, text)
+            assert places(text) <= may, (key, text)
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_a_plural_has_the_categories_of_its_language(path):
+    plural = Translator(path.stem, {}).plural
+    categories = {plural(count) for count in range(1000)}
+    for key, found in json.loads(path.read_text("utf-8")).items():
+        if isinstance(ENGLISH.get(key), dict):
+            assert isinstance(found, dict) or categories == {"other"}, key
+        if isinstance(found, dict):
+            assert "count" in places(key), key
+            assert found.keys() == categories, key
+
+
+@pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.stem)
+def test_a_translation_has_neither_an_empty_text_nor_a_dash_for_one(path):
+    for key, found in json.loads(path.read_text("utf-8")).items():
+        assert all(text.strip(" -") for text in texts_of(found)), key
+
+
+@pytest.mark.parametrize(
+    ("language", "categories"),
+    [
+        ("en", {"one": "1", "other": "0 2 5 11 21"}),
+        ("de", {"one": "1", "other": "0 2 5 11 21"}),
+        ("fr", {"one": "0 1", "other": "2 5 11 21"}),
+        ("pt-BR", {"one": "0 1", "other": "2 5 11 21"}),
+        ("ru", {"one": "1 21 101", "few": "2 3 4 22", "many": "0 5 11 12 14 111"}),
+        ("ar", {"zero": "0", "one": "1", "two": "2", "few": "3 10 103", "many": "11 99",
+                "other": "100 102"}),
+        ("zh-CN", {"other": "0 1 2 5"}),
+    ],
+)  # fmt: skip
+def test_plural_categories_are_those_of_unicode(language, categories):
+    plural = Translator(language, {}).plural
+    for category, counts in categories.items():
+        assert [plural(int(count)) for count in counts.split()] == [category] * len(counts.split())
+
+
+def test_a_plural_takes_the_text_of_its_count():
+    t = Translator("ru", {"{count} rows": {"one": "{count} строка", "few": "{count} строки",
+                                           "many": "{count} строк"}})  # fmt: skip
+    assert [t("{count} rows", count=n) for n in (1, 3, 5)] == ["1 строка", "3 строки", "5 строк"]
+
+
+def test_right_to_left_and_the_decimal_comma_are_of_the_language():
+    assert [Translator(one, {}).direction for one in ("ar", "de")] == ["rtl", "ltr"]
+    assert [Translator(one, {}).number(2.5) for one in ("en", "de")] == ["2.5", "2,5"]
 
 
 def test_there_is_a_chinese_catalogue():
@@ -155,11 +226,12 @@ def test_a_nested_message_is_translated_throughout():
     [
         ("en", "Wang XiaoDong 王小东", "5 Jul 2026"),
         ("zh-CN", "王小东 Wang XiaoDong", "2026年7月5日"),
-        ("de", "Wang XiaoDong 王小东", "5 Jul 2026"),
+        ("ja", "王小东 Wang XiaoDong", "5 Jul 2026"),
+        ("mt", "Wang XiaoDong 王小东", "5 Jul 2026"),
     ],
 )
 def test_names_and_dates_are_written_as_a_language_has_them(language, name, date):
-    t = Translator(language, {})
+    t = Translator(language, load_catalogues().get(language, {}))
     assert (t.name("Wang^XiaoDong=王^小东"), t.date("20260705")) == (name, date)
 
 

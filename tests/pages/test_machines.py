@@ -448,7 +448,7 @@ def test_the_board_by_state_and_of_one_device(appliance, desk):
              ScheduledStationAETitle="US9", Modality="US"),
     )  # fmt: skip
     by_state = part(desk, by="state").text
-    assert re.findall("<h2>(.*?)</h2>", by_state) == ["SCHEDULED"]
+    assert re.findall("<h2>(.*?)</h2>", by_state) == ["Scheduled"]
     assert "US9" in by_state
     of_ct = part(desk, device="CT1").text
     assert ("Li Na" in of_ct, "王小东" in of_ct) == (False, True)

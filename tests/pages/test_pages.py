@@ -31,6 +31,7 @@ from minris.pages.forms import FIELD_KINDS, field_table
 from minris.pages.language import choose_language
 from minris.pages.reception import REGISTER_FIELDS
 from minris.pages.site import PAGES
+from minris.pages.static import load_catalogues
 from minris.standard.status import Refusal
 from minris.standard.worklist import STEP_STATUS, STEP_TRANSITIONS
 from minris.store.models import Patient, ScheduledProcedureStep, Session, User
@@ -1042,10 +1043,18 @@ def test_the_language_chosen_goes_before_the_browsers():
     assert choose_language(["en", "zh-CN"], "zh-CN", "en-US", "en") == "zh-CN"
 
 
+def test_every_language_is_offered_by_its_own_name(guest):
+    page = guest.get("/login").text
+    offered = dict(re.findall(r'name="language" value="([^"]+)" lang="[^"]+">([^<]+)<', page))
+    known = {language: found["English"] for language, found in load_catalogues().items()}
+    assert offered == {language: name for language, name in known.items() if language != "en"}
+    assert '<html lang="en" dir="ltr">' in page
+
+
 def test_the_pages_are_there_in_chinese(desk):
     desk.get("/language", params={"language": "zh-CN", "back": "/register"})
     page = desk.get("/register").text
-    assert '<html lang="zh-CN">' in page
+    assert '<html lang="zh-CN" dir="ltr">' in page
     assert "Family name" not in page
 
 

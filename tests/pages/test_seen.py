@@ -126,7 +126,9 @@ def test_a_cancelled_exam_does_not_come_back_by_the_form_of_another(appliance, d
     answer = press(desk, save)
     assert answer.status_code == 409
     words = words_of(answer)
-    assert re.search(r"Wang XiaoDong 王小东, CT chest.*: CANCELED, by mary at .*\d\d:\d\d\.", words)
+    assert re.search(
+        r"Wang XiaoDong 王小东, CT chest.*: Cancelled, by mary at .*\d\d:\d\d\.", words
+    )
     assert "Put it back on the list?" in words
     assert status(appliance) == "CANCELED"
 
@@ -149,7 +151,7 @@ def test_the_form_of_a_cancelled_exam_says_what_saving_does(appliance, desk):
     appliance.schedule(item())
     cancelled(appliance)
     page = desk.get("/step/1/edit").text
-    assert "The exam is CANCELED: saving puts it back on the list." in page
+    assert "The exam is Cancelled: saving puts it back on the list." in page
     save = button(page, "Save, and put it back on the list", comment="New")
     assert press(desk, save).status_code == 303
     assert status(appliance) == "SCHEDULED"
@@ -189,19 +191,19 @@ def test_what_can_no_longer_be_done_is_said_with_who_and_offers_nothing(applianc
     cancelled(appliance, event="finish")
     answer = press(desk, made)
     assert answer.status_code == 409
-    assert "COMPLETED, by mary" in words_of(answer)
+    assert "Done, by mary" in words_of(answer)
     assert not [one for one in buttons_of(answer.text) if one[1].startswith("/step/1")]
 
 
 def test_to_take_back_means_the_change_that_was_shown(appliance, desk):
     appliance.schedule(item())
     press(desk, button(desk.get("/step/1").text, "Check in"))
-    made = button(desk.get("/step/1").text, "Take back: ARRIVED")
+    made = button(desk.get("/step/1").text, "Undo: Waiting")
     cancelled(appliance)
     answer = press(desk, made)
     assert answer.status_code == 409
     assert status(appliance) == "CANCELED"
-    assert press(desk, button(answer.text, "Take back: CANCELED")).status_code == 303
+    assert press(desk, button(answer.text, "Undo: Cancelled")).status_code == 303
     assert status(appliance) == "ARRIVED"
 
 
@@ -230,7 +232,7 @@ def test_leftovers_are_settled_as_they_were_seen_or_none_is(appliance, desk):
     marks = re.findall(r'name="step_state" value="([^"]*)"', page)
     answer = desk.post(path, data=fields | {"row": ["1", "2"], "step_state": marks})
     assert answer.status_code == 409
-    assert re.search("Leftover1.*ARRIVED, by mary", words_of(answer))
+    assert re.search("Leftover1.*Waiting, by mary", words_of(answer))
     assert [status(appliance, row) for row in (1, 2)] == ["SCHEDULED", "ARRIVED"]
 
 
@@ -245,7 +247,7 @@ def test_what_was_corrected_meanwhile_is_not_undone_by_a_registration(appliance,
     mary(appliance, correct_patient, 1, given)
     answer = press(desk, made)
     assert answer.status_code == 409
-    assert "was changed meanwhile: 222" in words_of(answer)
+    assert "was changed to 222" in words_of(answer)
     assert press(desk, button(answer.text, "Register")).status_code == 303
     assert ElementIndex(appliance.read(get_patient, 1)).get("PatientTelephoneNumbers") == "222"
 
@@ -348,21 +350,22 @@ def test_a_question_is_asked_anew_of_a_user_who_has_become_another(appliance, ad
     assert appliance.read(lambda: User.select().where(User.name == "tom").count()) == 1
 
 
-@pytest.mark.parametrize("event", ["Cancel", "Mark as no-show"])
+@pytest.mark.parametrize(
+    ("event", "words"), [("Cancel", "Cancelled"), ("Mark as no-show", "No-show")]
+)
 def test_a_button_of_the_board_is_answered_with_who_and_what_and_how_to_undo(
-    appliance, desk, event
+    appliance, desk, event, words
 ):
     appliance.schedule(item(RequestedProcedureDescription="CT chest",
                             ScheduledProcedureStepStartDate=appliance.context().today()))  # fmt: skip
     press(desk, button(desk.get("/").text, event))
     board = desk.get("/")
-    state = status(appliance)
-    assert re.search(f"Wang XiaoDong 王小东, CT chest, .*: {state}.", words_of(board))
+    assert re.search(f"Wang XiaoDong 王小东, CT chest, .*: {words}.", words_of(board))
     if event == "Cancel":
         press(desk, button(board.text, "Keep the reason", remark="Patient phoned"))
         assert appliance.read(step_row, 1).remark == "Patient phoned"
         board = desk.get("/")
-    undo = button(board.text, f"Take back: {state}")
+    undo = button(board.text, f"Undo: {words}")
     assert press(desk, undo).status_code == 303
     assert (status(appliance), appliance.read(step_row, 1).remark) in (
         ("SCHEDULED", ""), ("CANCELED", ""))  # fmt: skip

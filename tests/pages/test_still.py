@@ -61,9 +61,9 @@ def test_the_click_hits_the_patient_who_was_aimed_at(board):
     board.page.mouse.click(*place)
     board.page.locator(".told").wait_for()
     assert [state(board, row) for row in (4, 5)] == ["NO SHOW", "SCHEDULED"]
-    assert re.match("Garcia Luis, .*: NO SHOW", board.page.locator(".told").inner_text())
+    assert re.match("Garcia Luis, .*: No-show", board.page.locator(".told").inner_text())
     board.picture("board-told")
-    board.page.get_by_role("button", name="Take back: NO SHOW").click()
+    board.page.get_by_role("button", name="Undo: No-show").click()
     board.page.get_by_text("Undone.").wait_for()
     assert state(board, 4) == "SCHEDULED"
 
@@ -83,7 +83,7 @@ def test_no_button_becomes_another_one_under_the_pointer(board):
     board.page.locator("#news").wait_for(state="visible")
     board.page.screenshot(path=ARTEFACTS / "board-news.png")  # a whole page moves the pointer
     board.page.mouse.click(*place)
-    board.page.get_by_text("CANCELED, by mary").wait_for()
+    board.page.get_by_text("Cancelled, by mary").wait_for()
     board.picture("board-asked")
     assert state(board, 4) == "CANCELED"
 

@@ -129,7 +129,7 @@ def archive_light(box: Parts) -> list[tuple[Message, str, Message]]:
     reached = box.commitments.line.of(archive)
     seconds = reached.since if reached.problem else reached.at
     at = datetime.datetime.fromtimestamp(seconds, ctx.config.zone)
-    how = {"ae": archive.ae_title, "at": f"{at:%Y-%m-%d %H:%M}", "problem": reached.problem}
+    how = {"ae": archive.ae_title, "at": at, "problem": reached.problem}
     if reached.problem:
         words = Message("{ae} has not answered since {at}: {problem}", **how)
         return [(Message("Archive"), "bad", words)]

@@ -63,7 +63,7 @@ SETTINGS = setting_table(r"""
     ups | restart_receivers | | titles | further AE titles notified after a restart, comma-separated
     ups | auto_subscribe_creator | no | bool | subscribe whoever creates a workitem to it
     ups | tell_going_down | yes | bool | notify subscribers when minris is stopped
-    commitment | evidence | archive | evidence | accepted proof that an image is in the archive, in this order, comma-separated: archive, commitment, availability
+    commitment | evidence | archive | evidence | accepted proofs of images in the archive, in order, comma-separated: archive, commitment, availability
     commitment | archive | | ae_or_none | AE title of the archive to query; empty: the device whose role is archive
     commitment | answer_minutes | 60 | int 1 1440 | minutes to wait for the archive's own commitment before asking again
     commitment | look_minutes | 5 | int 0 1440 | minutes between archive queries for expected images (0: never)
@@ -92,7 +92,7 @@ SETTINGS = setting_table(r"""
     store | url | sqlite:///minris.db | store | database; a relative path is relative to config.ini
     clinic | name | minris | text | name of the clinic, shown on the pages
     clinic | timezone | | zone | time zone of the clinic, such as Asia/Shanghai; empty: that of the machine
-    clinic | language | en | choice en zh-CN | default language of the pages
+    clinic | language | en | language | default language of the pages: en, zh-CN or another of static/i18n
     clinic | opens | 08:00 | clock | opening time, for the calendar
     clinic | closes | 18:00 | clock | closing time, for the calendar and no_show_after_closing
     clinic | closed_days | | weekdays | days of the week without exams, such as sat, sun
@@ -108,7 +108,7 @@ SETTINGS = setting_table(r"""
     housekeeping | backups_kept | 7 | int 1 1000 | number of days whose last backup is kept, as far as there is room
     housekeeping | backups_kept_weeks | 4 | int 0 1000 | number of weeks whose last backup is kept
     housekeeping | backups_kept_months | 12 | int 0 1000 | number of months whose last backup is kept
-    housekeeping | restore_damaged | no | bool | replace a damaged database by the newest good backup; what came after the backup is then missing
+    housekeeping | restore_damaged | no | bool | replace a damaged database by the newest good backup; what came after it is missing then
     housekeeping | no_show_after_closing | no | bool | mark open exams as no-show at closing time (devices with MPPS only)
     housekeeping | keep_queries_days | 7 | int 1 3650 | days to keep the query log
     housekeeping | keep_steps_days | 0 | int 0 36500 | days to keep ended steps and what was performed for them (0: for ever)

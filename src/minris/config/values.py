@@ -109,6 +109,14 @@ def read_choice(text: str, *choices: str) -> str:
     raise ValueError(Message("is not one of {choices}", choices=", ".join(choices)))
 
 
+def read_language(text: str) -> str:
+    """A language, perhaps with a region: de, pt-BR."""
+    if not re.fullmatch("[A-Za-z]{2,3}(-[A-Za-z]{2,4})?", text):
+        raise ValueError("is not a language such as en or zh-CN")
+    kind, dash, region = text.partition("-")
+    return kind.lower() + dash + (region.upper() if len(region) < 4 else region.title())
+
+
 def read_states(text: str) -> frozenset[str]:
     """States of a scheduled procedure step, separated by commas."""
     states = frozenset(state.upper() for state in _parts(text))
@@ -229,6 +237,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "clock": read_clock,
     "value": read_value,
     "choice": read_choice,
+    "language": read_language,
     "states": read_states,
     "charset": read_character_set,
     "store": read_store_url,

@@ -311,11 +311,9 @@ def still_back(gap: Gap) -> list[tuple[int, str]]:
     ]
 
 
-def clinic_time(ctx: Context, stamp: str) -> str:
+def clinic_time(ctx: Context, stamp: str) -> datetime.datetime | str:
     """A time of the store by the clinic's clock; a dash for none."""
-    if not stamp:
-        return "-"
-    return f"{datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone):%Y-%m-%d %H:%M}"
+    return datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone) if stamp else "-"
 
 
 def words_of_gap(ctx: Context, gap: Gap) -> list[Message]:

@@ -396,11 +396,11 @@ def import_now(
 
 def imported_words(one: Any) -> Message:
     """What was imported, and what was left out."""
-    notes = [Message("{count} imported", count=one.done)]
+    notes = [Message("Imported: {count}", count=one.done)]
     if left := json.loads(one.left_out):
         notes.append(Message("columns left out: {names}", names=", ".join(left)))
     if missing := _not_told(one.id):
-        notes.append(Message("{count} without birth date or sex", count=missing))
+        notes.append(Message("Without birth date or sex: {count}", count=missing))
     if similar := _known_with_other_ids(one.id):
         names = ", ".join([*similar[:10], *(["…"] if len(similar) > 10 else [])])
         notes.append(Message("perhaps known already, with other IDs: {names}", names=names))

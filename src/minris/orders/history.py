@@ -47,7 +47,7 @@ def visit_of(row_id: int) -> list[Moment]:
         ),
         Moment(step.arrived_at, Message("Checked in")),
         Moment(step.started_at, Message("Started")),
-        Moment(step.ended_at, Message("Ended: {state}", state=step.status), str(told)),
+        Moment(step.ended_at, Message(step.status), str(told)),
         *_states_before(step),
     ]
     study = (step.study_instance_uid,)
@@ -83,7 +83,7 @@ def visit_of(row_id: int) -> list[Moment]:
     )
     for label, state, created, claimed, ended, performer, data in workitems:
         code = ElementIndex(data).item("ScheduledWorkitemCodeSequence").get("CodeValue")
-        words = Message("Workitem ended: {state}", state=state)
+        words = Message("Workitem ended: {state}", state=Message(state))
         if state == "COMPLETED" and code in WORKITEM_MOMENTS:
             words = WORKITEM_MOMENTS[code]
         about = f"{label} {performer}".strip()
@@ -114,9 +114,7 @@ def _states_before(step: Any) -> list[Moment]:
     known = {"ARRIVED": step.arrived_at, "STARTED": step.started_at, "ended": step.ended_at}
     told = {id(line) for kind, line in last.items() if known.get(kind)}  # by its column
     return [
-        Moment(
-            line.at, STATE_MOMENTS.get(state) or Message("Ended: {state}", state=state), line.who
-        )
+        Moment(line.at, STATE_MOMENTS.get(state) or Message(state), line.who)
         for line, state in states
         if id(line) not in told and state in STEP_STATES
     ]

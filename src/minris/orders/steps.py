@@ -94,7 +94,7 @@ def step_outcome(event: str, step: ScheduledProcedureStep) -> str:
     """The state that an event leads to. Refuses 0110 where STEP_TRANSITIONS does not allow it."""
     outcome = STEP_TRANSITIONS[event, step.status]
     if isinstance(outcome, Status):
-        raise Refusal(outcome, Message("The step is {state}", state=step.status))
+        raise Refusal(outcome, Message("The step is {state}", state=Message(step.status)))
     return outcome
 
 

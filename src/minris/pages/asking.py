@@ -51,7 +51,7 @@ def exam_words(t: Translator, index: ElementIndex) -> str:
     item = index.item("ScheduledProcedureStepSequence")
     at = item.get("ScheduledProcedureStepStartDate"), item.get("ScheduledProcedureStepStartTime")
     when = f"{t.date(at[0])} {shown_time(at[1])}".strip()
-    return ", ".join(filter(None, (t.name(index.get("PatientName")), exam_name(index), when)))
+    return t.listed((t.name(index.get("PatientName")), exam_name(index), when))
 
 
 def thing_words(p: PageRequest, about: Thing) -> str:
@@ -75,7 +75,7 @@ def changed_words(p: PageRequest, changed: ChangedMeanwhile) -> str:
         return t("{subject} was changed meanwhile.", subject=subject)
     at, who, what = changed.change
     return t("{subject}: {what}, by {who} at {at}.", subject=subject, what=t(what), who=who,
-             at=p.at(at)[:-3])  # fmt: skip
+             at=p.at(at))  # fmt: skip
 
 
 def ask_changed(p: PageRequest, changed: ChangedMeanwhile) -> str:

@@ -159,7 +159,10 @@ def audit_page(p: PageRequest) -> str:
     """GET /audit: search the audit log by any text; says whether its chain is intact."""
     t, text = p.t, p.query("q")
     found = p.read(audit_lines, text, row_number(p.query("before")))
-    lines = [Row((p.at(one.at), one.who, t(one.what), one.about, one.detail)) for one in found]
+    lines = [
+        Row((p.at(one.at, seconds=True), one.who, t(one.what), one.about, one.detail))
+        for one in found
+    ]
     links = []
     if len(found) == 200:
         older = urllib.parse.urlencode({"q": text, "before": found[-1].id})

@@ -24,6 +24,21 @@ FORM_PAGE = template("form.html")
 UPLOAD_PAGE = template("upload.html")
 
 
+MISSING = "is missing"
+WANTED = {  # what a person is asked for where a field was left empty, by its tag
+    tag_of(keyword): words
+    for keyword, words in {
+        "PatientName": Message("Enter the family name"),
+        "PatientID": Message("Enter the Patient ID"),
+        "ScheduledStationAETitle": Message("Choose a device"),
+        "Modality": Message("Choose a modality"),
+        "RequestedProcedureDescription": Message("Enter the exam"),
+        "ScheduledProcedureStepStartDate": Message("Enter the date"),
+        "ProcedureStepLabel": Message("Enter the task"),
+    }.items()
+}
+
+
 class Field(NamedTuple):
     """One field of a form, ready to show.
 
@@ -143,7 +158,8 @@ def show_fields(
     """
     words = collections.defaultdict(list)
     for problem in problems:
-        words[problem.tag].append(p.t(problem.words))
+        wanted = WANTED.get(problem.tag) if problem.words.key == MISSING else None
+        words[problem.tag].append(p.t(wanted or problem.words))
     fields = [
         Field(row.name, p.t(row.label), row.kind.input, form.get(row.name, ""), row.required,
               "; ".join(words.pop(row.tag, ())), choices.get(row.name, ()))
@@ -209,7 +225,7 @@ def changed_meanwhile(
         name, now = row.name, stored[row.name]
         if name not in seen or seen[name] == now:
             continue
-        words = Message("was changed meanwhile: {value}", value=now or "-")
+        words = Message("was changed to {value} in the meantime", value=now or "-")
         problems.append(Problem(row.tag, words))
         if form[name].strip() == seen[name].strip():
             form[name] = now
@@ -251,7 +267,11 @@ def show_form(
     values    submit: text of the button, "" for none; action: URL, default is that of the page;
               other variables of form.html
     """
-    said = [f"{f.label}: {f.problem}" for _, fields in groups for f in fields if f.problem]
+    whole = set(map(p.t, WANTED.values()))
+    said = [
+        f.problem if f.problem in whole else p.t.labelled(f.label, f.problem)
+        for _, fields in groups for f in fields if f.problem
+    ]  # fmt: skip
     said += [p.t(problem.words) for problem in problems]
     values = {"action": p.request.path} | values
     wrong = [f.name for _, fields in groups for f in fields if f.problem]

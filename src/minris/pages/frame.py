@@ -8,6 +8,7 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from minris import log
 from minris.access.context import Actor, Context
 from minris.access.users import Login, permit
 from minris.config.ini import Device
@@ -15,7 +16,7 @@ from minris.housekeeping.stuck import orphans
 from minris.mpps.linking import doubtful_steps, unscheduled_steps
 from minris.orders.lookup import leftovers
 from minris.orders.undo import undoable
-from minris.pages.language import LANGUAGES, Translator, choose_language, shown_instant
+from minris.pages.language import Translator, choose_language, local_time
 from minris.pages.static import load_catalogues
 from minris.pages.template import template
 from minris.seen import Thing, as_seen, mark_of, state_mark
@@ -134,6 +135,8 @@ class Site:
         self.web, self.pages, self.boards = web, pages, boards
         self.menu = [page for page in self.pages if page.words]
         self.catalogues = load_catalogues()
+        if (language := web.config.clinic.language) not in self.catalogues:
+            log.warning("[clinic] language: there is no static/i18n/%s.json", language)
         self.light_until, self.lights = 0.0, ["good"]
         self.count_until, self.counts = 0.0, dict[str, int]()
 
@@ -272,7 +275,7 @@ class PageRequest:
         if problem:
             return None
         words = self.t("Undo: {what} ({who}, {at})", what=self.t(note.what), who=note.who,
-                       at=self.at(note.at)[:-3])  # fmt: skip
+                       at=self.at(note.at))  # fmt: skip
         return f"/{about.replace(' ', '/')}?undo_state={mark_of(note.id)}", words, note
 
     @property
@@ -284,9 +287,11 @@ class PageRequest:
         """Return the device of an AE title, or None."""
         return self.web.access().device(ae_title)
 
-    def at(self, stamp: str) -> str:
-        """A time of the store as the clinic's clock shows it."""
-        return shown_instant(stamp, self.web.config.zone)
+    def at(self, stamp: str, seconds: bool = False) -> str:
+        """A time of the store as the clinic's clock shows it; "" for none."""
+        if not stamp:
+            return ""
+        return self.t.moment(local_time(stamp, self.web.config.zone), seconds)
 
     # The answer.
 
@@ -320,7 +325,7 @@ class PageRequest:
             light=self._light() if self.may("admin") else None,
             alarm=self.alarm,
             notices=[t(words) for words in (*box.alarms(), *(box.notices() if login else ()))],
-            languages=[(code, LANGUAGES.get(code, code)) for code in site.catalogues],
+            languages=[(code, found["English"]) for code, found in site.catalogues.items()],
         )
 
     def part(self, template: str, **values: Any) -> str:

@@ -1,7 +1,8 @@
 """Sentences, names, dates and values in the user's language."""
 
 import datetime
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from minris.access.context import Context
 from minris.dataset.elements import ElementIndex
@@ -11,24 +12,86 @@ from minris.orders.diary import Booking
 from minris.standard.dictionary import is_date, tag_of, vr_of
 from minris.standard.mpps import TAKEN_ANSWERS
 from minris.standard.status import Message
+from minris.standard.ups import UPS_ENUMERATIONS
 from minris.web.request import Web
+
+Catalogue = Mapping[str, str | Mapping[str, str]]  # a plural has a text for each category
+
+
+def one_or_other(count: int) -> str:
+    """Return the plural category of most languages."""
+    return "one" if count == 1 else "other"
+
+
+def russian_plural(count: int) -> str:
+    """Return the plural category of a whole number in Russian."""
+    if count % 10 == 1 and count % 100 != 11:
+        return "one"
+    return "few" if count % 10 in (2, 3, 4) and count % 100 not in (12, 13, 14) else "many"
+
+
+def arabic_plural(count: int) -> str:
+    """Return the plural category of a whole number in Arabic."""
+    if count < 3:
+        return ("zero", "one", "two")[count]
+    last = count % 100
+    return "few" if 3 <= last <= 10 else "many" if last > 10 else "other"
+
+
+# Plural categories of whole numbers (Unicode CLDR, cardinals), where they differ from English.
+PLURALS: dict[str, Callable[[int], str]] = {
+    "ar": arabic_plural,
+    "ru": russian_plural,
+    "uk": russian_plural,
+    **dict.fromkeys(("fr", "pt"), lambda count: one_or_other(count or 1)),
+    **dict.fromkeys(("id", "ja", "ko", "ms", "th", "vi", "zh"), lambda count: "other"),
+}
+RIGHT_TO_LEFT = {"ar", "fa", "he", "ur"}
+DECIMAL_COMMA = {"de", "es", "fr", "id", "it", "pt", "ru", "vi"}
 
 
 class Translator:
-    """Translates a sentence; the English text is the key of the catalogue."""
+    """Translates a sentence; the English text, or a code, is the key of the catalogue."""
 
-    def __init__(self, language: str, catalogue: Mapping[str, str]) -> None:
+    def __init__(self, language: str, catalogue: Catalogue) -> None:
         self.language, self.catalogue = language, catalogue
+        self.kind = language.partition("-")[0]  # without region or script
+        self.plural = PLURALS.get(self.kind, one_or_other)
 
-    def __call__(self, text: str, **values: object) -> str:
+    def __call__(self, text: str, **values: Any) -> str:
         if isinstance(text, Message):
             text, values = text.key, dict(text.values)
         found = self.catalogue.get(text, text)
-        if not values:
-            return found
-        return found.format_map(
-            {k: self(v) if isinstance(v, Message) else v for k, v in values.items()}
-        )
+        if not isinstance(found, str):
+            found = found.get(self.plural(int(values["count"]))) or found["other"]
+        return found.format_map({k: self.value(v) for k, v in values.items()}) if values else found
+
+    def value(self, value: object) -> object:
+        """Return a value of a sentence as this language writes it."""
+        if isinstance(value, datetime.datetime):
+            return self.moment(value)
+        return self(value) if isinstance(value, Message) else value
+
+    @property
+    def direction(self) -> str:
+        """The direction of writing: ltr or rtl."""
+        return "rtl" if self.kind in RIGHT_TO_LEFT else "ltr"
+
+    def number(self, value: float, digits: int = 1) -> str:
+        """Return a decimal number: 2.5 or 2,5."""
+        return f"{value:.{digits}f}".replace(".", "," if self.kind in DECIMAL_COMMA else ".")
+
+    def listed(self, values: Iterable[str]) -> str:
+        """Return those values that are not empty, with the comma of the language."""
+        return self(COMMA).join(filter(None, values))
+
+    def labelled(self, label: str, words: str) -> str:
+        """Return words after a label and a colon."""
+        return self(LABELLED, label=label, words=words)
+
+    def task(self, code: str) -> str:
+        """Return a code of a workitem, where the same code of an exam is another word."""
+        return self(TASK_WORDS.get(code, code))
 
     def name(self, value: str) -> str:
         """Return a PN value for display; Latin letters first unless the language is zh, ja or ko."""
@@ -43,9 +106,17 @@ class Translator:
         if not is_date(value):
             return shown_date(value)
         number = int(value[4:6])
-        words = {"day": int(value[6:]), "month": MONTHS[number - 1], "number": number,
-                 "year": int(value[:4])}  # fmt: skip
-        return DATES.get(self.language, DATES["en"]).format(**words)
+        return self(DATE, day=int(value[6:]), month=self(MONTHS[number - 1]), number=number,
+                    year=int(value[:4]))  # fmt: skip
+
+    def day(self, value: str) -> str:
+        """Return a DA value with its day of the week."""
+        weekday = WEEKDAY_WORDS[day_of(value).weekday()]
+        return self(DAY, weekday=weekday, date=self.date(value))
+
+    def moment(self, at: datetime.datetime, seconds: bool = False) -> str:
+        """Return an instant as date and time of its zone: 5 Jul 2026 09:30."""
+        return f"{self.date(f'{at:%Y%m%d}')} {at:{'%H:%M:%S' if seconds else '%H:%M'}}"
 
     def of_person(self, index: ElementIndex, today: datetime.date) -> str:
         """Return sex and age of a patient: M 48 y; months below two years."""
@@ -59,7 +130,14 @@ class Translator:
         return " ".join(filter(None, (self(sex) if sex in ("M", "F", "O") else "", age)))
 
 
-DATES = {"en": "{day} {month} {year}", "zh-CN": "{year}年{number}月{day}日"}
+DATE = "{day} {month} {year}"  # a language may use {number} for the number of the month
+DAY, LABELLED, COMMA = "{weekday}, {date}", "{label}: {words}", ", "
+# Codes of workitems whose words differ from those of exams, in some language.
+TASK_WORDS = {
+    "SCHEDULED": Message("task: SCHEDULED"),
+    "READY": Message("task: READY"),
+    "HIGH": Message("task: HIGH"),
+}
 
 
 def choose_language(languages: Iterable[str], wanted: str, accepted: str, default: str) -> str:
@@ -67,15 +145,15 @@ def choose_language(languages: Iterable[str], wanted: str, accepted: str, defaul
     known = list(languages)
     if wanted in known:
         return wanted
-    for part in accepted.split(","):
-        tag = part.partition(";")[0].strip().lower()
-        for language in known:
-            if tag and language.lower().startswith(tag.partition("-")[0]):
-                return language
+    for part in accepted.lower().split(","):
+        tag = part.partition(";")[0].strip()
+        kind = tag.partition("-")[0]
+        found = [one for one in known if one.lower().partition("-")[0] == kind]
+        if found:
+            return next((one for one in found if one.lower() == tag), found[0])
     return default if default in known else "en"
 
 
-LANGUAGES = {"en": "English", "zh-CN": "简体中文"}
 WEEKDAY_WORDS = (
     Message("Mon"), Message("Tue"), Message("Wed"), Message("Thu"), Message("Fri"), Message("Sat"),
     Message("Sun"),
@@ -95,7 +173,7 @@ def clock(minute: int) -> str:
 
 def booked_words(t: Translator, bookings: Iterable[Booking]) -> str:
     """Return bookings as text: times and names."""
-    return ", ".join(f"{clock(one.begin)}–{clock(one.end)} {t.name(one.name)}" for one in bookings)
+    return t.listed(f"{clock(one.begin)}–{clock(one.end)} {t.name(one.name)}" for one in bookings)
 
 
 def shown_time(value: str) -> str:
@@ -132,7 +210,7 @@ def who_is(t: Translator, index: ElementIndex) -> str:
     """Return name, ID, birth date and sex of a patient, those that there are."""
     told = (t.name(index.get("PatientName")), index.get("PatientID"),
             t.date(index.get("PatientBirthDate")), t(index.get("PatientSex")))  # fmt: skip
-    return ", ".join(filter(None, told))
+    return t.listed(told)
 
 
 def other_patient(t: Translator, told: ElementIndex, ours: ElementIndex) -> str:
@@ -172,20 +250,20 @@ def fact(index: ElementIndex, path: str, t: Translator, zone: datetime.tzinfo | 
     if (vr := vr_of(tag)) == "SQ":
         items = index.items(tag)
         meanings = [item.get("CodeMeaning") for item in items if item.get("CodeMeaning")]
-        return ", ".join(map(t, meanings)) or (str(len(items)) if items else "")
+        return t.listed(map(t, meanings)) or (str(len(items)) if items else "")
     text = index.get(keyword)
     if vr == "DT" and text:
         try:
             at, _ = datetime_bounds(text, zone)
         except (ValueError, OverflowError):
             return text
-        return f"{at.astimezone(zone):%Y-%m-%d %H:%M}"
+        return t.moment(at.astimezone(zone))
     readers = {"PN": t.name, "DA": t.date, "TM": shown_time, "CS": t}
+    if keyword in UPS_ENUMERATIONS or keyword == "ProcedureStepState":
+        return t.task(text)
     return readers.get(vr, lambda text: text.replace("\\", ", "))(text)
 
 
-def shown_instant(stamp: str, zone: datetime.tzinfo | None) -> str:
+def local_time(stamp: str, zone: datetime.tzinfo | None) -> datetime.datetime:
     """Return a time stamp of the store in the clinic's time zone."""
-    if not stamp:
-        return ""
-    return f"{datetime.datetime.fromisoformat(stamp).astimezone(zone):%Y-%m-%d %H:%M:%S}"
+    return datetime.datetime.fromisoformat(stamp).astimezone(zone)

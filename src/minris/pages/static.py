@@ -26,7 +26,7 @@ def static_files(*names: str) -> dict[str, str]:
     return {name: (folder / name).read_text("utf-8") for name in names}
 
 
-STATIC = static_files("minris.css", "minris.js", "icons.svg", "i18n/zh-CN.json")
+STATIC = static_files("minris.css", "minris.js", "icons.svg", "i18n/en.json", "i18n/zh-CN.json")
 STATIC_TYPES = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
@@ -34,16 +34,20 @@ STATIC_TYPES = {
 }
 
 
-def load_catalogues() -> dict[str, Mapping[str, str]]:
-    """Return the catalogues by language: the built-in ones, then others in static/i18n."""
-    found: dict[str, Mapping[str, str]] = {"en": {}}
+def load_catalogues() -> dict[str, Mapping[str, Any]]:
+    """Return the catalogues by language: the built-in ones, then others in static/i18n.
+
+    The English one has only the words of codes, and plurals; they stand in for what others lack.
+    """
     texts = {name: text for name, text in STATIC.items() if name.startswith("i18n/")}
     folder = static_folder()
     for path in sorted((folder / "i18n").glob("*.json")) if folder else ():
         texts.setdefault(f"i18n/{path.name}", path.read_text("utf-8"))
-    for name, text in texts.items():
-        found[name.removeprefix("i18n/").removesuffix(".json")] = json.loads(text)
-    return found
+    english = json.loads(texts["i18n/en.json"])
+    return {
+        name.removeprefix("i18n/").removesuffix(".json"): english | json.loads(text)
+        for name, text in texts.items()
+    }
 
 
 def static_answer(name: str, request: Any) -> Any:

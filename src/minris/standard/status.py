@@ -1,5 +1,6 @@
 """Statuses, their HTTP codes, and the exception that carries them (PS3.7 C, PS3.18 8.5)."""
 
+import datetime
 import enum
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
@@ -77,14 +78,19 @@ class _Value:
 class Message(str):
     """A sentence in English, with its key and values, so that a catalogue can translate it.
 
-    Message("{value} is not a date", value="19800231") reads "19800231 is not a date".
+    Message("{value} is not a date", value="19800231") reads "19800231 is not a date". An instant
+    stays a datetime among the values, for a page to write it as its language does.
     """
 
     key: str
     values: Mapping[str, object]
 
     def __new__(cls, key: str, /, **values: object) -> "Message":
-        text = super().__new__(cls, key.format_map(values) if values else key)
+        plain = {
+            name: f"{value:%Y-%m-%d %H:%M}" if isinstance(value, datetime.datetime) else value
+            for name, value in values.items()
+        }
+        text = super().__new__(cls, key.format_map(plain) if values else key)
         text.key, text.values = key, values
         return text
 

@@ -136,7 +136,7 @@ def check_created(ctx: Context, index: ElementIndex) -> list[Problem]:
     if state and state != "SCHEDULED":
         raise Refusal(
             Status.NOT_CREATED_SCHEDULED,
-            Message("A workitem cannot be created {state}", state=state),
+            Message("A workitem cannot be created {state}", state=Message(state)),
         )
     forgiven = check_attributes(index, UPS_ATTRIBUTES, "create", not ctx.config.ups.strict)
     empty = (TRANSACTION_UID, PROGRESS_INFORMATION, PERFORMED_PROCEDURE)

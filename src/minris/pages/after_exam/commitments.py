@@ -32,14 +32,13 @@ def verdict_words(t: Translator, commitment: Any, good: int, bad: int, open_: in
     if commitment.state == "dropped":
         return ""
     found = (
-        (good, Message("1 image confirmed in the archive: it may be deleted at the machine"),
-         Message("{count} images confirmed in the archive: they may be deleted at the machine", count=good)),
-        (bad, Message("1 image not confirmed in the archive: keep it on the machine"),
-         Message("{count} images not confirmed in the archive: keep them on the machine", count=bad)),
-        (open_, Message("1 image not checked yet: keep it on the machine"),
-         Message("{count} images not checked yet: keep them on the machine", count=open_)),
+        Message("{count} images confirmed in the archive: they may be deleted at the machine",
+                count=good),
+        Message("{count} images not confirmed in the archive: keep them on the machine",
+                count=bad),
+        Message("{count} images not checked yet: keep them on the machine", count=open_),
     )  # fmt: skip
-    return "; ".join(t(one if count == 1 else many) for count, one, many in found if count)
+    return "; ".join(t(words) for words in found if words.values["count"])
 
 
 def commitments_page(p: PageRequest) -> str:
@@ -53,7 +52,8 @@ def commitments_page(p: PageRequest) -> str:
         )
         asked.append(Row(cells, link, commitment_actions(t, one)))
     part = p.listed("Asked | Asked by | Result | State | Problem | Transaction UID", asked,
-                    "No machine has asked for storage commitment yet. Where one does, its images and the answers appear here.")  # fmt: skip
+                    "No machine has asked for storage commitment yet. Where one does, its images"
+                    " and the answers appear here.")  # fmt: skip
     return p.listing("Images in the archive", [part, missing_images(p)], intro=archive_words(p))
 
 
@@ -89,7 +89,7 @@ def archive_words(p: PageRequest) -> str:
     if not reached.at:
         return words
     at, since = (
-        f"{datetime.datetime.fromtimestamp(one, p.ctx.config.zone):%Y-%m-%d %H:%M:%S}"
+        t.moment(datetime.datetime.fromtimestamp(one, p.ctx.config.zone))
         for one in (reached.at, reached.since)
     )
     if not reached.problem:

@@ -131,7 +131,7 @@ WORKITEM_FACTS = body_rows("""
     Performed    | Output sets         | UnifiedProcedureStepPerformedProcedureSequence > OutputInformationSequence
     Performed    | Comment             | UnifiedProcedureStepPerformedProcedureSequence > CommentsOnThePerformedProcedureStep
     """)
-# What the time line shows for an event of each type, after its name.
+# What the timeline shows for an event of each type, after its name.
 HAPPENING_PATHS = {
     0: ("ReasonForCancellation",),
     1: ("ProcedureStepState", "InputReadinessState", "ReasonForCancellation"),
@@ -144,11 +144,11 @@ HAPPENING_PATHS = {
 
 
 def happening_words(happening: Happening, t: Translator, zone: datetime.tzinfo | None) -> str:
-    """Return an event of the time line in words."""
+    """Return an event of the timeline in words."""
     name = next(name for name, number in EVENT_TYPES.items() if number == happening.event_type)
     index = ElementIndex(happening.data)
     said = [fact(index, path, t, zone) for path in HAPPENING_PATHS.get(happening.event_type, ())]
-    return f"{t(name)}: {', '.join(filter(None, said))}"
+    return t.labelled(t(name), t.listed(said)) if any(said) else t(name)
 
 
 def workitem_from_form(form: Mapping[str, str], step: bytes = b"") -> bytes:
@@ -184,7 +184,7 @@ def workitems_page(p: PageRequest) -> str:
     found, count = p.read(workitems_of, state, label)
     listed = [
         Row((one.label, t.name(ElementIndex(bytes(one.data)).get("PatientName")), one.patient_id,
-             one.worklist_label, t(one.state), t(one.priority), p.at(one.start_at), one.performer),
+             one.worklist_label, t.task(one.state), t.task(one.priority), p.at(one.start_at), one.performer),
             f"/workitem/{one.sop_instance_uid}")
         for one in found
     ]  # fmt: skip
@@ -197,7 +197,7 @@ def workitems_page(p: PageRequest) -> str:
         intro = t("The first {shown} of {count}. Choose a state or a worklist.",
                   shown=len(found), count=count)  # fmt: skip
     filters = [(workitems_path("", label), t("Open"), not state)]
-    filters += [(workitems_path(one, label), t(one), one == state) for one in UPS_STATES]
+    filters += [(workitems_path(one, label), t.task(one), one == state) for one in UPS_STATES]
     labels = p.read(worklist_labels)
     if len(labels) > 1:
         filters.append((workitems_path(state, ""), t("All worklists"), not label))
@@ -207,7 +207,7 @@ def workitems_page(p: PageRequest) -> str:
 
 
 def workitem_page(p: PageRequest, uid: str) -> str:
-    """GET /workitem/…: its four modules, actions, subscribers and time line."""
+    """GET /workitem/…: its four modules, actions, subscribers and timeline."""
     t, zone, mark = p.t, p.web.config.zone, p.mark(("workitem", uid))
     workitem, happenings = p.read(stored_workitem, uid), p.read(history_of, uid)
     if not workitem and not happenings:
@@ -268,7 +268,7 @@ def workitem_choices(p: PageRequest, workitem: Any) -> dict[str, tuple[tuple[str
     return {
         "code": tuple((code, t(words)) for code, words in codes),
         "station": (("", "-"), *((device.ae_title, device.name) for device in p.devices)),
-        "readiness": tuple((one, t(one)) for one in inputs),
+        "readiness": tuple((one, t.task(one)) for one in inputs),
         "receiver": tuple((one, one) for d in p.devices if d.host for one in d.ae_titles),
         "watcher": tuple((ae, ae) for ae, _ in watching),
         "lock": (("FALSE", t("no")), ("TRUE", t("yes"))),
@@ -328,8 +328,8 @@ def new_workitem_page(
     choices = {
         "code": tuple((code, t(meaning)) for code, (_, meaning) in WORKITEM_CODES.items()),
         "worklist": tuple((label, label) for label in p.read(worklist_labels)),
-        "priority": tuple((one, t(one)) for one in priorities),
-        "readiness": tuple((one, t(one)) for one in UPS_ENUMERATIONS["InputReadinessState"]),
+        "priority": tuple((one, t.task(one)) for one in priorities),
+        "readiness": tuple((one, t.task(one)) for one in UPS_ENUMERATIONS["InputReadinessState"]),
     }
     rows = [row for row in WORKITEM_FIELDS if row.name not in fixed]
     fields, others = show_fields(p, rows, form, problems, choices)

@@ -21,13 +21,12 @@ from minris.orders.trace import last_query
 from minris.pages.asking import PERSON_EVENTS
 from minris.pages.frame import PageRequest
 from minris.pages.language import (
-    WEEKDAY_WORDS,
     Translator,
     clock,
     day_of,
     device_names,
     elapsed,
-    shown_instant,
+    local_time,
     shown_time,
 )  # fmt: skip
 from minris.pages.template import template
@@ -76,7 +75,7 @@ NEXT_EVENTS = ("arrive", "finish", "reschedule")  # what comes next is a button,
 
 def clock_words(ctx: Context, stamp: str) -> str:
     """Return a time stamp of the store as 10:21 of the clinic's clock; "" for none."""
-    return shown_instant(stamp, ctx.config.zone)[11:16]
+    return f"{local_time(stamp, ctx.config.zone):%H:%M}" if stamp else ""
 
 
 def tags_of(t: Translator, index: ElementIndex) -> list[str]:
@@ -169,11 +168,11 @@ def device_note(web: Web, ctx: Context, t: Translator, date: str, station: str) 
     bookings = web.read(diary, ctx, station, date, date)
     free = free_times(ctx, bookings, date, ctx.config.clinic.slot_minutes)
     asked = web.read(last_query, device.ae_titles if device else (station,))
-    last = shown_instant(asked.last_at, ctx.config.zone) if asked else ""
-    asked_today = last[:10] == shown_date(ctx.today()) and date == ctx.today()
+    last = f"{local_time(asked.last_at, ctx.config.zone):%Y%m%d%H:%M}" if asked else ""
+    asked_today = last[:8] == date == ctx.today()
     return " · ".join(filter(None, (
         t("next free {time}", time=clock(free[0])) if free else "",
-        t("machine last asked {time}", time=last[11:16]) if asked_today else "",
+        t("machine last asked {time}", time=last[8:]) if asked_today else "",
     )))  # fmt: skip
 
 
@@ -252,7 +251,7 @@ def board_page(p: PageRequest) -> str | bytes:
     )
     today = view._replace(date=date).query
     return p.show(
-        BOARD_PAGE, f"{p.t(WEEKDAY_WORDS[day.weekday()])}, {p.t.date(view.date)}", refresh=True, board=board.text, mark=board.mark,
+        BOARD_PAGE, p.t.day(view.date), refresh=True, board=board.text, mark=board.mark,
         part=f"/?part=board&{today}", day=shown_date(view.date), view=view, before=before,
         after=after, stations=stations_of(p),
         orders=[(f"/?{view._replace(by=by).query}", p.t(words), by == view.by)

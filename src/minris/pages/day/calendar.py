@@ -106,7 +106,7 @@ def title_of(p: PageRequest, columns: list[Column], view: str, names: dict[str, 
             "Week from {first} to {last}", first=p.t.date(first.date), last=p.t.date(last.date)
         )
         return f"{names.get(first.device, first.device)}, {words}"
-    return f"{p.t(WEEKDAY_WORDS[day_of(first.date).weekday()])}, {p.t.date(first.date)}"
+    return p.t.day(first.date)
 
 
 def head_of(

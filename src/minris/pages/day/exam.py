@@ -139,12 +139,14 @@ def performed_facts(
         others = len(item.items(tag_of("ReferencedNonImageCompositeSOPInstanceSequence")))
         words = (item.get("ProtocolName"), item.get("SeriesDescription"),
                  t.name(item.get("OperatorsName")))  # fmt: skip
-        counts = t("{images} images, {others} others", images=images, others=others)
-        told = ", ".join(filter(None, (*words, counts)))
+        counts = [t("{count} images", count=images)]
+        if others:
+            counts.append(t("{count} other objects", count=others))
+        told = t.listed((*words, *counts))
         facts.append((t("Series {number}", number=number), told))
     facts += facts_of(index, DOSE_FACTS, t)
     for exposure in index.items(tag_of("ExposureDoseSequence")):
-        words = ", ".join(map(" ".join, facts_of(exposure, EXPOSURE_FACTS, t)))
+        words = t.listed(map(" ".join, facts_of(exposure, EXPOSURE_FACTS, t)))
         facts.append((t("Exposure"), words))
     if remark:
         facts.append((t("Left out by the device"), remark))
@@ -226,7 +228,7 @@ def step_links(
         (f"/register?order={row_id}", t("Add exam to this order")),
         (f"/workitems/new?step={row_id}", t("New workitem")),
         *(
-            (f"/workitem/{uid}", f"{label}: {t(state_)}")
+            (f"/workitem/{uid}", t.labelled(label, t.task(state_)))
             for uid, label, state_ in p.read(workitems_of_request, accession)
         ),
         (f"/patient/{patient}", t("Patient")),

@@ -41,7 +41,7 @@ def table_of_figures(p: PageRequest) -> tuple[tuple[str, ...], list[list[str]]]:
             for key in ("exams", "completed", "discontinued", "no_show")
         )
         share = f"{100 * given_up / (done + given_up):.0f} %" if done + given_up else ""
-        counts = (exams, f"{exams / len(days):.1f}", done, given_up, share, absent)
+        counts = (exams, t.number(exams / len(days)), done, given_up, share, absent)
         medians = []
         for key in ("waiting", "room"):
             minutes = list(itertools.chain.from_iterable(getattr(day, key) for day in days))

@@ -61,7 +61,7 @@ def post_leftovers(p: PageRequest) -> str:
         p.response.status = 409
         return leftovers_page(p, [changed_words(p, changed)])
     words = p.t("Move to today") if event == "today" else p.t(PERSON_EVENTS[event])
-    exams = p.t("1 exam") if count == 1 else p.t("{count} exams", count=count)
+    exams = p.t("{count} exams", count=count)
     return p.tell("/leftovers", f"{words}: {exams}")
 
 
@@ -129,10 +129,10 @@ def match_page(p: PageRequest) -> str:
         index = ElementIndex(bytes(step.data))
         item = step_item(step)
         stations = item.values(tag_of("ScheduledStationAETitle"))
-        cells = (", ".join(map(t, why)), t.name(index.get("PatientName")), step.patient_id,
+        cells = (t.listed(map(t, why)), t.name(index.get("PatientName")), step.patient_id,
                  t.date(index.get("PatientBirthDate")),
                  exam_name(index),
-                 ", ".join(names.get(one, one) for one in stations),
+                 t.listed(names.get(one, one) for one in stations),
                  f"{t.date(step.start_date)} {shown_time(step.start_time)}",
                  step.accession_number, t(step.status))  # fmt: skip
         seen = "step_state", mark_of(step.status, step.study_instance_uid)

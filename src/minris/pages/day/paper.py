@@ -74,7 +74,7 @@ def label_page(p: PageRequest, row_id: int) -> str:
     about = [t(index.get("PatientSex")), t.date(born)]
     if is_date(born):
         years = int(today[:4]) - int(born[:4]) - (today[4:] < born[4:])
-        about.append(t("{years} years", years=years))
+        about.append(t("{count} years", count=years))
     return p.show(
         LABEL_PAGE, "Print label", name=t.name(index.get("PatientName")),
         about=" · ".join(filter(None, about)),

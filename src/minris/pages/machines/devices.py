@@ -43,7 +43,7 @@ def devices_page(p: PageRequest) -> str:
     ]  # fmt: skip
     tried = []
     for (calling, address), (at, words) in reversed(p.web.box.associations.rejected.copy().items()):
-        when = f"{datetime.datetime.fromtimestamp(at, p.web.config.zone):%d.%m. %H:%M}"
+        when = t.moment(datetime.datetime.fromtimestamp(at, p.web.config.zone))
         new = calling and not p.device(calling)
         actions = (register_action(t, calling, address),) if new else ()
         tried.append(Row((calling or "?", address, t(words), when), "", actions))
@@ -196,7 +196,7 @@ def associations_page(p: PageRequest) -> str:
             is_failure(status) for (_, status), _ in one.done
         )
         when = datetime.datetime.fromtimestamp(one.at, p.ctx.config.zone)
-        cells = (f"{when:%d.%m. %H:%M:%S}", name or t("unknown"), one.calling, one.address,
+        cells = (t.moment(when, seconds=True), name or t("unknown"), one.calling, one.address,
                  what_was_done(t, one),
                  t(ENDINGS[one.ending].key, words=one.words))  # fmt: skip
         link = f"/devices/doctor?name={urllib.parse.quote(name)}" if name else ""
@@ -242,7 +242,7 @@ def what_was_done(t: Translator, one: Ended) -> str:
     """Return the operations of an association, and the classes it proposed in vain."""
     words = [done_words(t, *each) for each in one.done] or [t("nothing")]
     if one.not_served:
-        words.append(t("not provided here: {names}", names=", ".join(one.not_served)))
+        words.append(t("not provided here: {names}", names=t.listed(one.not_served)))
     return "; ".join(words)
 
 

@@ -1,6 +1,5 @@
 """Patient not on the machine?"""
 
-import datetime
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +16,7 @@ from minris.orders.trace import Exclusion, exclusion, latest_by_device, recent_q
 from minris.orders.worklist import WorklistView
 from minris.pages.asking import exam_words
 from minris.pages.frame import Action, PageRequest, Part, Row, no_such_action
-from minris.pages.language import Translator, day_of
+from minris.pages.language import Translator, day_of, local_time
 from minris.seen import mark_of
 from minris.standard.dictionary import is_date, tag_of
 from minris.standard.status import Refusal, Status, description_of
@@ -35,7 +34,7 @@ def why_page(p: PageRequest) -> str:
     if query.strip() and not steps:
         parts = [p.listed("", [], "No patient found.")]
     asked = [
-        Row((f"{q.ae_title} {q.address}", f"{local_time(p, q.last_at):%d.%m. %H:%M:%S}",
+        Row((f"{q.ae_title} {q.address}", p.at(q.last_at),
              str(q.count),
              str(q.answers) if q.status in (0, Status.CANCEL) else f"{q.status:04X}",
              asked_for(t, ElementIndex(bytes(q.keys)))))
@@ -53,11 +52,6 @@ def days_away(p: PageRequest, step: Any) -> int:
     return abs((day_of(step.start_date or "19000101") - day_of(p.ctx.today())).days)
 
 
-def local_time(p: PageRequest, stamp: str) -> datetime.datetime:
-    """Return a time stamp of the store in the clinic's time zone."""
-    return datetime.datetime.fromisoformat(stamp).astimezone(p.ctx.config.zone)
-
-
 def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
     """Return a table for one exam: each device's recent queries, and the key that excluded it."""
     ctx, t, data, is_found = p.ctx, p.t, bytes(step.data), False
@@ -73,7 +67,7 @@ def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
             words = t("The query was refused: {words}", words=refusal.detail)
             others.append(Row((query.ae_title, "", words)))
             continue
-        when = local_time(p, query.last_at)
+        when = local_time(query.last_at, ctx.config.zone)
         seen = Context(ctx.config, ctx.actor, lambda when=when: when)
         why = exclusion(ctx.config, search, WorklistView.of(seen, device), data)
         titles = device.ae_titles if device else (query.ae_title,)
@@ -87,7 +81,7 @@ def explained(p: PageRequest, step: Any, queries: list[Any]) -> Part:
                 given = mendable(keys, step, ctx.today())
         if not is_own and not stray:
             given = []
-        row = Row((query.ae_title, f"{when:%d.%m. %H:%M}", sentence), "",
+        row = Row((query.ae_title, p.at(query.last_at), sentence), "",
                   mend_action(t, step, given))  # fmt: skip
         is_found |= why is None and is_own
         (own if is_own else others).append(row)
@@ -147,7 +141,7 @@ def misset(
         right = meant.get(datadict.keyword_for_tag(tag))
         if right and is_single(tag, asked) and asked not in right:
             return t("The machine's filter is set to {asked}, and it is registered with {right}:"
-                     " change it at the machine.", asked=asked, right=", ".join(sorted(right)))  # fmt: skip
+                     " change it at the machine.", asked=asked, right=t.listed(sorted(right)))  # fmt: skip
     return ""
 
 
@@ -178,7 +172,7 @@ def mend_action(t: Translator, step: Any, given: list[Mend]) -> tuple[Action, ..
     fields = [("step", str(step.id)), seen]
     for keyword, asked in given:
         fields += [("keyword", keyword), ("value", asked)]
-    shown = ", ".join(t.date(asked) if is_date(asked) else asked for _, asked in given)
+    shown = t.listed(t.date(asked) if is_date(asked) else asked for _, asked in given)
     words = t("Give the exam {asked}", asked=shown) if shown else t("Put back on the worklist")
     return (Action("/why/mend", words, tuple(fields)),)
 
@@ -191,4 +185,4 @@ def asked_for(t: Translator, index: ElementIndex) -> str:
             words += [asked_for(t, item) for item in index.items(tag)]
         elif index.text(tag).strip("*"):
             words.append(f"{t(description_of(tag))} {index.text(tag)}")
-    return ", ".join(filter(None, words))
+    return t.listed(words)

@@ -90,4 +90,4 @@ def post_catalogue_import(p: PageRequest) -> str:
         count = p.write(import_procedures, upload.file.read(), encoding)
     except Refusal as refusal:
         return catalogue_import_page(p, [p.t(problem.words) for problem in p.again(refusal)])
-    return p.tell("/catalogue", p.t("{count} imported", count=count))
+    return p.tell("/catalogue", p.t("Imported: {count}", count=count))
