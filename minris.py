@@ -5979,6 +5979,22 @@ def private_file(path: Path, replaced: Path | None = None) -> None:
     os.close(open_private(path, replaced))
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read: our user, or that of the folder if we are root."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(open_private(path), "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+def sized(count: float) -> str:
+    """Return a number of bytes as 12.3 MB."""
+    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"
+
+
 def sync_folder(path: Path) -> None:
     """Make the names of a folder last through a power cut."""
     if hasattr(os, "O_DIRECTORY"):
@@ -17807,14 +17823,18 @@ def _leap(ctx: Context, since: str) -> int:
 
 def _erased_and_back(last: int) -> list[tuple[int, str]]:
     """Row id and Patient ID of those who were erased after an audit line, by any ID they had."""
-    sql = "SELECT about FROM audit WHERE what = 'patient erased' AND id > ?"
-    erased = [one for (one,) in database.execute_sql(sql, (last,))]
-    ids = {former for one in erased for former in (one, *_ids_before(one))}
     return [
         (row.id, row.patient_id)
-        for one in sorted(ids)
+        for one in sorted(_ids_erased_since(last))
         for row in fetch_rows(Patient, "patient_id = ?", one)
     ]
+
+
+def _ids_erased_since(last: int) -> set[str]:
+    """The Patient IDs, former ones too, of those who were erased after an audit line."""
+    sql = "SELECT about FROM audit WHERE what = 'patient erased' AND id > ?"
+    erased = [one for (one,) in database.execute_sql(sql, (last,))]
+    return {former for one in erased for former in (one, *_ids_before(one))}
 
 
 def _ids_before(patient_id: str) -> set[str]:
@@ -17831,6 +17851,55 @@ def _ids_before(patient_id: str) -> set[str]:
         look |= old - found
         found |= old
     return found
+
+
+class Outlook(NamedTuple):
+    """What a restore would bring back and lose.
+
+    since            the newest change of the backup
+    patients, exams  how many would be missing that there are now
+    changes          audit lines since
+    erased           Patient IDs of those who were erased since, and would be back
+    """
+
+    since: str
+    patients: int
+    exams: int
+    changes: int
+    erased: list[str]
+
+
+def outlook(backup: Path) -> Outlook:
+    """What restoring a backup now would bring back and lose. Raises StoreError if it is none."""
+    facts = store_facts(backup)
+    there = contextlib.closing(sqlite3.connect(source_of(backup), uri=True))
+    with in_words(backup), there as theirs:
+        (last,) = theirs.execute("SELECT coalesce(max(id), 0) FROM audit").fetchone()
+        patients = {one for (one,) in theirs.execute("SELECT patient_id FROM patient")}
+        studies = {one for (one,) in theirs.execute(f"SELECT {STUDY} FROM requested_procedure")}
+    ours = database.execute_sql("SELECT patient_id FROM patient")
+    exams = database.execute_sql(f"SELECT {STUDY} FROM scheduled_procedure_step")
+    changes = database.execute_sql("SELECT count(*) FROM audit WHERE id > ?", (last,))
+    return Outlook(
+        since=facts.newest,
+        patients=sum(one not in patients for (one,) in ours),
+        exams=sum(uid not in studies for (uid,) in exams),
+        changes=changes.fetchone()[0],
+        erased=sorted(_ids_erased_since(last) & patients),
+    )
+
+
+STUDY = "study_instance_uid"
+
+
+def note_download(ctx: Context, backup: str) -> None:
+    """Note that somebody took a backup away as a file."""
+    audit(ctx, "backup downloaded", backup)
+
+
+def note_order(ctx: Context, backup: str) -> None:
+    """Note that somebody let a backup be restored."""
+    audit(ctx, "restore ordered", backup)
 
 
 # The gap, until it is confirmed
@@ -19173,6 +19242,7 @@ class Box(Protocol):
 
     associations: AssociationServer
     backup_problem: str
+    restore_problem: str
     control: str
     web_port: int
     commitments: Any  # these four are of this floor or above
@@ -19181,6 +19251,7 @@ class Box(Protocol):
     socket_delivery: Any
 
     def alarms(self) -> list[Message]: ...
+    def backups(self) -> list[Any]: ...
     def back_up(self) -> None: ...
     def clear_numbers(self, count: int = 1) -> None: ...
     def health(self) -> Mapping[str, str]: ...
@@ -19189,6 +19260,8 @@ class Box(Protocol):
     def metrics(self) -> Mapping[str, float]: ...
     def notices(self) -> list[Message]: ...
     def reload_access(self) -> None: ...
+    def restore(self, name: str, who: str) -> None: ...
+    def second_place(self) -> Message: ...
     def tiles(self, to_do: int) -> list[Tile]: ...
     def wake_delivery(self) -> None: ...
 
@@ -24689,15 +24762,11 @@ document.addEventListener("keydown", (event) => {
  "minris {version}, since {at}": "minris {version}，启动于 {at}",
  "never called": "从未呼叫",
  "next {at}": "下次 {at}",
- "no nightly backup is set": "未设置夜间备份",
- "no second place is set": "未设置第二备份位置",
  "none": "无",
  "not reachable": "无法连接",
  "of {size}": "共 {size}",
  "pages and DICOM are not encrypted": "页面与 DICOM 均未加密",
  "reachable": "可连接",
- "second place: none yet": "第二位置：尚无",
- "second place: up to date": "第二位置：已是最新",
  "to do: {count}": "待处理：{count}",
  "today {time}": "今天 {time}",
  "tomorrow {time}": "明天 {time}",
@@ -24772,7 +24841,33 @@ document.addEventListener("keydown", (event) => {
  "Choose a modality": "请选择检查类型",
  "Enter the exam": "请填写检查项目",
  "Enter the date": "请填写日期",
- "Enter the task": "请填写任务内容"
+ "Enter the task": "请填写任务内容",
+ "Checked": "校验",
+ "Content": "内容",
+ "Download": "下载",
+ "Erased since, and back: {ids}. Erase them again afterwards.": "此后已删除、将重新出现的患者：{ids}。恢复后请再次删除。",
+ "Lost would be {exams} new exams, {patients} new patients, and all changes since ({changes} entries in the audit log).": "将丢失 {exams} 项新检查、{patients} 名新患者，以及此后的全部更改（审计日志 {changes} 条）。",
+ "Made": "时间",
+ "Restore": "恢复",
+ "Restore this backup": "恢复此备份",
+ "Size": "大小",
+ "The backup is being restored": "正在恢复备份",
+ "The backup was not restored: {problem}": "备份未能恢复：{problem}",
+ "The newest change in this backup is of {at}.": "此备份中最新的更改时间为 {at}。",
+ "There is no such backup": "没有此备份",
+ "Type the date and time of the backup as it stands here": "请按此处所示输入备份的日期和时间",
+ "Type {value} to confirm": "输入 {value} 以确认",
+ "checked when made": "制作时已校验",
+ "minris starts again with it: log in again in a moment.": "minris 正在用它重新启动：请稍后重新登录。",
+ "minris starts again: everybody must log in anew, machines call again. The present database is kept beside it, and the audit log goes on.": "minris 将重新启动：所有人须重新登录，设备会重新呼叫。当前数据库将另行保留，审计日志继续。",
+ "backup downloaded": "下载备份",
+ "restore ordered": "要求恢复备份",
+ "In {folder}": "位置：{folder}",
+ "Second place: {folder}": "第二位置：{folder}",
+ "No nightly backup is set": "未设置夜间备份",
+ "No second place is set": "未设置第二备份位置",
+ "Second place: none yet": "第二位置：尚无",
+ "Second place: up to date": "第二位置：已是最新"
 }
 """,
 }
@@ -25085,6 +25180,13 @@ LIST_PAGE = """
 <a href="{{path}}"{{!' aria-current="true"' if current else ''}}>{{words}}</a>
 % end
 </nav>
+% end
+% for action in get('deeds', []):
+<form method="post" action="{{action.path}}" class="day"><input type="hidden" name="csrf" value="{{csrf}}">
+% for name, value in action.fields:
+<input type="hidden" name="{{name}}" value="{{value}}">
+% end
+<button>{{action.words}}</button></form>
 % end
 % for part in parts:
 <section>
@@ -26593,95 +26695,6 @@ def pages_named(p: PageRequest, text: str) -> list[tuple[str, str]]:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.pages.system
-# The system: how it is at a glance, backups, what a restore left out.
-# ------------------------------------------------------------------------------------------------
-
-SYSTEM_PAGE = """
-<ul class="tiles">
-% for tile in tiles:
-<li data-light="{{tile.light}}"><span>{{signs.get(tile.light, '')}}
-% if tile.path:
-<a href="{{tile.path}}">{{t(tile.what)}}</a>
-% else:
-{{t(tile.what)}}
-% end
-</span> <b>{{t(tile.value)}}</b>
-% for line in tile.lines:
-<small>{{t(line)}}</small>
-% end
-</li>
-% end
-</ul>
-<div class="actions">
-<form method="post" action="/box"><input type="hidden" name="csrf" value="{{csrf}}">
-<button name="do" value="backup">{{t('Back up now')}}</button></form>
-</div>
-<h2>{{t('Checks')}}</h2>
-% table(checks.columns, checks.rows)
-<details class="deed"><summary>{{t('Technical details')}}</summary>
-% fact_list(technical)
-<p><a href="/restored">{{t('After a restore')}}</a></p>
-</details>
-"""
-
-
-def box_page(p: PageRequest) -> str:
-    """GET /box: the system at a glance, and below it the status of each component."""
-    t, box = p.t, p.web.box
-    checks = [
-        Row((" ".join(map(t, LIGHTS[light])), t(what), t(said)), light=light)
-        for what, light, said in box.lights()
-    ]
-    tiles = p.read(box.tiles, sum(p.site.attention(p.ctx).values()))
-    technical = [
-        (t("Configuration"), str(p.web.config.path or t("no file: defaults"))),
-        (t("Database"), str(p.web.config.store_path)),
-        (t("Backups"), str(p.web.config.backup_folder)),
-        (t("Second backup"), str(p.web.config.second_backup_folder or t("none"))),
-    ]
-    return p.show(
-        SYSTEM_PAGE, "System", tiles=tiles, signs={one: LIGHTS[one][0] for one in LIGHTS},
-        checks=p.listed("Status | Component | Details", checks), technical=technical,
-    )  # fmt: skip
-
-
-def post_box(p: PageRequest) -> str:
-    """POST /box: back up now."""
-    p.web.box.back_up()
-    if problem := p.web.box.backup_problem:
-        return p.tell("/box", p.t("The last backup failed: {problem}", problem=problem))
-    return p.tell("/box", p.t("Backed up."))
-
-
-def restored_page(p: PageRequest) -> str:
-    """GET /restored: what the restores left out, until it is confirmed."""
-    t, parts = p.t, []
-    found = p.read(gaps)
-    for gap in found:
-        rows = [Row((t(words),)) for words in words_of_gap(p.ctx, gap)]
-        for row_id, patient_id in p.read(still_back, gap):
-            rows.append(Row((t("Erase the data of {value}", value=patient_id),),
-                            f"/patient/{row_id}/erase"))  # fmt: skip
-        parts.append(p.listed("Details", rows, "", gap.backup))
-    if cut_off := p.read(words_of_cut_off):
-        parts.append(p.listed("Details", [Row((t(words),)) for words in cut_off]))
-    if parts:
-        confirm = Action("/restored", t("Confirm: everybody knows"), (("do", "confirm"),))
-        parts.append(p.listed("What", [Row((t("The gap"),), "", (confirm,))]))
-    else:
-        parts.append(p.listed("What", [], "Nothing is missing since a restore."))
-    return p.listing("After a restore", parts, links=[("/box", t("System"))])
-
-
-def post_restored(p: PageRequest) -> str:
-    """POST /restored: confirm that the gap is known."""
-    p.write(confirm_gaps)
-    p.write(confirm_cut_off)
-    return p.tell("/box", p.t("Saved."))
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.pages.day.board
 # The board, the waiting room and the printed list of a day.
 # ------------------------------------------------------------------------------------------------
@@ -27623,7 +27636,7 @@ RIGHTS = body_rows("""
     See what needs attention, settle exams without order          | /orphans
     Close what needs attention, end subscriptions of others       | -
     Erase a patient's data                                        | /patient/*/erase
-    Users, tokens, audit log, settings, backup                    | /box /users /audit /settings /restored
+    Users, tokens, audit log, settings, backup                    | /box /backups /users /audit /settings /restored
     """)
 USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
 DELETING = {
@@ -28414,6 +28427,184 @@ def exam_from_form(
     inner = {tag_of(k): elements.pop(k) for k in STEP_KEYWORDS if k in elements}
     outer = {tag_of(keyword): element for keyword, element in elements.items()}
     return encoded(outer | {STEP_SEQUENCE: encode_items(STEP_SEQUENCE, [encoded(inner)])})
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.pages.system
+# The system: how it is at a glance, backups, what a restore left out.
+# ------------------------------------------------------------------------------------------------
+
+SYSTEM_PAGE = """
+<ul class="tiles">
+% for tile in tiles:
+<li data-light="{{tile.light}}"><span>{{signs.get(tile.light, '')}}
+% if tile.path:
+<a href="{{tile.path}}">{{t(tile.what)}}</a>
+% else:
+{{t(tile.what)}}
+% end
+</span> <b>{{t(tile.value)}}</b>
+% for line in tile.lines:
+<small>{{t(line)}}</small>
+% end
+</li>
+% end
+</ul>
+<div class="actions">
+<form method="post" action="/box"><input type="hidden" name="csrf" value="{{csrf}}">
+<button name="do" value="backup">{{t('Back up now')}}</button></form>
+<a href="/backups" class="button">{{t('Backups')}}</a>
+</div>
+<h2>{{t('Checks')}}</h2>
+% table(checks.columns, checks.rows)
+<details class="deed"><summary>{{t('Technical details')}}</summary>
+% fact_list(technical)
+<p><a href="/restored">{{t('After a restore')}}</a></p>
+</details>
+"""
+RESTORING_PAGE = """
+<p class="warning" role="status">{{words}}</p>
+<p><a href="/login" class="button">{{t('Log in')}}</a></p>
+"""
+
+
+def box_page(p: PageRequest) -> str:
+    """GET /box: the system at a glance, and below it the status of each component."""
+    t, box = p.t, p.web.box
+    checks = [
+        Row((" ".join(map(t, LIGHTS[light])), t(what), t(said)), light=light)
+        for what, light, said in box.lights()
+    ]
+    tiles = p.read(box.tiles, sum(p.site.attention(p.ctx).values()))
+    technical = [
+        (t("Configuration"), str(p.web.config.path or t("no file: defaults"))),
+        (t("Database"), str(p.web.config.store_path)),
+        (t("Backups"), str(p.web.config.backup_folder)),
+        (t("Second backup"), str(p.web.config.second_backup_folder or t("none"))),
+    ]
+    return p.show(
+        SYSTEM_PAGE, "System", tiles=tiles, signs={one: LIGHTS[one][0] for one in LIGHTS},
+        checks=p.listed("Status | Component | Details", checks), technical=technical,
+    )  # fmt: skip
+
+
+def post_box(p: PageRequest) -> str:
+    """POST /box, /backups: back up now."""
+    p.web.box.back_up()
+    if problem := p.web.box.backup_problem:
+        return p.tell(p.request.path, p.t("The last backup failed: {problem}", problem=problem))
+    return p.tell(p.request.path, p.t("Backed up."))
+
+
+def backups_page(p: PageRequest) -> str:
+    """GET /backups: the backups of our folder, with what they hold; how the second place is."""
+    t, rows = p.t, []
+    for one in p.web.box.backups():
+        held = t("{patients} patients, {exams} exams", **one.facts._asdict()) if one.facts else ""
+        checked = t(one.problem) if one.problem else t("checked when made")
+        actions = (
+            Action(f"/backups/{one.path.name}", t("Download"), get=True),
+            Action(f"/backups/{one.path.name}/restore", t("Restore"), get=True),
+        )
+        rows.append(Row((f"{one.at:%Y-%m-%d %H:%M:%S}", sized(one.size), held, checked), "",
+                        actions if one.facts else (), "bad" if one.problem else ""))  # fmt: skip
+    config = p.web.config
+    told = [t("In {folder}", folder=config.backup_folder), t(p.web.box.second_place())]
+    if config.second_backup_folder:
+        told.append(t("Second place: {folder}", folder=config.second_backup_folder))
+    part = p.listed("Made | Size | Content | Checked", rows, "No backup yet")
+    now = Action("/backups", t("Back up now"), (("do", "backup"),))
+    return p.listing("Backups", [part], intro=". ".join(told), deeds=[now])
+
+
+def backup_named(p: PageRequest, name: str) -> Any:
+    """Return a backup of our folder. Refuses 0112."""
+    for one in p.web.box.backups():
+        if one.path.name == name:
+            return one
+    raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no such backup"))
+
+
+def download_backup(p: PageRequest, name: str) -> Any:
+    """GET /backups/…: a backup as a file; an audit line says who took it."""
+    one = backup_named(p, name)
+    p.write(note_download, name)
+    p.response.content_type = "application/vnd.sqlite3"
+    p.response.set_header("Content-Disposition", f'attachment; filename="{name}"')
+    p.response.set_header("Content-Length", str(one.size))
+    return one.path.open("rb")
+
+
+def restore_page(p: PageRequest, name: str, problems: tuple[Problem, ...] = ()) -> str:
+    """GET /backups/…/restore: what would come back and be lost, and the form to restore."""
+    t, one = p.t, backup_named(p, name)
+    ahead = p.read(outlook, one.path)
+    warnings = [
+        t("The newest change in this backup is of {at}.", at=clinic_time(p.ctx, ahead.since)),
+        t(
+            "Lost would be {exams} new exams, {patients} new patients, and all changes since"
+            " ({changes} entries in the audit log).",
+            exams=ahead.exams, patients=ahead.patients, changes=ahead.changes,
+        ),
+    ]  # fmt: skip
+    if ahead.erased:
+        warnings.append(t("Erased since, and back: {ids}. Erase them again afterwards.",
+                          ids=", ".join(ahead.erased)))  # fmt: skip
+    warnings.append(t("minris starts again: everybody must log in anew, machines call again. The"
+                      " present database is kept beside it, and the audit log goes on."))  # fmt: skip
+    at = f"{one.at:%Y-%m-%d %H:%M}"
+    field = Field("sure", t("Type {value} to confirm", value=at), "text", "", True)
+    return show_form(
+        p, "Restore this backup", [(at, [field])], problems, intro=" ".join(warnings),
+        action=f"/backups/{name}/restore", submit=t("Restore"), after=[("/backups", t("Backups"))],
+    )  # fmt: skip
+
+
+def post_restore(p: PageRequest, name: str) -> str:
+    """POST /backups/…/restore: restore it by a new start, if its time was typed again."""
+    one = backup_named(p, name)
+    if re.sub("[^0-9]", "", p.form("sure")) != f"{one.at:%Y%m%d%H%M}":
+        p.response.status = 422
+        words = Message("Type the date and time of the backup as it stands here")
+        return restore_page(p, name, (Problem(0, words),))
+    p.write(note_order, name)
+    try:
+        p.web.box.restore(name, p.ctx.actor.name)
+    except (StoreError, OSError) as error:
+        p.response.status = 422
+        return restore_page(p, name, (Problem(0, Message(str(error))),))
+    p.response.set_header("Refresh", f"10; url={p.web.root}/login")
+    return p.show(
+        RESTORING_PAGE, "The backup is being restored", bare=True,
+        words=p.t("minris starts again with it: log in again in a moment."),
+    )  # fmt: skip
+
+
+def restored_page(p: PageRequest) -> str:
+    """GET /restored: what the restores left out, until it is confirmed."""
+    t, parts = p.t, []
+    found = p.read(gaps)
+    for gap in found:
+        rows = [Row((t(words),)) for words in words_of_gap(p.ctx, gap)]
+        for row_id, patient_id in p.read(still_back, gap):
+            rows.append(Row((t("Erase the data of {value}", value=patient_id),),
+                            f"/patient/{row_id}/erase"))  # fmt: skip
+        parts.append(p.listed("Details", rows, "", gap.backup))
+    if cut_off := p.read(words_of_cut_off):
+        parts.append(p.listed("Details", [Row((t(words),)) for words in cut_off]))
+    if parts:
+        confirm = Action("/restored", t("Confirm: everybody knows"), (("do", "confirm"),))
+        parts.append(p.listed("What", [Row((t("The gap"),), "", (confirm,))]))
+    else:
+        parts.append(p.listed("What", [], "Nothing is missing since a restore."))
+    return p.listing("After a restore", parts, links=[("/box", t("System"))])
+
+
+def post_restored(p: PageRequest) -> str:
+    """POST /restored: confirm that the gap is known."""
+    p.write(confirm_gaps)
+    p.write(confirm_cut_off)
+    return p.tell("/box", p.t("Saved."))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -29820,6 +30011,9 @@ PAGES = tuple(Page(*row) for row in (
     ("/associations",                   "technologist", associations_page,     None,                  "Connections",           "Devices"),
     ("/statuses",                       "technologist", statuses_page,         None,                  "DICOM status codes",    "/associations"),
     ("/box",                            "admin",        box_page,              post_box,              "System",                "Administration"),
+    ("/backups",                        "admin",        backups_page,          post_box,              "Backups",               "/box"),
+    ("/backups/<name:re:[-.0-9a-z]+>",  "admin",        download_backup,       None),
+    ("/backups/<name:re:[-.0-9a-z]+>/restore", "admin", restore_page,          post_restore),
     ("/restored",                       "admin",        restored_page,         post_restored),
     ("/users",                          "admin",        users_page,            post_users,            "Users",                 "Administration"),
     ("/users/new",                      "admin",        new_user_page,         None),
@@ -30574,6 +30768,77 @@ def thin(config: Config, folder: Path, least: int) -> int:
     return len(kept)
 
 
+class Kept(NamedTuple):
+    """A backup: its file, when it was made by the clinic's clock, bytes, and what it holds.
+
+    facts    None if it cannot be read
+    problem  why not
+    """
+
+    path: Path
+    at: datetime.datetime
+    size: int
+    facts: StoreFacts | None
+    problem: str
+
+
+def listed_backups(folder: Path) -> list[Kept]:
+    """Return the backups of a folder with what they hold, the newest first."""
+    found = []
+    for path in reversed(backups(folder)):
+        with contextlib.suppress(FileNotFoundError):  # thinned out meanwhile
+            status = path.stat()
+            at = taken_at(path) or datetime.datetime.fromtimestamp(status.st_mtime)
+            held = _held_by(str(path), status.st_size, status.st_mtime_ns)
+            facts, problem = (None, held) if isinstance(held, str) else (held, "")
+            found.append(Kept(path, at, status.st_size, facts, problem))
+    return found
+
+
+@cached(200)
+def _held_by(path: str, size: int, changed: int) -> StoreFacts | str:
+    """What a backup holds, or why that cannot be said; looked at anew when the file has changed."""
+    try:
+        return store_facts(Path(path))
+    except StoreError as error:
+        return str(error)
+
+
+class ToRestore(NamedTuple):
+    """An order to restore a backup at the next start: its name, and who gave it."""
+
+    name: str
+    who: str
+
+
+def order_file(config: Config) -> Path:
+    """Return the file that tells the next start which backup to restore."""
+    return beside(config.store_path, ".to-restore")
+
+
+def order_restore(config: Config, order: ToRestore) -> None:
+    """Let the next start restore a backup of our folder. Raises StoreError, OSError."""
+    backup = config.backup_folder / order.name
+    if backup not in backups(config.backup_folder):
+        raise StoreError(f"there is no backup {order.name}")
+    check_store(backup)
+    store_facts(backup)
+    write_private(order_file(config), json.dumps(order))
+
+
+def take_order(config: Config) -> ToRestore | None:
+    """Return the order to restore a backup, if there is one; it is taken once.
+
+    It is taken away first: what fails is not tried at each start, over what came meanwhile.
+    """
+    try:
+        told = order_file(config).read_text("utf-8")
+        order_file(config).unlink()
+        return ToRestore(*json.loads(told))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 # The second place
 
 
@@ -31172,13 +31437,6 @@ def raise_file_limit(wanted: int = 8192) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, wanted)), hard))
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read: our user, or that of the folder if we are root."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(open_private(path), "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-
-
 # ------------------------------------------------------------------------------------------------
 # minris.appliance.health
 # Health of the running appliance, and the checks before a start.
@@ -31360,6 +31618,8 @@ def notices(box: Parts) -> list[Message]:
     found = [notice for one in box.certificates if (notice := one.notice(now))]
     with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
         found += [notice_of_gap(ctx, gap) for gap in gaps()] + words_of_cut_off()
+    if problem := box.restore_problem:
+        found.append(Message("The backup was not restored: {problem}", problem=problem))
     return found + failed_backup(box) + failed_copy(box)
 
 
@@ -31897,15 +32157,6 @@ def tiles(box: Parts, to_do: int) -> list[Tile]:
     ]
 
 
-def sized(count: float) -> str:
-    """Return a number of bytes as 12.3 MB."""
-    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 1000 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"
-
-
 def at_words(ctx: Context, at: datetime.datetime) -> Message:
     """Return a time by the clinic's clock: today 02:30, yesterday 02:30, or with its date."""
     at = at.astimezone(ctx.config.zone)
@@ -31958,7 +32209,7 @@ def next_backup(ctx: Context) -> Message:
     """Return when the next backup is due, in words."""
     at, now = ctx.config.housekeeping.backup_time, ctx.local_now()
     if not at:
-        return Message("no nightly backup is set")
+        return Message("No nightly backup is set")
     due = now.replace(hour=at[0], minute=at[1])
     due += datetime.timedelta(days=due <= now)
     return Message("next {at}", at=at_words(ctx, due))
@@ -31971,13 +32222,20 @@ def _backup(box: Parts, ctx: Context) -> Tile:
         taken = taken_at(kept[-1]).replace(tzinfo=ctx.config.zone)
         value = at_words(ctx, taken)
     lines = [*failed, next_backup(ctx)]
-    if box.config.second_backup_folder:
-        lines += failed_copy(box) or [Message("second place: up to date") if box.second.last
-                                      else Message("second place: none yet")]  # fmt: skip
-    else:
-        lines.append(Message("no second place is set"))
+    lines.append(second_place(box))
     light = "bad" if failed or box.second.problem else "good" if kept else "warning"
-    return Tile(Message("Last backup"), value, tuple(lines), light)
+    return Tile(Message("Last backup"), value, tuple(lines), light, "/backups")
+
+
+def second_place(box: Parts) -> Message:
+    """Return how the last copy to the second place went, in words."""
+    if not box.config.second_backup_folder:
+        return Message("No second place is set")
+    for problem in failed_copy(box):
+        return problem
+    if box.second.last:
+        return Message("Second place: up to date")
+    return Message("Second place: none yet")
 
 
 def _archive(box: Parts, ctx: Context) -> Tile:
@@ -32069,17 +32327,20 @@ class Appliance:
     """
 
     health, lights, metrics, back_up = health, lights, metrics, job_backup
-    alarms, notices, neighbours, tiles = alarms, notices, neighbours, tiles
+    alarms, notices, neighbours = alarms, notices, neighbours
+    tiles, second_place = tiles, second_place
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
         self.dicom_tls = open_certificate(config, config.dicom)
         self.web_tls = open_certificate(config, config.web)
         self.certificates = [one for one in (self.dicom_tls, self.web_tls) if one]
-        self.backup_problem = ""
+        self.backup_problem = self.restore_problem = ""
         self.lock = open_to_serve(config.store_path)
         if control_file(config).exists():
             check_after_sudden_end(config.store_path)
+        if self.lock and (order := take_order(config)):
+            self._restore_ordered(order)
         if database.condition.is_damaged and config.housekeeping.restore_damaged and self.lock:
             self._restore_newest()
         self.checker = Checker(config.store_path)
@@ -32122,6 +32383,25 @@ class Appliance:
             else:
                 log.error("the damaged store is kept as %s; %s was restored", kept, backup)
                 return
+
+    def _restore_ordered(self, order: ToRestore) -> None:
+        """Restore the backup that an administrator chose; what it replaces is kept aside."""
+        ctx = Context(self.config, Actor(order.who, role="admin"))
+        try:
+            kept, _ = restore(ctx, self.config.store_path, self.config.backup_folder / order.name)
+        except StoreError as error:
+            log.error("%s cannot be restored: %s", order.name, error)
+            self.restore_problem = f"{order.name}: {error}"
+        else:
+            log.warning("%s was restored; the store before is kept as %s", order.name, kept)
+
+    def restore(self, name: str, who: str) -> None:
+        """Restore a backup of our folder by a new start, which comes by itself.
+
+        Raises  StoreError or OSError if that cannot begin
+        """
+        order_restore(self.config, ToRestore(name, who))
+        self._start_again()
 
     def _committed(self) -> None:
         """Let open pages know of a commit, and keep the end of the audit log."""
@@ -32214,6 +32494,10 @@ class Appliance:
                 if not database.condition.suffers(error):
                     raise
         self._wake_delivery()
+
+    def backups(self) -> list[Kept]:
+        """Return the backups of our folder, the newest first."""
+        return listed_backups(self.config.backup_folder)
 
     def _may_restore(self) -> bool:
         return bool(self.config.housekeeping.restore_damaged and backups(self.config.backup_folder))
@@ -32434,7 +32718,7 @@ class Appliance:
 
     def _start_again(self) -> None:
         """End this run for another one, which opens the store anew; in any thread."""
-        log.warning("the store is opened anew")
+        log.warning("minris starts again, to open the store anew")
         self.is_to_start_again = True
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self.loop.call_soon_threadsafe(self.until.set)

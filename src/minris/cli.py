@@ -35,7 +35,6 @@ from minris.appliance.machine import (
     open_standard_streams,
     say,
     set_up_logging,
-    write_private,
 )
 from minris.appliance.store_commands import STORE_COMMANDS, TO_IMPORT, control_file
 from minris.config.ini import Config, ConfigError, find_config, load_config, settings_reference
@@ -58,7 +57,7 @@ from minris.simulator.workstation import Workstation
 from minris.standard.dictionary import is_ae_title, value_problem
 from minris.standard.encodings import read_encoding
 from minris.standard.status import Refusal
-from minris.store.files import beside, is_there, open_private
+from minris.store.files import beside, is_there, open_private, write_private
 from minris.store.models import StoreError, StoreInUse, database
 from minris.store.sqlite import (
     StoreLock,

@@ -47,7 +47,7 @@ def tile(client, name):
         ("Running", r"Running 0 min minris \d+\.\d+\.\d+, since today \d\d:\d\d"),
         ("Database", r"Database \d+ kB 0 patients, 0 exams"),
         ("Disk", r"Disk [\d.]+ [kMGT]B free of [\d.]+ [MGT]B"),
-        ("Last backup", r"Last backup none yet next (today|tomorrow) 02:30 no second place is set"),
+        ("Last backup", r"Last backup none yet next (today|tomorrow) 02:30 No second place is set"),
         ("Archive", r"Archive none Register it as a device"),
         ("Devices", r"Devices 0 of 3 today CT room: never called .*"),
         ("Certificate until", r"Certificate until none .*"),

@@ -23,7 +23,14 @@ from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.access.page_settings import stored_settings
 from minris.access.users import FIRST_USER, first_password_file, make_user
-from minris.appliance.backups import backups
+from minris.appliance.backups import (
+    Kept,
+    ToRestore,
+    backups,
+    listed_backups,
+    order_restore,
+    take_order,
+)
 from minris.appliance.health import (
     Failed,
     SecondPlace,
@@ -50,9 +57,8 @@ from minris.appliance.machine import (
     notify_systemd,
     open_certificate,
     raise_file_limit,
-    write_private,
 )
-from minris.appliance.overview import tiles
+from minris.appliance.overview import second_place, tiles
 from minris.appliance.store_commands import STORE_COMMANDS, ImportCommand, control_file
 from minris.appliance.watchdog import feed_watchdog
 from minris.config.ini import Config
@@ -71,6 +77,7 @@ from minris.pages.site import build_app
 from minris.standard.status import Refusal
 from minris.store.checking import Checker, check_after_sudden_end
 from minris.store.condition import StoreTrouble
+from minris.store.files import write_private
 from minris.store.models import StoreError, User, database
 from minris.store.rows import get_mark, set_mark
 from minris.store.sqlite import open_to_serve, reading
@@ -103,17 +110,20 @@ class Appliance:
     """
 
     health, lights, metrics, back_up = health, lights, metrics, job_backup
-    alarms, notices, neighbours, tiles = alarms, notices, neighbours, tiles
+    alarms, notices, neighbours = alarms, notices, neighbours
+    tiles, second_place = tiles, second_place
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
         self.dicom_tls = open_certificate(config, config.dicom)
         self.web_tls = open_certificate(config, config.web)
         self.certificates = [one for one in (self.dicom_tls, self.web_tls) if one]
-        self.backup_problem = ""
+        self.backup_problem = self.restore_problem = ""
         self.lock = open_to_serve(config.store_path)
         if control_file(config).exists():
             check_after_sudden_end(config.store_path)
+        if self.lock and (order := take_order(config)):
+            self._restore_ordered(order)
         if database.condition.is_damaged and config.housekeeping.restore_damaged and self.lock:
             self._restore_newest()
         self.checker = Checker(config.store_path)
@@ -156,6 +166,25 @@ class Appliance:
             else:
                 log.error("the damaged store is kept as %s; %s was restored", kept, backup)
                 return
+
+    def _restore_ordered(self, order: ToRestore) -> None:
+        """Restore the backup that an administrator chose; what it replaces is kept aside."""
+        ctx = Context(self.config, Actor(order.who, role="admin"))
+        try:
+            kept, _ = restore(ctx, self.config.store_path, self.config.backup_folder / order.name)
+        except StoreError as error:
+            log.error("%s cannot be restored: %s", order.name, error)
+            self.restore_problem = f"{order.name}: {error}"
+        else:
+            log.warning("%s was restored; the store before is kept as %s", order.name, kept)
+
+    def restore(self, name: str, who: str) -> None:
+        """Restore a backup of our folder by a new start, which comes by itself.
+
+        Raises  StoreError or OSError if that cannot begin
+        """
+        order_restore(self.config, ToRestore(name, who))
+        self._start_again()
 
     def _committed(self) -> None:
         """Let open pages know of a commit, and keep the end of the audit log."""
@@ -248,6 +277,10 @@ class Appliance:
                 if not database.condition.suffers(error):
                     raise
         self._wake_delivery()
+
+    def backups(self) -> list[Kept]:
+        """Return the backups of our folder, the newest first."""
+        return listed_backups(self.config.backup_folder)
 
     def _may_restore(self) -> bool:
         return bool(self.config.housekeeping.restore_damaged and backups(self.config.backup_folder))
@@ -468,7 +501,7 @@ class Appliance:
 
     def _start_again(self) -> None:
         """End this run for another one, which opens the store anew; in any thread."""
-        log.warning("the store is opened anew")
+        log.warning("minris starts again, to open the store anew")
         self.is_to_start_again = True
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self.loop.call_soon_threadsafe(self.until.set)

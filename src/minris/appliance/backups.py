@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import errno
+import json
 import os
 import shutil
 import sqlite3
@@ -12,8 +13,17 @@ from typing import NamedTuple
 
 from minris import log
 from minris.config.ini import Config
-from minris.store.files import beside, in_words, is_there, open_private, sync_folder
-from minris.store.sqlite import check_store, source_of
+from minris.recent import cached
+from minris.store.files import (
+    beside,
+    in_words,
+    is_there,
+    open_private,
+    sync_folder,
+    write_private,
+)
+from minris.store.models import StoreError
+from minris.store.sqlite import StoreFacts, check_store, source_of, store_facts
 
 MOST_OF_A_DAY = 5
 SPARE = 64 << 20  # bytes that stay free beside the next backup
@@ -71,6 +81,77 @@ def thin(config: Config, folder: Path, least: int) -> int:
         log.warning("too little room in %s: the backup %s is deleted", folder, kept[0].name)
         kept.pop(0).unlink()
     return len(kept)
+
+
+class Kept(NamedTuple):
+    """A backup: its file, when it was made by the clinic's clock, bytes, and what it holds.
+
+    facts    None if it cannot be read
+    problem  why not
+    """
+
+    path: Path
+    at: datetime.datetime
+    size: int
+    facts: StoreFacts | None
+    problem: str
+
+
+def listed_backups(folder: Path) -> list[Kept]:
+    """Return the backups of a folder with what they hold, the newest first."""
+    found = []
+    for path in reversed(backups(folder)):
+        with contextlib.suppress(FileNotFoundError):  # thinned out meanwhile
+            status = path.stat()
+            at = taken_at(path) or datetime.datetime.fromtimestamp(status.st_mtime)
+            held = _held_by(str(path), status.st_size, status.st_mtime_ns)
+            facts, problem = (None, held) if isinstance(held, str) else (held, "")
+            found.append(Kept(path, at, status.st_size, facts, problem))
+    return found
+
+
+@cached(200)
+def _held_by(path: str, size: int, changed: int) -> StoreFacts | str:
+    """What a backup holds, or why that cannot be said; looked at anew when the file has changed."""
+    try:
+        return store_facts(Path(path))
+    except StoreError as error:
+        return str(error)
+
+
+class ToRestore(NamedTuple):
+    """An order to restore a backup at the next start: its name, and who gave it."""
+
+    name: str
+    who: str
+
+
+def order_file(config: Config) -> Path:
+    """Return the file that tells the next start which backup to restore."""
+    return beside(config.store_path, ".to-restore")
+
+
+def order_restore(config: Config, order: ToRestore) -> None:
+    """Let the next start restore a backup of our folder. Raises StoreError, OSError."""
+    backup = config.backup_folder / order.name
+    if backup not in backups(config.backup_folder):
+        raise StoreError(f"there is no backup {order.name}")
+    check_store(backup)
+    store_facts(backup)
+    write_private(order_file(config), json.dumps(order))
+
+
+def take_order(config: Config) -> ToRestore | None:
+    """Return the order to restore a backup, if there is one; it is taken once.
+
+    It is taken away first: what fails is not tried at each start, over what came meanwhile.
+    """
+    try:
+        told = order_file(config).read_text("utf-8")
+        order_file(config).unlink()
+        return ToRestore(*json.loads(told))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 # The second place

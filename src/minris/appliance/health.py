@@ -212,6 +212,8 @@ def notices(box: Parts) -> list[Message]:
     found = [notice for one in box.certificates if (notice := one.notice(now))]
     with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
         found += [notice_of_gap(ctx, gap) for gap in gaps()] + words_of_cut_off()
+    if problem := box.restore_problem:
+        found.append(Message("The backup was not restored: {problem}", problem=problem))
     return found + failed_backup(box) + failed_copy(box)
 
 

@@ -21,7 +21,6 @@ from minris.appliance.lines import JsonLines, OneOfAKind, TextLines
 from minris.config.ini import Config, ConfigError
 from minris.standard.status import Message
 from minris.store.condition import StoreTrouble
-from minris.store.files import open_private
 from minris.upper_layer.tls import tls_context
 
 
@@ -213,10 +212,3 @@ def raise_file_limit(wanted: int = 8192) -> None:
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, wanted)), hard))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read: our user, or that of the folder if we are root."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(open_private(path), "w", encoding="utf-8", newline="") as file:
-        file.write(text)

@@ -13,6 +13,7 @@ from minris.doctor import last_report
 from minris.orders.trace import last_query
 from minris.outbox import LANES, count_waiting
 from minris.standard.status import Message
+from minris.store.files import sized
 from minris.store.models import database
 from minris.store.sqlite import COUNT_STORE, StoreFacts
 from minris.web.request import Tile
@@ -36,15 +37,6 @@ def tiles(box: Parts, to_do: int) -> list[Tile]:
         _certificates(box, ctx),
         _queues(to_do),
     ]
-
-
-def sized(count: float) -> str:
-    """Return a number of bytes as 12.3 MB."""
-    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while size >= 1000 and unit != "TB":
-        size, unit = size / 1000, next(units)
-    return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"
 
 
 def at_words(ctx: Context, at: datetime.datetime) -> Message:
@@ -99,7 +91,7 @@ def next_backup(ctx: Context) -> Message:
     """Return when the next backup is due, in words."""
     at, now = ctx.config.housekeeping.backup_time, ctx.local_now()
     if not at:
-        return Message("no nightly backup is set")
+        return Message("No nightly backup is set")
     due = now.replace(hour=at[0], minute=at[1])
     due += datetime.timedelta(days=due <= now)
     return Message("next {at}", at=at_words(ctx, due))
@@ -112,13 +104,20 @@ def _backup(box: Parts, ctx: Context) -> Tile:
         taken = taken_at(kept[-1]).replace(tzinfo=ctx.config.zone)
         value = at_words(ctx, taken)
     lines = [*failed, next_backup(ctx)]
-    if box.config.second_backup_folder:
-        lines += failed_copy(box) or [Message("second place: up to date") if box.second.last
-                                      else Message("second place: none yet")]  # fmt: skip
-    else:
-        lines.append(Message("no second place is set"))
+    lines.append(second_place(box))
     light = "bad" if failed or box.second.problem else "good" if kept else "warning"
-    return Tile(Message("Last backup"), value, tuple(lines), light)
+    return Tile(Message("Last backup"), value, tuple(lines), light, "/backups")
+
+
+def second_place(box: Parts) -> Message:
+    """Return how the last copy to the second place went, in words."""
+    if not box.config.second_backup_folder:
+        return Message("No second place is set")
+    for problem in failed_copy(box):
+        return problem
+    if box.second.last:
+        return Message("Second place: up to date")
+    return Message("Second place: none yet")
 
 
 def _archive(box: Parts, ctx: Context) -> Tile:

@@ -8,11 +8,12 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minris.access.context import AUDIT_START, Context, audit, audit_digest, purge_audit
 from minris.orders.lookup import counter_name, leap
 from minris.standard.status import Message
+from minris.store.files import in_words
 from minris.store.models import (
     Audit,
     Patient,
@@ -36,6 +37,7 @@ from minris.store.sqlite import (
     open_store,
     restore_store,
     source_of,
+    store_facts,
 )
 
 # More than a clinic gives on a day: what counters leap by, for each day that a backup is old.
@@ -247,14 +249,18 @@ def _leap(ctx: Context, since: str) -> int:
 
 def _erased_and_back(last: int) -> list[tuple[int, str]]:
     """Row id and Patient ID of those who were erased after an audit line, by any ID they had."""
-    sql = "SELECT about FROM audit WHERE what = 'patient erased' AND id > ?"
-    erased = [one for (one,) in database.execute_sql(sql, (last,))]
-    ids = {former for one in erased for former in (one, *_ids_before(one))}
     return [
         (row.id, row.patient_id)
-        for one in sorted(ids)
+        for one in sorted(_ids_erased_since(last))
         for row in fetch_rows(Patient, "patient_id = ?", one)
     ]
+
+
+def _ids_erased_since(last: int) -> set[str]:
+    """The Patient IDs, former ones too, of those who were erased after an audit line."""
+    sql = "SELECT about FROM audit WHERE what = 'patient erased' AND id > ?"
+    erased = [one for (one,) in database.execute_sql(sql, (last,))]
+    return {former for one in erased for former in (one, *_ids_before(one))}
 
 
 def _ids_before(patient_id: str) -> set[str]:
@@ -271,6 +277,55 @@ def _ids_before(patient_id: str) -> set[str]:
         look |= old - found
         found |= old
     return found
+
+
+class Outlook(NamedTuple):
+    """What a restore would bring back and lose.
+
+    since            the newest change of the backup
+    patients, exams  how many would be missing that there are now
+    changes          audit lines since
+    erased           Patient IDs of those who were erased since, and would be back
+    """
+
+    since: str
+    patients: int
+    exams: int
+    changes: int
+    erased: list[str]
+
+
+def outlook(backup: Path) -> Outlook:
+    """What restoring a backup now would bring back and lose. Raises StoreError if it is none."""
+    facts = store_facts(backup)
+    there = contextlib.closing(sqlite3.connect(source_of(backup), uri=True))
+    with in_words(backup), there as theirs:
+        (last,) = theirs.execute("SELECT coalesce(max(id), 0) FROM audit").fetchone()
+        patients = {one for (one,) in theirs.execute("SELECT patient_id FROM patient")}
+        studies = {one for (one,) in theirs.execute(f"SELECT {STUDY} FROM requested_procedure")}
+    ours = database.execute_sql("SELECT patient_id FROM patient")
+    exams = database.execute_sql(f"SELECT {STUDY} FROM scheduled_procedure_step")
+    changes = database.execute_sql("SELECT count(*) FROM audit WHERE id > ?", (last,))
+    return Outlook(
+        since=facts.newest,
+        patients=sum(one not in patients for (one,) in ours),
+        exams=sum(uid not in studies for (uid,) in exams),
+        changes=changes.fetchone()[0],
+        erased=sorted(_ids_erased_since(last) & patients),
+    )
+
+
+STUDY = "study_instance_uid"
+
+
+def note_download(ctx: Context, backup: str) -> None:
+    """Note that somebody took a backup away as a file."""
+    audit(ctx, "backup downloaded", backup)
+
+
+def note_order(ctx: Context, backup: str) -> None:
+    """Note that somebody let a backup be restored."""
+    audit(ctx, "restore ordered", backup)
 
 
 # The gap, until it is confirmed

@@ -86,7 +86,16 @@ from minris.pages.patients.register import find_part, post_register, register_pa
 from minris.pages.patients.search import search_page
 from minris.pages.settings import post_settings, settings_page
 from minris.pages.static import static_answer
-from minris.pages.system import box_page, post_box, post_restored, restored_page
+from minris.pages.system import (
+    backups_page,
+    box_page,
+    download_backup,
+    post_box,
+    post_restore,
+    post_restored,
+    restore_page,
+    restored_page,
+)
 from minris.seen import ChangedMeanwhile
 from minris.standard.status import HttpRefusal, Refusal, Status, http_status
 from minris.web.answers import ROW_NUMBER, note_reason
@@ -143,6 +152,9 @@ PAGES = tuple(Page(*row) for row in (
     ("/associations",                   "technologist", associations_page,     None,                  "Connections",           "Devices"),
     ("/statuses",                       "technologist", statuses_page,         None,                  "DICOM status codes",    "/associations"),
     ("/box",                            "admin",        box_page,              post_box,              "System",                "Administration"),
+    ("/backups",                        "admin",        backups_page,          post_box,              "Backups",               "/box"),
+    ("/backups/<name:re:[-.0-9a-z]+>",  "admin",        download_backup,       None),
+    ("/backups/<name:re:[-.0-9a-z]+>/restore", "admin", restore_page,          post_restore),
     ("/restored",                       "admin",        restored_page,         post_restored),
     ("/users",                          "admin",        users_page,            post_users,            "Users",                 "Administration"),
     ("/users/new",                      "admin",        new_user_page,         None),

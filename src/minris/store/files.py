@@ -114,6 +114,22 @@ def private_file(path: Path, replaced: Path | None = None) -> None:
     os.close(open_private(path, replaced))
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read: our user, or that of the folder if we are root."""
+    path.unlink(missing_ok=True)
+    with os.fdopen(open_private(path), "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+def sized(count: float) -> str:
+    """Return a number of bytes as 12.3 MB."""
+    size, units = float(count), iter(("B", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while size >= 1000 and unit != "TB":
+        size, unit = size / 1000, next(units)
+    return f"{size:.0f} {unit}" if size >= 100 or unit == "B" else f"{size:.1f} {unit}"
+
+
 def sync_folder(path: Path) -> None:
     """Make the names of a folder last through a power cut."""
     if hasattr(os, "O_DIRECTORY"):
