@@ -25309,6 +25309,7 @@ class Site:
         self.web, self.pages, self.boards = web, pages, boards
         self.menu = [page for page in self.pages if page.words]
         self.catalogues = load_catalogues()
+        self.languages = tuple((one, found["English"]) for one, found in self.catalogues.items())
         if (language := web.config.clinic.language) not in self.catalogues:
             log.warning("[clinic] language: there is no static/i18n/%s.json", language)
         self.light_until, self.lights = 0.0, ["good"]
@@ -25499,7 +25500,7 @@ class PageRequest:
             light=self._light() if self.may("admin") else None,
             alarm=self.alarm,
             notices=[t(words) for words in (*box.alarms(), *(box.notices() if login else ()))],
-            languages=[(code, found["English"]) for code, found in site.catalogues.items()],
+            languages=site.languages,
         )
 
     def part(self, template: str, **values: Any) -> str:
@@ -28902,7 +28903,7 @@ def setting_fields(
     choices = {
         "timezone": tuple((one, one) for one in sorted(zoneinfo.available_timezones())),
         "closed_days": tuple(zip(WEEKDAYS, map(t, WEEKDAY_WORDS), strict=True)),
-        "language": tuple((one, LANGUAGES.get(one, one)) for one in p.site.catalogues),
+        "language": p.site.languages,
     }
     for setting in PAGE_SETTINGS:
         if setting.key not in keys:

@@ -9,7 +9,7 @@ from minris.config.settings import PAGE_SETTINGS, SETTINGS, Setting
 from minris.config.values import WEEKDAYS
 from minris.pages.forms import Field, setting_problems, show_form
 from minris.pages.frame import PageRequest, Row, safe_path
-from minris.pages.language import LANGUAGES, WEEKDAY_WORDS
+from minris.pages.language import WEEKDAY_WORDS
 from minris.pages.machines.devices import setting_text
 from minris.seen import ChangedMeanwhile, as_seen
 from minris.standard.status import Message, Problem, Refusal
@@ -45,7 +45,7 @@ def setting_fields(
     choices = {
         "timezone": tuple((one, one) for one in sorted(zoneinfo.available_timezones())),
         "closed_days": tuple(zip(WEEKDAYS, map(t, WEEKDAY_WORDS), strict=True)),
-        "language": tuple((one, LANGUAGES.get(one, one)) for one in p.site.catalogues),
+        "language": p.site.languages,
     }
     for setting in PAGE_SETTINGS:
         if setting.key not in keys:
