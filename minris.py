@@ -2138,6 +2138,29 @@ def format_identifier(pattern: str, now: datetime.datetime, number: int) -> str:
     )
 
 
+def read_hours(text: str) -> tuple[str, ...]:
+    """Working hours such as 08:00-12:00, 13:00-17:00, in order."""
+    spans = tuple(
+        part.replace(" ", "") for part in _parts(text.replace("–", "-").replace("\\", ","))
+    )
+    minutes = [minute for span in spans_of(spans) for minute in span]
+    if minutes != sorted(set(minutes)):
+        raise ValueError("are not hours such as 08:00-12:00, 13:00-17:00, in order")
+    return spans
+
+
+def spans_of(hours: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Begin and end of working hours, in minutes since midnight. Raises ValueError."""
+    spans = []
+    for text in hours:
+        found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)-([01]?\d|2[0-4]):([0-5]\d)", text)
+        if not found:
+            raise ValueError("are not hours such as 08:00-12:00, 13:00-17:00, in order")
+        opens, opens_minute, closes, closes_minute = map(int, found.groups())
+        spans.append((opens * 60 + opens_minute, min(24 * 60, closes * 60 + closes_minute)))
+    return spans
+
+
 SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "text": str,
     "bool": read_bool,
@@ -2165,6 +2188,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "id": read_id_format,
     "encoding": read_encoding,
     "weekdays": read_weekdays,
+    "hours": read_hours,
     "days": lambda text: read_optional(text, "0", "3650"),
     "limit": lambda text: read_optional(text, "1", "1000000"),
 }
@@ -2331,6 +2355,7 @@ DEVICE_SETTINGS = setting_table(r"""
     device | character_set | | charset | character set of answers to it, and of its texts without one; empty: as its query says, else UTF-8
     device | fallback_character_set | ISO_IR 192 | charset | character set of answers that character_set cannot encode
     device | role | modality | choice modality archive workstation | kind of device
+    device | hours | | hours | hours in which exams are booked on it, such as 08:00-12:00, 13:00-17:00; empty: those of the clinic
     device | own_steps_only | no | bool | show only steps scheduled for its own AE titles, whatever it asks for
     device | days_back | | days | days back: hide older steps; empty: no limit
     device | days_ahead | | days | days ahead: hide later steps; empty: no limit
@@ -2451,6 +2476,7 @@ class Device:
     character_set: tuple[str, ...] = ()
     fallback_character_set: tuple[str, ...] = ("ISO_IR 192",)
     role: str = "modality"
+    hours: tuple[str, ...] = ()
     own_steps_only: bool = False
     days_back: int | None = None
     days_ahead: int | None = None
@@ -5418,6 +5444,14 @@ class Procedure(Stored):
     retired = peewee.IntegerField()
 
 
+class BlockedTime(Stored):
+    """A time in which a device has no exams: each day (DA) from `first` to `last`, in minutes."""
+
+    ae_title, first, last, reason = text_columns(4)
+    begins, ends = peewee.IntegerField(), peewee.IntegerField()
+    created_at = peewee.TextField()
+
+
 class QueryTrace(Stored):
     """The worklist queries of one device with the same keys in one hour."""
 
@@ -5863,6 +5897,17 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             PRIMARY KEY (import_id, step_id)) WITHOUT ROWID;
         CREATE INDEX imported_file_digest ON imported_file (digest);
         CREATE INDEX imported_file_state ON imported_file (state);
+        """,
+    ),
+    (
+        21,
+        "times in which a device has no exams",
+        """
+        CREATE TABLE blocked_time (
+            id INTEGER NOT NULL PRIMARY KEY, ae_title TEXT NOT NULL, first TEXT NOT NULL,
+            last TEXT NOT NULL, reason TEXT NOT NULL, begins INTEGER NOT NULL, ends INTEGER NOT NULL,
+            created_at TEXT NOT NULL);
+        CREATE INDEX blocked_time_last ON blocked_time (last, ae_title);
         """,
     ),
 )
@@ -6350,6 +6395,7 @@ INDEXES = body_rows("""
            | audit_about                                  | audit                    | about                                     |
            | imported_file_digest                         | imported_file            | digest                                    |
            | imported_file_state                          | imported_file            | state                                     |
+           | blocked_time_last                            | blocked_time             | last, ae_title                            |
     """)
 
 TRIGGERS = """
@@ -11699,8 +11745,15 @@ def page_of_worklist(
 # The diary of a station: booked exams and free times.
 # ------------------------------------------------------------------------------------------------
 
+BLOCKED = "BLOCKED"  # the status of a time in which a device has no exams
+IN_THE_WAY = OPEN_STEP_STATES | {BLOCKED}
+
+
 class Booking(NamedTuple):
-    """An exam in the diary of a station; begin and end are minutes since midnight."""
+    """An exam in the diary of a station, or a blocked time; begin and end are minutes of the day.
+
+    row_id  that of the exam; of a blocked time the negative
+    """
 
     row_id: int
     date: str
@@ -11709,6 +11762,7 @@ class Booking(NamedTuple):
     status: str
     name: str
     exam: str
+    study: str = ""
 
 
 def minute_of_day(tm: str) -> int:
@@ -11725,7 +11779,9 @@ def exam_minutes() -> dict[str, int]:
 
 
 def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
-    """The exams of a device from one day (DA) to another, by start; canceled ones are left out.
+    """The exams and blocked times of a device from one day (DA) to another, by start.
+
+    Cancelled exams are left out.
 
     ae_title  any AE title of the device
     """
@@ -11733,35 +11789,52 @@ def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
     device = device_of(ctx, ae_title)
     titles = device.ae_titles if device else (ae_title,)
     cursor = database.execute_sql(
-        "SELECT s.id, s.start_date, s.start_time, s.status, s.data FROM scheduled_procedure_step s"
+        "SELECT s.id, s.start_date, s.start_time, s.status, s.data, s.study_instance_uid FROM scheduled_procedure_step s"
         " WHERE s.id IN (SELECT t.step_id FROM scheduled_station t WHERE t.ae_title IN"
         f" ({', '.join('?' * len(titles))}) AND t.start_date BETWEEN ? AND ?)"
         " AND s.status NOT IN ('CANCELED', 'NO SHOW', 'DEPARTED')"
         " ORDER BY s.start_date, s.start_time, s.id",
         (*titles, first, last),
     )
-    for row_id, date, start_time, status, data in cursor:
+    for row_id, date, start_time, status, data, study in cursor:
         index = ElementIndex(data)
         exam = index.get("RequestedProcedureDescription")
         code = index.item("RequestedProcedureCodeSequence").get("CodeValue")
         minutes = known.get(code) or known.get(exam) or ctx.config.clinic.slot_minutes
         begin, name = minute_of_day(start_time), index.get("PatientName")
-        found.append(Booking(row_id, date, begin, begin + minutes, status, name, exam))
-    return found
+        found.append(Booking(row_id, date, begin, begin + minutes, status, name, exam, study))
+    blocked = [one for title in titles for one in blocked_of(title, first, last)]
+    return sorted([*found, *blocked], key=lambda one: (one.date, one.begin)) if blocked else found
+
+
+def blocked_of(ae_title: str, first: str, last: str) -> Iterator[Booking]:
+    """The blocked times of an AE title from one day (DA) to another, one for each day."""
+    for row in fetch_rows(
+        BlockedTime, "last >= ? AND ae_title = ? AND first <= ?", first, ae_title, last
+    ):
+        day, end = day_of_da(max(first, row.first)), min(last, row.last)
+        while (date := f"{day:%Y%m%d}") <= end:
+            yield Booking(-row.id, date, row.begins, row.ends, BLOCKED, "", row.reason)
+            day += datetime.timedelta(days=1)
+
+
+def day_of_da(date: str) -> datetime.date:
+    """A day as DA."""
+    return datetime.date(int(date[:4]), int(date[4:6]), int(date[6:]))
 
 
 def clashes(bookings: Iterable[Booking]) -> set[int]:
-    """The row ids of open exams that overlap with another one."""
+    """The row ids of open exams that overlap with another one, or with a blocked time."""
     found: set[int] = set()
     latest: Booking | None = None
     for one in bookings:
-        if one.status not in OPEN_STEP_STATES:
+        if one.status not in IN_THE_WAY:
             continue
         if latest and latest.date == one.date and one.begin < latest.end:
             found |= {latest.row_id, one.row_id}
         if not latest or (one.date, one.end) > (latest.date, latest.end):
             latest = one
-    return found
+    return {row_id for row_id in found if row_id > 0}
 
 
 def day_begins_ends(ctx: Context) -> tuple[int, int]:
@@ -11770,20 +11843,29 @@ def day_begins_ends(ctx: Context) -> tuple[int, int]:
     return opens[0] * 60 + opens[1], closes[0] * 60 + closes[1]
 
 
+def hours_of(ctx: Context, ae_title: str) -> list[tuple[int, int]]:
+    """The hours of a device, else those of the clinic; in minutes since midnight."""
+    device = device_of(ctx, ae_title)
+    return spans_of(device.hours) if device and device.hours else [day_begins_ends(ctx)]
+
+
 def is_closed(ctx: Context, date: str) -> bool:
     """Whether the clinic is closed on a day (DA)."""
-    day = datetime.date(int(date[:4]), int(date[4:6]), int(date[6:]))
-    return WEEKDAYS[day.weekday()] in ctx.config.clinic.closed_days
+    return WEEKDAYS[day_of_da(date).weekday()] in ctx.config.clinic.closed_days
 
 
 def _lie_on(bookings: Iterable[Booking], begin: int, minutes: int) -> list[Booking]:
-    """The exams that overlap with a time of their day."""
+    """The exams and blocked times that overlap with a time of their day."""
     return [one for one in bookings if one.begin < begin + minutes and begin < one.end]
 
 
-def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: int) -> list[int]:
-    """When an exam can start on a day (DA), in minutes since midnight; never in the past."""
-    opens, closes = day_begins_ends(ctx)
+def free_times(
+    ctx: Context, ae_title: str, bookings: Iterable[Booking], date: str, minutes: int
+) -> list[int]:
+    """When an exam can start at a device on a day (DA), in minutes; never in the past.
+
+    bookings  its exams and blocked times of that day
+    """
     now = ctx.local_now()
     today = f"{now:%Y%m%d}"
     if date < today or is_closed(ctx, date):
@@ -11792,6 +11874,7 @@ def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: in
     taken = [one for one in bookings if one.date == date]
     return [
         begin
+        for opens, closes in hours_of(ctx, ae_title)
         for begin in range(opens, closes - minutes + 1, ctx.config.clinic.slot_minutes)
         if begin >= earliest and not _lie_on(taken, begin, minutes)
     ]
@@ -11800,7 +11883,7 @@ def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: in
 def in_the_way(
     ctx: Context, ae_title: str, date: str, begin: int, exam: str = "", row_id: int = 0
 ) -> tuple[list[Booking], list[int]]:
-    """The exams that an exam would overlap with, and the free times of that day in minutes.
+    """The exams and blocked times that an exam would overlap with, and the free times of that day in minutes.
 
     exam    name or code of its procedure
     row_id  the exam itself, if it is on the worklist already: not an overlap
@@ -11809,8 +11892,8 @@ def in_the_way(
     bookings = [one for one in everything if one.row_id != row_id]
     its_own = next((one.end - one.begin for one in everything if one.row_id == row_id), 0)
     minutes = exam_minutes().get(exam) or its_own or ctx.config.clinic.slot_minutes
-    open_ = [one for one in bookings if one.status in OPEN_STEP_STATES]
-    return _lie_on(open_, begin, minutes), free_times(ctx, bookings, date, minutes)
+    open_ = [one for one in bookings if one.status in IN_THE_WAY]
+    return _lie_on(open_, begin, minutes), free_times(ctx, ae_title, bookings, date, minutes)
 
 
 def exams_of_days(first: str, last: str) -> dict[str, int]:
@@ -12311,6 +12394,66 @@ def latest_by_device(queries: Iterable[Any]) -> list[Any]:
         if len(of_device) < 3 and all(other.keys != query.keys for other in of_device):
             of_device.append(query)
     return [query for of_device in found.values() for query in of_device]
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.orders.blocking
+# Times in which a device has no exams: service, absence, a holiday.
+# ------------------------------------------------------------------------------------------------
+
+LONGEST_DAYS, LONGEST_REASON = 366, 200
+KEPT_DAYS = 31  # after its last day
+
+
+def block_time(
+    ctx: Context, ae_title: str, first: str, last: str, begins: int, ends: int, reason: str
+) -> int:
+    """Block a time of a device, each day (DA) from the first to the last; return the row id.
+
+    begins, ends  minutes since midnight
+    Refuses  0106 if the device is not registered, the days or times are no span, or too long
+    """
+    device, reason = device_of(ctx, ae_title), " ".join(reason.split())
+    problem = None
+    if not device:
+        problem = Message("Choose a device")
+    elif not (is_date(first) and is_date(last) and first <= last):
+        problem = Message("The last day is before the first")
+    elif (day_of_da(last) - day_of_da(first)).days >= LONGEST_DAYS:
+        problem = Message("A time can be blocked for a year at most")
+    elif not 0 <= begins < ends <= 24 * 60:
+        problem = Message("The end is not after the begin")
+    elif len(reason) > LONGEST_REASON:
+        problem = Message("The reason is longer than {longest} characters", longest=LONGEST_REASON)
+    if problem or not device:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problem)
+    row_id = insert_row(
+        BlockedTime, ae_title=device.ae_title, first=first, last=last, begins=begins, ends=ends,
+        reason=reason, created_at=ctx.stamp(),
+    )  # fmt: skip
+    audit(ctx, "time blocked", device.name, f"{first}-{last} {begins}-{ends} {reason}")
+    return row_id
+
+
+def get_blocked(row_id: int) -> BlockedTime:
+    """A blocked time. Refuses 0112."""
+    row = first_row(BlockedTime, "id = ?", row_id)
+    if not row:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("This time is not blocked any more"))
+    return row
+
+
+def unblock_time(ctx: Context, row_id: int) -> None:
+    """Take away a blocked time. Refuses 0112."""
+    row = get_blocked(row_id)
+    erase("blocked_time WHERE id = ?", row_id)
+    about = f"{row.first}-{row.last} {row.begins}-{row.ends} {row.reason}"
+    audit(ctx, "time unblocked", row.ae_title, about)
+
+
+def purge_blocked(ctx: Context) -> int:
+    """Erase the blocked times that are long over; return their number."""
+    return erase("blocked_time WHERE last < ?", ctx.stamp(days=-KEPT_DAYS)[:10].replace("-", ""))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -18186,6 +18329,7 @@ def purge(ctx: Context) -> dict[str, int]:
             erased["audit files"] = purge_archives(ctx)
         erased["commitments"] = purge_commitments(ctx)
         erased["imports"] = purge_imports(ctx)
+        erased["blocked times"] = purge_blocked(ctx)
         erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
         erased["deliveries"] = erase(
             "outbox WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')"
@@ -22358,7 +22502,14 @@ def clock(minute: int) -> str:
 
 def booked_words(t: Translator, bookings: Iterable[Booking]) -> str:
     """Return bookings as text: times and names."""
-    return t.listed(f"{clock(one.begin)}–{clock(one.end)} {t.name(one.name)}" for one in bookings)
+    return t.listed(
+        f"{clock(one.begin)}–{clock(one.end)} {booking_name(t, one)}" for one in bookings
+    )
+
+
+def booking_name(t: Translator, one: Booking) -> str:
+    """Return the patient of a booking, or why the time is blocked."""
+    return (one.exam or t("Blocked")) if one.status == BLOCKED else t.name(one.name)
 
 
 def shown_time(value: str) -> str:
@@ -22734,6 +22885,7 @@ div.problem ul { margin: 4px 0 0; padding-left: 20px; }
 [data-state="DISCONTINUED"] { --fg: var(--bad); --bg: var(--bad-bg); --sign: "■"; }
 [data-state="NO SHOW"] { --fg: var(--bad); --bg: var(--bad-bg); --sign: "✕"; }
 [data-state="CANCELED"] { --sign: "✕"; }
+[data-state="BLOCKED"] { --bg: repeating-linear-gradient(45deg, var(--mute-bg), var(--mute-bg) 6px, var(--line) 6px, var(--line) 8px); }
 .state {
   display: inline-flex; align-items: center; gap: 6px; padding: 2px 10px; border-radius: 12px; white-space: nowrap;
   background: var(--bg, var(--mute-bg)); color: var(--fg, var(--mute)); font-size: 13px; font-weight: 600; text-decoration: none;
@@ -23193,6 +23345,27 @@ const field = (name) => document.getElementById(name);
   if (field("device").value) look(0);
 })();
 
+// Calendar: an exam is drawn to a free time; the server says who and what, with undo.
+(function () {
+  const form = field("move");
+  if (!form) return;
+  let drawn = null;
+  const target = (event) => drawn && event.target.closest("[data-to]");
+  document.addEventListener("dragstart", (event) => { drawn = event.target.closest("[draggable=true]"); });
+  document.addEventListener("dragover", (event) => { if (target(event)) event.preventDefault(); });
+  document.addEventListener("drop", async (event) => {
+    const free = target(event);
+    if (!free) return;
+    event.preventDefault();
+    form.action = `${drawn.href}/move?step_state=${drawn.dataset.mark}`;
+    form.elements.to.value = free.dataset.to;
+    const how = { method: "POST", body: new URLSearchParams(new FormData(form)), redirect: "manual" };
+    const answer = await fetch(form.action, how).catch(() => null);
+    if (answer && answer.type === "opaqueredirect") location.reload();  // where one was
+    else form.submit();
+  });
+})();
+
 // A filter applies at once.
 document.addEventListener("change", (event) => {
   const sends = event.target.matches("select[data-send]") || event.target.matches("[data-send]") && event.target.value;
@@ -23622,7 +23795,7 @@ document.addEventListener("keydown", (event) => {
  "Fluoroscopy (s)": "透视时间 (s)",
  "Free times:": "空闲时间：",
  "Fri": "周五",
- "From": "来源",
+ "From": "从",
  "From day": "起始日期",
  "Gender Identity Code Sequence": "性别认同代码序列",
  "Gender Identity Comment": "性别认同备注",
@@ -24867,7 +25040,35 @@ document.addEventListener("keydown", (event) => {
  "No nightly backup is set": "未设置夜间备份",
  "No second place is set": "未设置第二备份位置",
  "Second place: none yet": "第二位置：尚无",
- "Second place: up to date": "第二位置：已是最新"
+ "Second place: up to date": "第二位置：已是最新",
+ "Block a time": "停用时段",
+ "Earlier days": "更早的日期",
+ "Later days": "更晚的日期",
+ "Another time or device": "其他时间或设备",
+ "no free time": "无空闲时间",
+ "hours in which exams are booked on it, such as 08:00-12:00, 13:00-17:00; empty: those of the clinic": "可预约检查的时段，如 08:00-12:00, 13:00-17:00；留空：同诊所营业时间",
+ "A time can be blocked for a year at most": "停用时段最长一年",
+ "Back to the calendar": "返回预约日历",
+ "Block this time": "停用该时段",
+ "Blocked": "停用",
+ "Blocked time": "停用时段",
+ "Choose a device and a time": "请选择设备和时间",
+ "First day": "首日",
+ "Last day": "末日",
+ "Free this time again": "恢复该时段",
+ "Move": "改约",
+ "Move exam": "改约检查",
+ "Reason, such as service": "原因，如设备维护",
+ "The end is not after the begin": "结束时间须晚于开始时间",
+ "The last day is before the first": "末日早于首日",
+ "The reason is longer than {longest} characters": "原因超过 {longest} 个字符",
+ "The time is free again.": "该时段已恢复。",
+ "This time is not blocked any more": "该时段已不再停用",
+ "time blocked": "停用时段",
+ "time unblocked": "恢复时段",
+ "{device} does {its}, and the exam is {modality}": "{device} 的检查类型为 {its}，而该检查为 {modality}",
+ "{device} has no exams from {begins} to {ends}.": "{device} 在 {begins} 至 {ends} 停用。",
+ "To": "至"
 }
 """,
 }
@@ -26935,7 +27136,7 @@ def device_note(web: Web, ctx: Context, t: Translator, date: str, station: str) 
     """Return the next free time of a device on a day, and when it last asked for the worklist."""
     device = web.access().device(station)
     bookings = web.read(diary, ctx, station, date, date)
-    free = free_times(ctx, bookings, date, ctx.config.clinic.slot_minutes)
+    free = free_times(ctx, station, bookings, date, ctx.config.clinic.slot_minutes)
     asked = web.read(last_query, device.ae_titles if device else (station,))
     last = f"{local_time(asked.last_at, ctx.config.zone):%Y%m%d%H:%M}" if asked else ""
     asked_today = last[:8] == date == ctx.today()
@@ -27069,6 +27270,101 @@ def print_page(p: PageRequest) -> str:
     devices = exams_in_groups(p.web, p.ctx, p.t, BoardView(date))
     day = p.t("Exams of {date}", date=p.t.date(date))
     return p.show(PRINT_PAGE, day, devices=devices, date=shown_date(date))
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.pages.day.moving
+# Moving an exam to another time or device: by a button, or by drawing it in the calendar.
+# ------------------------------------------------------------------------------------------------
+
+MOVE_PAGE = """<p>{{exam}}</p>
+<form method="get" class="day">
+% if before:
+<a href="/step/{{row_id}}/move?date={{before}}" rel="prev" class="button" title="{{t('Earlier days')}}">‹</a>
+% end
+<a href="/step/{{row_id}}/move?date={{after}}" rel="next" class="button" title="{{t('Later days')}}">›</a>
+<label>{{t('From day')}} <input type="date" name="date" value="{{day}}" data-send></label>
+<button>{{t('Show')}}</button>
+</form>
+<form method="post" action="/step/{{row_id}}/move?step_state={{mark}}">
+<input type="hidden" name="csrf" value="{{csrf}}">
+% for date, heading, devices in offered:
+<section class="times"><h2>{{heading}}</h2>
+% for ae_title, name, times in devices:
+% if many or not times:
+<h3>{{name if many else ''}} <small>{{'' if times else t('no free time')}}</small></h3>
+% end
+% for time in times:
+<button name="to" value="{{date}} {{time}} {{ae_title}}">{{time}}</button>
+% end
+% end
+</section>
+% end
+</form>
+<ul class="after"><li><a href="/step/{{row_id}}/edit">{{t('Another time or device')}}</a></li><li><a href="/step/{{row_id}}">{{t('Back')}}</a></li></ul>
+"""
+DAYS = 5  # shown at once
+
+
+def move(ctx: Context, row_id: int, texts: dict[str, str]) -> None:
+    """Change date, time or station of a step, by keyword."""
+    move_step(ctx, row_id, **texts)
+
+
+def move_page(p: PageRequest, row_id: int) -> str:
+    """GET /step/…/move: the free times of the devices that can do an exam, as buttons."""
+    row = p.read(step_row, row_id)
+    index = ElementIndex(bytes(row.data))
+    first = max(p.day("date") or row.start_date, p.ctx.today())
+    days = [day_of(first) + datetime.timedelta(days=n) for n in range(DAYS)]
+    devices = [(d.ae_title, d.name) for d in p.devices
+               if d.role == "modality" and d.modality == row.modality]  # fmt: skip
+    offered = []
+    for day in days:
+        date = f"{day:%Y%m%d}"
+        free = [(ae, name, p.read(in_the_way, p.ctx, ae, date, 0, "", row_id)[1])
+                for ae, name in devices]  # fmt: skip
+        offered.append((f"{day}", p.t.date(date), [
+            (ae, name, [clock(minute) for minute in times]) for ae, name, times in free
+        ]))  # fmt: skip
+    shift = datetime.timedelta(days=DAYS)
+    back = f"{days[0] - shift}" if first > p.ctx.today() else ""
+    return p.show(
+        MOVE_PAGE, Message("Move exam"), exam=exam_words(p.t, index), row_id=row_id, offered=offered,
+        mark=mark_of(row.status, row.study_instance_uid), before=back, after=f"{days[0] + shift}",
+        day=f"{days[0]}", many=len(devices) > 1,
+    )  # fmt: skip
+
+
+def post_move(p: PageRequest, row_id: int) -> str:
+    """POST /step/…/move: move an exam to a day, time and device. Refuses 0106, 0110.
+
+    The button that was pressed is `to`: day, time and AE title, with blanks between.
+    """
+    row, found = p.read(step_row, row_id), re.fullmatch(
+        r"(\d{4}-\d\d-\d\d) (\d\d:\d\d) (\S.*)", p.form("to")
+    )  # fmt: skip
+    device = p.device(found[3]) if found else None
+    if not found or not device:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Choose a device and a time"))
+    if row.modality != device.modality:
+        words = Message("{device} does {its}, and the exam is {modality}", device=device.name,
+                        its=device.modality, modality=row.modality)  # fmt: skip
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
+    date, time = found[1].replace("-", ""), found[2].replace(":", "")
+    texts = {
+        "ScheduledProcedureStepStartDate": date,
+        "ScheduledProcedureStepStartTime": time,
+    }
+    if device.ae_title not in step_item(row).values(tag_of("ScheduledStationAETitle")):
+        texts["ScheduledStationAETitle"] = device.ae_title
+    p.write_seen(("step", row_id), "reschedule", move, row_id, texts)
+    taken, _ = p.read(in_the_way, p.ctx, device.ae_title, date, minute_of_day(time), "", row_id)
+    words = exam_words(p.t, ElementIndex(bytes(p.read(step_row, row_id).data)))
+    overlap = p.t("Overlaps with {exams} on {device}.", exams=booked_words(p.t, taken),
+                  device=device.name)  # fmt: skip
+    words += f". {overlap}" if taken else "."
+    return p.tell(p.came_from(f"/step/{row_id}"), words, f"step {row_id}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -28609,6 +28905,72 @@ def post_restored(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.day.blocked
+# Times in which a device has no exams, made and taken away on a page.
+# ------------------------------------------------------------------------------------------------
+
+def blocked_page(
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+) -> str:
+    """GET /blocked: the form to block a time; ?id=: a blocked time, to be taken away."""
+    t, row_id = p.t, row_number(p.query("id") or p.form("id"))
+    opens, closes = map(clock, day_begins_ends(p.ctx))
+    day = p.query("date") or f"{p.ctx.local_now():%Y-%m-%d}"
+    form = form or {"device": p.query("device"), "first": day, "last": day, "reason": "",
+                    "begins": p.query("time") or opens, "ends": closes}  # fmt: skip
+    title, extra = Message("Block a time"), []
+    if row_id:
+        row, title = p.read(get_blocked, row_id), Message("Blocked time")
+        form = {"device": row.ae_title, "first": iso(row.first), "last": iso(row.last),
+                "reason": row.reason, "begins": clock(row.begins), "ends": clock(row.ends)}  # fmt: skip
+        extra = [("unblock", t("Free this time again"))]
+    fields = [
+        Field("device", t("Device"), "select", form["device"], True, "", tuple(stations_of(p))),
+        Field("first", t("First day"), "date", form["first"], True),
+        Field("last", t("Last day"), "date", form["last"], True),
+        Field("begins", t("From"), "time", form["begins"], True),
+        Field("ends", t("To"), "time", form["ends"], True),
+        Field("reason", t("Reason, such as service"), "text", form["reason"]),
+    ]
+    return show_form(
+        p, title, [("", fields)], problems, action="/blocked", extra=extra,
+        submit="" if row_id else t("Block this time"), hidden=[("id", str(row_id))] * bool(row_id),
+        after=[(calendar_of(form), t("Back to the calendar"))],
+    )  # fmt: skip
+
+
+def iso(date: str) -> str:
+    """Return a DA value as a date field has it."""
+    return f"{date[:4]}-{date[4:6]}-{date[6:]}"
+
+
+def calendar_of(form: Mapping[str, str]) -> str:
+    """Return the path of the calendar of the first day."""
+    return f"/calendar?date={form['first']}"
+
+
+def post_blocked(p: PageRequest) -> str:
+    """POST /blocked: block a time, or free it again."""
+    names = ("device", "first", "last", "begins", "ends", "reason")
+    form = {name: p.form(name).strip() for name in names}
+    if p.form("event") == "unblock":
+        p.write(unblock_time, p.number("id"))
+        return p.tell(calendar_of(form), p.t("The time is free again."))
+    first, last = (form[name].replace("-", "") for name in ("first", "last"))
+    begins, ends = (minute_of_day(form[name].replace(":", "")) if form[name][:2].isdigit() else -1
+                    for name in ("begins", "ends"))  # fmt: skip
+    try:
+        p.write(block_time, form["device"], first, last, begins, ends or 24 * 60, form["reason"])
+    except Refusal as refusal:
+        return blocked_page(p, form, p.again(refusal))
+    names_of = dict(stations_of(p))
+    return p.tell(calendar_of(form), p.t(
+        "{device} has no exams from {begins} to {ends}.", device=names_of[form["device"]],
+        begins=form["begins"], ends=form["ends"],
+    ))  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.day.calendar
 # The calendar: a day of all devices or the week of one, and the month.
 # ------------------------------------------------------------------------------------------------
@@ -28630,6 +28992,7 @@ CALENDAR_PAGE = """
 <a href="{{path}}" class="button"{{!' aria-current="true"' if current else ''}}>{{words}}</a>
 % end
 </nav>
+<a href="/blocked?date={{day}}" class="button">{{t('Block a time')}}</a>
 </form>
 % if double:
 <p class="warning">{{t('{count} exams overlap.', count=double)}}</p>
@@ -28637,6 +29000,7 @@ CALENDAR_PAGE = """
 % if not stations:
 <p>{{t('No machines yet.')}} <a href="/devices/edit">{{t('Register a device first.')}}</a></p>
 % else:
+<form id="move" method="post" action="/"><input type="hidden" name="csrf" value="{{csrf}}"><input type="hidden" name="to"></form>
 <div class="calendar">
 <div class="wide" tabindex="0"><table class="grid"><thead><tr><td></td>
 % for words, path, note in columns:
@@ -28659,13 +29023,13 @@ CALENDAR_PAGE = """
 % end
 % for cell in cells:
 % if cell['exam']:
-<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"><a href="{{cell['path']}}" class="block" data-state="{{cell['state']}}" title="{{cell['title']}}"><span>{{cell['time']}}</span> <b>{{cell['name']}}</b> <span>{{cell['exam']}}</span>
+<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"><a href="{{cell['path']}}" class="block" data-state="{{cell['state']}}" title="{{cell['title']}}" draggable="{{'true' if cell['mark'] else 'false'}}" data-mark="{{cell['mark']}}"><span>{{cell['time']}}</span> <b>{{cell['name']}}</b> <span>{{cell['exam']}}</span>
 % if cell['clash']:
 <strong class="urgent">{{t('double booking')}}</strong>
 % end
 </a></td>
 % elif cell['free']:
-<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"><a href="/register?{{cell['path']}}" class="free" aria-label="{{cell['title']}}">+</a></td>
+<td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"><a href="/register?{{cell['path']}}" class="free" data-to="{{cell['to']}}" aria-label="{{cell['title']}}">+</a></td>
 % else:
 <td rowspan="{{cell['rows']}}" colspan="{{cell['lanes']}}"></td>
 % end
@@ -28771,7 +29135,7 @@ def columns_of(p: PageRequest, device: str, dates: list[str]) -> list[Column]:
     step = p.ctx.config.clinic.slot_minutes
     return [
         Column(date, device, [one for one in bookings if one.date == date],
-               set(free_times(p.ctx, bookings, date, step)))
+               set(free_times(p.ctx, device, bookings, date, step)))
         for date in dates
     ]  # fmt: skip
 
@@ -28824,17 +29188,25 @@ def shown_cell(p: PageRequest, cell: Cell, double: set[int]) -> dict[str, Any]:
         "exam": "",
     }
     day, one = day_of(cell.column.date), cell.booking
+    if one and one.status == BLOCKED:
+        words = one.exam or p.t("Blocked")
+        return shown | {
+            "path": f"/blocked?id={-one.row_id}", "state": one.status, "name": words, "mark": "",
+            "time": clock(one.begin), "exam": "–" + clock(one.end), "clash": False, "title": words,
+        }  # fmt: skip
     if one:
         name, exam = p.t.name(one.name), one.exam or "?"
         title = f"{clock(one.begin)}–{clock(one.end)} {name}, {exam}"
         return shown | {
             "path": f"/step/{one.row_id}", "state": one.status, "name": name, "time": clock(one.begin),
             "exam": exam, "title": title, "clash": one.row_id in double,
+            "mark": mark_of(one.status, one.study) if one.status in WAITING_STEP_STATES else "",
         }  # fmt: skip
     if cell.start >= 0:
         words = p.t("Register on {date} at {time}", date=day, time=clock(cell.start))
         query = calendar_query(day, cell.column.device, time=clock(cell.start))
-        return shown | {"path": query, "title": words}
+        to = f"{day} {clock(cell.start)} {cell.column.device}"
+        return shown | {"path": query, "title": words, "to": to}
     return shown
 
 
@@ -29191,7 +29563,8 @@ def step_links(
     patient = p.read(patient_of_step, row_id)
     changing = isinstance(STEP_TRANSITIONS["reschedule", state], str)
     return [
-        *[(f"/step/{row_id}/edit", t("Change exam"))] * changing,
+        *[(f"/step/{row_id}/move", t("Move")), (f"/step/{row_id}/edit", t("Change exam"))]
+        * changing,
         (f"/step/{row_id}/slip", t("Appointment slip")),
         (f"/step/{row_id}/label", t("Print label")),
         (f"/register?order={row_id}", t("Add exam to this order")),
@@ -29971,6 +30344,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/language",                       "",             choose_page_language,  None),
     ("/",                               "desk",         board_page,            None,                  "Today",                 "Front desk"),
     ("/calendar",                       "desk",         calendar_page,         None,                  "Calendar",              "Front desk"),
+    ("/blocked",                        "desk",         blocked_page,          post_blocked),
     ("/slots",                          "desk",         slots_part,            None),
     ("/patients",                       "desk",         patients_page,         None,                  "Patients",              "Front desk"),
     ("/patient/<row_id:row>",           "desk",         patient_page,          post_patient),
@@ -29983,6 +30357,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/print",                          "desk",         print_page,            None),
     ("/step/<row_id:row>",              "desk",         step_page,             post_step),
     ("/step/<row_id:row>/edit",         "desk",         edit_page,             post_edit),
+    ("/step/<row_id:row>/move",         "desk",         move_page,             post_move),
     ("/step/<row_id:row>/slip",         "desk",         slip_page,             None),
     ("/step/<row_id:row>/label",        "desk",         label_page,            None),
     ("/step/<row_id:row>/code128.svg",  "desk",         accession_svg,         None),

@@ -272,6 +272,27 @@ const field = (name) => document.getElementById(name);
   if (field("device").value) look(0);
 })();
 
+// Calendar: an exam is drawn to a free time; the server says who and what, with undo.
+(function () {
+  const form = field("move");
+  if (!form) return;
+  let drawn = null;
+  const target = (event) => drawn && event.target.closest("[data-to]");
+  document.addEventListener("dragstart", (event) => { drawn = event.target.closest("[draggable=true]"); });
+  document.addEventListener("dragover", (event) => { if (target(event)) event.preventDefault(); });
+  document.addEventListener("drop", async (event) => {
+    const free = target(event);
+    if (!free) return;
+    event.preventDefault();
+    form.action = `${drawn.href}/move?step_state=${drawn.dataset.mark}`;
+    form.elements.to.value = free.dataset.to;
+    const how = { method: "POST", body: new URLSearchParams(new FormData(form)), redirect: "manual" };
+    const answer = await fetch(form.action, how).catch(() => null);
+    if (answer && answer.type === "opaqueredirect") location.reload();  // where one was
+    else form.submit();
+  });
+})();
+
 // A filter applies at once.
 document.addEventListener("change", (event) => {
   const sends = event.target.matches("select[data-send]") || event.target.matches("[data-send]") && event.target.value;

@@ -16,11 +16,13 @@ from test_pages import csrf_of, employ, filled, visiting, words_of
 from minris.access.context import Actor
 from minris.appliance.jobs import DAILY, job_no_show
 from minris.config.ini import Device
-from minris.config.values import read_weekdays
+from minris.config.values import read_hours, read_weekdays
 from minris.dataset.elements import ElementIndex, encode_items, text_elements
 from minris.dataset.items import workitem_code
 from minris.dataset.times import shown_date
+from minris.housekeeping.erasing import purge
 from minris.housekeeping.stuck import not_come
+from minris.orders.blocking import block_time, unblock_time
 from minris.orders.catalogue import save_procedure
 from minris.orders.diary import (
     Booking,
@@ -41,6 +43,7 @@ from minris.orders.undo import undo
 from minris.pages.day.grid import Column, grid
 from minris.pages.day.paper import code_128
 from minris.standard.dictionary import tag_of
+from minris.standard.status import Refusal
 from minris.store.models import database
 from minris.ups.people import claim_by_person, finish_by_person, relationship_of_step
 from minris.ups.workitems import create_workitem
@@ -123,9 +126,9 @@ def test_free_are_the_times_of_opening_less_those_taken(ctx):
     ctx.config.clinic.opens, ctx.config.clinic.closes = (9, 0), (10, 0)
     booked(ctx, "0910")
     bookings = diary(ctx, "CT1", DAY, DAY)
-    assert free_times(ctx, bookings, DAY, 15) == [570, 585]
-    assert free_times(ctx, bookings, DAY, 30) == [570]
-    assert free_times(ctx, bookings, DAY, 90) == []
+    assert free_times(ctx, "CT1", bookings, DAY, 15) == [570, 585]
+    assert free_times(ctx, "CT1", bookings, DAY, 30) == [570]
+    assert free_times(ctx, "CT1", bookings, DAY, 90) == []
 
 
 @pytest.mark.parametrize(("opens", "slot"), [((8, 10), 15), ((8, 30), 20), ((8, 0), 45)])
@@ -162,17 +165,17 @@ def test_an_exam_lies_as_long_as_its_code_says_on_its_own_page_too(ctx):
 
 def test_nothing_is_free_in_the_past_or_on_a_closed_day(ctx):
     """The tests' clock stands at 12:00 of 5 July 2026, a Sunday."""
-    assert free_times(ctx, [], "20260704", 15) == []
-    assert free_times(ctx, [], "20260705", 15)[0] == 720
+    assert free_times(ctx, "CT1", [], "20260704", 15) == []
+    assert free_times(ctx, "CT1", [], "20260705", 15)[0] == 720
     ctx.config.clinic.closed_days = ("mon",)
-    assert free_times(ctx, [], DAY, 15) == []
+    assert free_times(ctx, "CT1", [], DAY, 15) == []
     assert is_closed(ctx, DAY)
     assert not is_closed(ctx, "20260707")
 
 
 def test_without_hours_all_day_is_open(ctx):
     ctx.config.clinic.opens = ctx.config.clinic.closes = None
-    assert len(free_times(ctx, [], DAY, 15)) == 96
+    assert len(free_times(ctx, "CT1", [], DAY, 15)) == 96
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_the_calendar_shows_exams_and_double_bookings(appliance, desk):
     appliance.schedule(at(day, "0900"), at(day, "0905", PatientID="P2", PatientName="Li^Na"))
     page = desk.get(f"/calendar?date={shown_date(day)}&device=CT1")
     words = words_of(page)
-    assert "2 exams lie on the time of another one." in words
+    assert "2 exams overlap." in words
     assert words.count("double booking") == 2
     assert "09:00 Wang XiaoDong 王小东" in words
     assert "2 exams" in words.partition(shown_date(day)[:7] + " Mon")[2]
@@ -266,7 +269,7 @@ def test_who_registers_on_a_taken_time_is_told(appliance, desk):
     shown = shown_date(day)
     answer = desk.post("/register", data=filled(desk, date=shown, time="09:05"))
     words = words_of(desk.get(answer.headers["location"]))
-    assert "Double booking" in words
+    assert "Overlaps with 09:00" in words
     assert "09:00–09:15 Li Na" in words
     assert "Free is 09:15." in words
 
@@ -289,6 +292,143 @@ def test_half_an_exam_has_nothing_in_its_way(desk, wrong):
     asked = {"device": "CT1", "date": "2026-07-06", "time": "09:05"} | wrong
     answer = desk.get("/slots", params=asked)
     assert (answer.status_code, answer.text) == (200, "")
+
+
+# Blocked times and hours of a device.
+
+
+def test_a_blocked_time_is_taken_each_of_its_days_and_in_the_way(ctx):
+    row = booked(ctx, "1205")
+    block_time(ctx, "CT1", DAY, "20260708", 720, 840, "service")
+    [exam, *_] = [one for one in diary(ctx, "CT1", DAY, DAY) if one.row_id == row]
+    assert [one.exam for one in diary(ctx, "CT1", "20260707", "20260709")] == ["service"] * 2
+    assert diary(ctx, "US1", DAY, DAY) == []
+    assert clashes(diary(ctx, "CT1", DAY, DAY)) == {row}
+    taken, free = in_the_way(ctx, "CT1", DAY, 825, row_id=row)
+    assert [one.exam for one in taken] == ["service"]
+    assert not [minute for minute in free if 720 <= minute < 840]
+    assert exam.exam == "CT chest"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ae_title": "NONE"}, "Choose a device"),
+        ({"last": "20260705"}, "The last day is before the first"),
+        ({"first": "2026"}, "The last day is before the first"),
+        ({"last": "20270707"}, "A time can be blocked for a year at most"),
+        ({"ends": 600}, "The end is not after the begin"),
+        ({"ends": 1500}, "The end is not after the begin"),
+        ({"begins": -1}, "The end is not after the begin"),
+        ({"reason": "x" * 201}, "The reason is longer than"),
+    ],
+)
+def test_what_is_no_time_is_not_blocked(ctx, change, words):
+    given = {"ae_title": "CT1", "first": DAY, "last": DAY, "begins": 600, "ends": 660, "reason": ""}
+    with pytest.raises(Refusal, match=words):
+        block_time(ctx, **given | change)
+    assert diary(ctx, "CT1", DAY, DAY) == []
+
+
+def test_a_blocked_time_is_taken_away_once_and_kept_a_month(ctx):
+    row_id = block_time(ctx, "CT1", DAY, DAY, 600, 660, "")
+    block_time(ctx, "CT1", "20260501", "20260601", 600, 660, "over")
+    unblock_time(ctx, row_id)
+    with pytest.raises(Refusal):
+        unblock_time(ctx, row_id)
+    assert purge(ctx)["blocked times"] == 1
+
+
+def test_a_device_with_hours_of_its_own_has_free_times_in_them_alone(ctx):
+    hours = read_hours("8:00-9:00, 13:00 – 13:30")
+    ctx = dataclasses.replace(ctx, devices=(Device("CT", ("CT1",), hours=hours),))
+    assert free_times(ctx, "CT1", [], DAY, 15) == [480, 495, 510, 525, 780, 795]
+    assert free_times(ctx, "CT1", [], DAY, 60) == [480]
+
+
+@pytest.mark.parametrize("text", ["8-12", "12:00-08:00", "08:00-12:00, 11:00-13:00", "25:00-26:00"])
+def test_what_are_no_hours_is_refused(text):
+    with pytest.raises(ValueError, match="are not hours"):
+        read_hours(text)
+
+
+def test_a_time_is_blocked_on_the_page_shown_and_freed(appliance, desk):
+    day = shown_date(soon(appliance))
+    form = {"device": "CT1", "first": day, "last": day, "begins": "12:00", "ends": "14:00",
+            "reason": "service <12>"}  # fmt: skip
+    page = desk.get("/blocked", params={"date": day, "device": "CT1"})
+    assert desk.post("/blocked", data=form | {"csrf": csrf_of(page.text)}).status_code == 303
+    shown = desk.get("/calendar", params={"date": day})
+    assert "CT room has no exams from 12:00 to 14:00." in words_of(shown)
+    assert "service &lt;12&gt;" in shown.text
+    path = re.search(r'href="(/blocked\?id=\d+)"', shown.text)[1]
+    again = desk.get(path)
+    freed = form | {"csrf": csrf_of(again.text), "id": path.partition("=")[2], "event": "unblock"}
+    assert desk.post("/blocked", data=freed).headers["location"] == f"/calendar?date={day}"
+    assert "service" not in desk.get("/calendar", params={"date": day}).text
+    assert desk.get(path).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"first": ""}, {"begins": "x"}, {"ends": "11:00"}, {"device": ""}]
+)
+def test_a_time_that_cannot_be_blocked_is_said_on_the_form(appliance, desk, wrong):
+    day = shown_date(soon(appliance))
+    form = {"device": "CT1", "first": day, "last": day, "begins": "12:00", "ends": "14:00",
+            "reason": "service"}  # fmt: skip
+    page = desk.get("/blocked")
+    answer = desk.post("/blocked", data=form | wrong | {"csrf": csrf_of(page.text)})
+    assert answer.status_code == 422
+    assert 'value="service"' in answer.text
+
+
+# Moving an exam.
+
+
+def test_an_exam_is_moved_by_one_button_and_can_be_undone(appliance, desk):
+    day = soon(appliance)
+    appliance.schedule(at(day, "0900"))
+    page = desk.get("/step/1/move")
+    assert f'value="{shown_date(day)} 10:00 CT1"' in page.text
+    action = re.search(r'action="(/step/1/move[^"]*)"', page.text)[1]
+    to = {"csrf": csrf_of(page.text), "to": f"{shown_date(day)} 10:00 CT1"}
+    answer = desk.post(action, data=to)
+    assert answer.status_code == 303
+    told = desk.get(answer.headers["location"])
+    assert "10:00" in words_of(told) and "Undo" in words_of(told)
+    assert appliance.read(step_row, 1).start_time == "100000"
+
+
+@pytest.mark.parametrize(
+    ("to", "words"),
+    [
+        ("{day} 10:00 US1", "Ultrasound does US, and the exam is CT"),
+        ("{day} 10:00 NONE", "Choose a device and a time"),
+        ("10:00", "Choose a device and a time"),
+        ("{day} 99:00 CT1", "99"),
+    ],
+)
+def test_what_is_no_place_for_an_exam_is_refused(appliance, desk, to, words):
+    day = soon(appliance)
+    appliance.schedule(at(day, "0900"))
+    page = desk.get("/step/1/move")
+    action = re.search(r'action="(/step/1/move[^"]*)"', page.text)[1]
+    sent = {"csrf": csrf_of(page.text), "to": to.format(day=shown_date(day))}
+    answer = desk.post(action, data=sent)
+    assert answer.status_code in (409, 422)
+    assert words in words_of(answer)
+    assert appliance.read(step_row, 1).start_time == "090000"
+
+
+def test_whoever_moves_an_exam_that_a_colleague_cancelled_is_asked(appliance, desk):
+    day = soon(appliance)
+    appliance.schedule(at(day, "0900"))
+    page = desk.get("/step/1/move")
+    action = re.search(r'action="(/step/1/move[^"]*)"', page.text)[1]
+    appliance.write(change_step, appliance.context("mary"), "cancel", *appliance.read(step_key, 1))
+    sent = {"csrf": csrf_of(page.text), "to": f"{shown_date(day)} 10:00 CT1"}
+    assert desk.post(action, data=sent).status_code == 409
+    assert appliance.read(step_row, 1).status == "CANCELED"
 
 
 # Closing time.

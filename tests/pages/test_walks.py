@@ -265,6 +265,22 @@ def test_the_day_at_a_glance_by_device_and_by_state(desk):
     page.wait_for_url("**/register")
 
 
+def test_an_exam_is_drawn_to_a_free_time_in_the_calendar(desk):
+    appliance, page = desk.appliance, desk.page
+    soon = appliance.context().local_now() + datetime.timedelta(days=7)
+    department(appliance, f"{soon:%Y%m%d}")
+    page.goto(f"/calendar?date={soon:%Y-%m-%d}")
+    waiting = [number for number, row in enumerate(DEPARTMENT, 1)
+               if row[1] == "CT1" and row[5] == "SCHEDULED"]  # fmt: skip
+    path = f"/step/{waiting[0]}"
+    free = page.locator(".free[data-to*=' 14:00 CT1']")
+    page.locator(f".block[href='{path}']").drag_to(free)
+    moved = page.locator(f".block[href='{path}']", has_text="14:00")
+    moved.wait_for()
+    page.locator(".told button").click()  # undo
+    expect(moved).to_have_count(0)
+
+
 def test_a_free_time_is_found_in_the_calendar(desk):
     appliance, page = desk.appliance, desk.page
     soon = appliance.context().local_now() + datetime.timedelta(days=7)

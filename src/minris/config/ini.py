@@ -113,6 +113,7 @@ class Device:
     character_set: tuple[str, ...] = ()
     fallback_character_set: tuple[str, ...] = ("ISO_IR 192",)
     role: str = "modality"
+    hours: tuple[str, ...] = ()
     own_steps_only: bool = False
     days_back: int | None = None
     days_ahead: int | None = None

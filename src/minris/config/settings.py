@@ -161,6 +161,7 @@ DEVICE_SETTINGS = setting_table(r"""
     device | character_set | | charset | character set of answers to it, and of its texts without one; empty: as its query says, else UTF-8
     device | fallback_character_set | ISO_IR 192 | charset | character set of answers that character_set cannot encode
     device | role | modality | choice modality archive workstation | kind of device
+    device | hours | | hours | hours in which exams are booked on it, such as 08:00-12:00, 13:00-17:00; empty: those of the clinic
     device | own_steps_only | no | bool | show only steps scheduled for its own AE titles, whatever it asks for
     device | days_back | | days | days back: hide older steps; empty: no limit
     device | days_ahead | | days | days ahead: hide later steps; empty: no limit

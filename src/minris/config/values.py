@@ -225,6 +225,29 @@ def format_identifier(pattern: str, now: datetime.datetime, number: int) -> str:
     )
 
 
+def read_hours(text: str) -> tuple[str, ...]:
+    """Working hours such as 08:00-12:00, 13:00-17:00, in order."""
+    spans = tuple(
+        part.replace(" ", "") for part in _parts(text.replace("–", "-").replace("\\", ","))
+    )
+    minutes = [minute for span in spans_of(spans) for minute in span]
+    if minutes != sorted(set(minutes)):
+        raise ValueError("are not hours such as 08:00-12:00, 13:00-17:00, in order")
+    return spans
+
+
+def spans_of(hours: tuple[str, ...]) -> list[tuple[int, int]]:
+    """Begin and end of working hours, in minutes since midnight. Raises ValueError."""
+    spans = []
+    for text in hours:
+        found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)-([01]?\d|2[0-4]):([0-5]\d)", text)
+        if not found:
+            raise ValueError("are not hours such as 08:00-12:00, 13:00-17:00, in order")
+        opens, opens_minute, closes, closes_minute = map(int, found.groups())
+        spans.append((opens * 60 + opens_minute, min(24 * 60, closes * 60 + closes_minute)))
+    return spans
+
+
 SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "text": str,
     "bool": read_bool,
@@ -252,6 +275,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "id": read_id_format,
     "encoding": read_encoding,
     "weekdays": read_weekdays,
+    "hours": read_hours,
     "days": lambda text: read_optional(text, "0", "3650"),
     "limit": lambda text: read_optional(text, "1", "1000000"),
 }

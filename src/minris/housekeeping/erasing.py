@@ -13,6 +13,7 @@ from minris.housekeeping.auditing import purge_archives
 from minris.images.commitment import purge_commitments
 from minris.interchange.imports import purge_imports
 from minris.mpps.performed import notify_of_mpps
+from minris.orders.blocking import purge_blocked
 from minris.orders.lookup import NO_PATIENT
 from minris.orders.notes import UNDO_HOURS
 from minris.orders.patients import same_person
@@ -51,6 +52,7 @@ def purge(ctx: Context) -> dict[str, int]:
             erased["audit files"] = purge_archives(ctx)
         erased["commitments"] = purge_commitments(ctx)
         erased["imports"] = purge_imports(ctx)
+        erased["blocked times"] = purge_blocked(ctx)
         erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
         erased["deliveries"] = erase(
             "outbox WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')"

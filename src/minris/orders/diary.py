@@ -1,19 +1,26 @@
 """The diary of a station: booked exams and free times."""
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from minris.access.context import Context, device_of
-from minris.config.values import WEEKDAYS
+from minris.config.values import WEEKDAYS, spans_of
 from minris.dataset.elements import ElementIndex
 from minris.orders.catalogue import all_procedures
 from minris.standard.worklist import OPEN_STEP_STATES
-from minris.store.models import database
+from minris.store.models import BlockedTime, database
+from minris.store.rows import fetch_rows
+
+BLOCKED = "BLOCKED"  # the status of a time in which a device has no exams
+IN_THE_WAY = OPEN_STEP_STATES | {BLOCKED}
 
 
 class Booking(NamedTuple):
-    """An exam in the diary of a station; begin and end are minutes since midnight."""
+    """An exam in the diary of a station, or a blocked time; begin and end are minutes of the day.
+
+    row_id  that of the exam; of a blocked time the negative
+    """
 
     row_id: int
     date: str
@@ -22,6 +29,7 @@ class Booking(NamedTuple):
     status: str
     name: str
     exam: str
+    study: str = ""
 
 
 def minute_of_day(tm: str) -> int:
@@ -38,7 +46,9 @@ def exam_minutes() -> dict[str, int]:
 
 
 def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
-    """The exams of a device from one day (DA) to another, by start; canceled ones are left out.
+    """The exams and blocked times of a device from one day (DA) to another, by start.
+
+    Cancelled exams are left out.
 
     ae_title  any AE title of the device
     """
@@ -46,35 +56,52 @@ def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
     device = device_of(ctx, ae_title)
     titles = device.ae_titles if device else (ae_title,)
     cursor = database.execute_sql(
-        "SELECT s.id, s.start_date, s.start_time, s.status, s.data FROM scheduled_procedure_step s"
+        "SELECT s.id, s.start_date, s.start_time, s.status, s.data, s.study_instance_uid FROM scheduled_procedure_step s"
         " WHERE s.id IN (SELECT t.step_id FROM scheduled_station t WHERE t.ae_title IN"
         f" ({', '.join('?' * len(titles))}) AND t.start_date BETWEEN ? AND ?)"
         " AND s.status NOT IN ('CANCELED', 'NO SHOW', 'DEPARTED')"
         " ORDER BY s.start_date, s.start_time, s.id",
         (*titles, first, last),
     )
-    for row_id, date, start_time, status, data in cursor:
+    for row_id, date, start_time, status, data, study in cursor:
         index = ElementIndex(data)
         exam = index.get("RequestedProcedureDescription")
         code = index.item("RequestedProcedureCodeSequence").get("CodeValue")
         minutes = known.get(code) or known.get(exam) or ctx.config.clinic.slot_minutes
         begin, name = minute_of_day(start_time), index.get("PatientName")
-        found.append(Booking(row_id, date, begin, begin + minutes, status, name, exam))
-    return found
+        found.append(Booking(row_id, date, begin, begin + minutes, status, name, exam, study))
+    blocked = [one for title in titles for one in blocked_of(title, first, last)]
+    return sorted([*found, *blocked], key=lambda one: (one.date, one.begin)) if blocked else found
+
+
+def blocked_of(ae_title: str, first: str, last: str) -> Iterator[Booking]:
+    """The blocked times of an AE title from one day (DA) to another, one for each day."""
+    for row in fetch_rows(
+        BlockedTime, "last >= ? AND ae_title = ? AND first <= ?", first, ae_title, last
+    ):
+        day, end = day_of_da(max(first, row.first)), min(last, row.last)
+        while (date := f"{day:%Y%m%d}") <= end:
+            yield Booking(-row.id, date, row.begins, row.ends, BLOCKED, "", row.reason)
+            day += datetime.timedelta(days=1)
+
+
+def day_of_da(date: str) -> datetime.date:
+    """A day as DA."""
+    return datetime.date(int(date[:4]), int(date[4:6]), int(date[6:]))
 
 
 def clashes(bookings: Iterable[Booking]) -> set[int]:
-    """The row ids of open exams that overlap with another one."""
+    """The row ids of open exams that overlap with another one, or with a blocked time."""
     found: set[int] = set()
     latest: Booking | None = None
     for one in bookings:
-        if one.status not in OPEN_STEP_STATES:
+        if one.status not in IN_THE_WAY:
             continue
         if latest and latest.date == one.date and one.begin < latest.end:
             found |= {latest.row_id, one.row_id}
         if not latest or (one.date, one.end) > (latest.date, latest.end):
             latest = one
-    return found
+    return {row_id for row_id in found if row_id > 0}
 
 
 def day_begins_ends(ctx: Context) -> tuple[int, int]:
@@ -83,20 +110,29 @@ def day_begins_ends(ctx: Context) -> tuple[int, int]:
     return opens[0] * 60 + opens[1], closes[0] * 60 + closes[1]
 
 
+def hours_of(ctx: Context, ae_title: str) -> list[tuple[int, int]]:
+    """The hours of a device, else those of the clinic; in minutes since midnight."""
+    device = device_of(ctx, ae_title)
+    return spans_of(device.hours) if device and device.hours else [day_begins_ends(ctx)]
+
+
 def is_closed(ctx: Context, date: str) -> bool:
     """Whether the clinic is closed on a day (DA)."""
-    day = datetime.date(int(date[:4]), int(date[4:6]), int(date[6:]))
-    return WEEKDAYS[day.weekday()] in ctx.config.clinic.closed_days
+    return WEEKDAYS[day_of_da(date).weekday()] in ctx.config.clinic.closed_days
 
 
 def _lie_on(bookings: Iterable[Booking], begin: int, minutes: int) -> list[Booking]:
-    """The exams that overlap with a time of their day."""
+    """The exams and blocked times that overlap with a time of their day."""
     return [one for one in bookings if one.begin < begin + minutes and begin < one.end]
 
 
-def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: int) -> list[int]:
-    """When an exam can start on a day (DA), in minutes since midnight; never in the past."""
-    opens, closes = day_begins_ends(ctx)
+def free_times(
+    ctx: Context, ae_title: str, bookings: Iterable[Booking], date: str, minutes: int
+) -> list[int]:
+    """When an exam can start at a device on a day (DA), in minutes; never in the past.
+
+    bookings  its exams and blocked times of that day
+    """
     now = ctx.local_now()
     today = f"{now:%Y%m%d}"
     if date < today or is_closed(ctx, date):
@@ -105,6 +141,7 @@ def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: in
     taken = [one for one in bookings if one.date == date]
     return [
         begin
+        for opens, closes in hours_of(ctx, ae_title)
         for begin in range(opens, closes - minutes + 1, ctx.config.clinic.slot_minutes)
         if begin >= earliest and not _lie_on(taken, begin, minutes)
     ]
@@ -113,7 +150,7 @@ def free_times(ctx: Context, bookings: Iterable[Booking], date: str, minutes: in
 def in_the_way(
     ctx: Context, ae_title: str, date: str, begin: int, exam: str = "", row_id: int = 0
 ) -> tuple[list[Booking], list[int]]:
-    """The exams that an exam would overlap with, and the free times of that day in minutes.
+    """The exams and blocked times that an exam would overlap with, and the free times of that day in minutes.
 
     exam    name or code of its procedure
     row_id  the exam itself, if it is on the worklist already: not an overlap
@@ -122,8 +159,8 @@ def in_the_way(
     bookings = [one for one in everything if one.row_id != row_id]
     its_own = next((one.end - one.begin for one in everything if one.row_id == row_id), 0)
     minutes = exam_minutes().get(exam) or its_own or ctx.config.clinic.slot_minutes
-    open_ = [one for one in bookings if one.status in OPEN_STEP_STATES]
-    return _lie_on(open_, begin, minutes), free_times(ctx, bookings, date, minutes)
+    open_ = [one for one in bookings if one.status in IN_THE_WAY]
+    return _lie_on(open_, begin, minutes), free_times(ctx, ae_title, bookings, date, minutes)
 
 
 def exams_of_days(first: str, last: str) -> dict[str, int]:

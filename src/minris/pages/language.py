@@ -8,7 +8,7 @@ from minris.access.context import Context
 from minris.dataset.elements import ElementIndex
 from minris.dataset.names import shown_name
 from minris.dataset.times import MONTHS, datetime_bounds, shown_date
-from minris.orders.diary import Booking
+from minris.orders.diary import BLOCKED, Booking
 from minris.standard.dictionary import is_date, tag_of, vr_of
 from minris.standard.mpps import TAKEN_ANSWERS
 from minris.standard.status import Message
@@ -173,7 +173,14 @@ def clock(minute: int) -> str:
 
 def booked_words(t: Translator, bookings: Iterable[Booking]) -> str:
     """Return bookings as text: times and names."""
-    return t.listed(f"{clock(one.begin)}–{clock(one.end)} {t.name(one.name)}" for one in bookings)
+    return t.listed(
+        f"{clock(one.begin)}–{clock(one.end)} {booking_name(t, one)}" for one in bookings
+    )
+
+
+def booking_name(t: Translator, one: Booking) -> str:
+    """Return the patient of a booking, or why the time is blocked."""
+    return (one.exam or t("Blocked")) if one.status == BLOCKED else t.name(one.name)
 
 
 def shown_time(value: str) -> str:

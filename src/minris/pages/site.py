@@ -28,6 +28,7 @@ from minris.pages.box import (
     post_users,
     users_page,
 )
+from minris.pages.day.blocked import blocked_page, post_blocked
 from minris.pages.day.board import Boards, board_page, print_page, waiting_page
 from minris.pages.day.calendar import calendar_page, slots_part
 from minris.pages.day.exam import edit_page, post_edit, post_step, step_page
@@ -42,6 +43,7 @@ from minris.pages.day.leftovers import (
     post_unmatch,
     unscheduled_page,
 )
+from minris.pages.day.moving import move_page, post_move
 from minris.pages.day.paper import accession_svg, label_page, patient_svg, slip_page
 from minris.pages.frame import ERROR_PAGE, Answer, Page, PageRequest, Site
 from minris.pages.login import (
@@ -111,6 +113,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/language",                       "",             choose_page_language,  None),
     ("/",                               "desk",         board_page,            None,                  "Today",                 "Front desk"),
     ("/calendar",                       "desk",         calendar_page,         None,                  "Calendar",              "Front desk"),
+    ("/blocked",                        "desk",         blocked_page,          post_blocked),
     ("/slots",                          "desk",         slots_part,            None),
     ("/patients",                       "desk",         patients_page,         None,                  "Patients",              "Front desk"),
     ("/patient/<row_id:row>",           "desk",         patient_page,          post_patient),
@@ -123,6 +126,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/print",                          "desk",         print_page,            None),
     ("/step/<row_id:row>",              "desk",         step_page,             post_step),
     ("/step/<row_id:row>/edit",         "desk",         edit_page,             post_edit),
+    ("/step/<row_id:row>/move",         "desk",         move_page,             post_move),
     ("/step/<row_id:row>/slip",         "desk",         slip_page,             None),
     ("/step/<row_id:row>/label",        "desk",         label_page,            None),
     ("/step/<row_id:row>/code128.svg",  "desk",         accession_svg,         None),

@@ -141,6 +141,17 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX imported_file_state ON imported_file (state);
         """,
     ),
+    (
+        21,
+        "times in which a device has no exams",
+        """
+        CREATE TABLE blocked_time (
+            id INTEGER NOT NULL PRIMARY KEY, ae_title TEXT NOT NULL, first TEXT NOT NULL,
+            last TEXT NOT NULL, reason TEXT NOT NULL, begins INTEGER NOT NULL, ends INTEGER NOT NULL,
+            created_at TEXT NOT NULL);
+        CREATE INDEX blocked_time_last ON blocked_time (last, ae_title);
+        """,
+    ),
 )
 
 

@@ -147,6 +147,14 @@ class Procedure(Stored):
     retired = peewee.IntegerField()
 
 
+class BlockedTime(Stored):
+    """A time in which a device has no exams: each day (DA) from `first` to `last`, in minutes."""
+
+    ae_title, first, last, reason = text_columns(4)
+    begins, ends = peewee.IntegerField(), peewee.IntegerField()
+    created_at = peewee.TextField()
+
+
 class QueryTrace(Stored):
     """The worklist queries of one device with the same keys in one hour."""
 

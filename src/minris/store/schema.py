@@ -64,6 +64,7 @@ INDEXES = body_rows("""
            | audit_about                                  | audit                    | about                                     |
            | imported_file_digest                         | imported_file            | digest                                    |
            | imported_file_state                          | imported_file            | state                                     |
+           | blocked_time_last                            | blocked_time             | last, ae_title                            |
     """)
 
 TRIGGERS = """

@@ -166,7 +166,7 @@ def device_note(web: Web, ctx: Context, t: Translator, date: str, station: str) 
     """Return the next free time of a device on a day, and when it last asked for the worklist."""
     device = web.access().device(station)
     bookings = web.read(diary, ctx, station, date, date)
-    free = free_times(ctx, bookings, date, ctx.config.clinic.slot_minutes)
+    free = free_times(ctx, station, bookings, date, ctx.config.clinic.slot_minutes)
     asked = web.read(last_query, device.ae_titles if device else (station,))
     last = f"{local_time(asked.last_at, ctx.config.zone):%Y%m%d%H:%M}" if asked else ""
     asked_today = last[:8] == date == ctx.today()

@@ -6,6 +6,7 @@ import urllib.parse
 from typing import Any
 
 from minris.orders.diary import (
+    BLOCKED,
     clashes,
     day_begins_ends,
     diary,
@@ -20,7 +21,9 @@ from minris.pages.day.grid import UNIT, Cell, Column, grid
 from minris.pages.frame import PageRequest, row_number
 from minris.pages.language import WEEKDAY_WORDS, booked_words, clock, day_of
 from minris.pages.template import template
+from minris.seen import mark_of
 from minris.standard.status import Message
+from minris.standard.worklist import WAITING_STEP_STATES
 
 CALENDAR_PAGE = template("day/calendar.html")
 SLOTS_PART = template("day/slots_part.html")
@@ -91,7 +94,7 @@ def columns_of(p: PageRequest, device: str, dates: list[str]) -> list[Column]:
     step = p.ctx.config.clinic.slot_minutes
     return [
         Column(date, device, [one for one in bookings if one.date == date],
-               set(free_times(p.ctx, bookings, date, step)))
+               set(free_times(p.ctx, device, bookings, date, step)))
         for date in dates
     ]  # fmt: skip
 
@@ -144,17 +147,25 @@ def shown_cell(p: PageRequest, cell: Cell, double: set[int]) -> dict[str, Any]:
         "exam": "",
     }
     day, one = day_of(cell.column.date), cell.booking
+    if one and one.status == BLOCKED:
+        words = one.exam or p.t("Blocked")
+        return shown | {
+            "path": f"/blocked?id={-one.row_id}", "state": one.status, "name": words, "mark": "",
+            "time": clock(one.begin), "exam": "–" + clock(one.end), "clash": False, "title": words,
+        }  # fmt: skip
     if one:
         name, exam = p.t.name(one.name), one.exam or "?"
         title = f"{clock(one.begin)}–{clock(one.end)} {name}, {exam}"
         return shown | {
             "path": f"/step/{one.row_id}", "state": one.status, "name": name, "time": clock(one.begin),
             "exam": exam, "title": title, "clash": one.row_id in double,
+            "mark": mark_of(one.status, one.study) if one.status in WAITING_STEP_STATES else "",
         }  # fmt: skip
     if cell.start >= 0:
         words = p.t("Register on {date} at {time}", date=day, time=clock(cell.start))
         query = calendar_query(day, cell.column.device, time=clock(cell.start))
-        return shown | {"path": query, "title": words}
+        to = f"{day} {clock(cell.start)} {cell.column.device}"
+        return shown | {"path": query, "title": words, "to": to}
     return shown
 
 

@@ -222,7 +222,8 @@ def step_links(
     patient = p.read(patient_of_step, row_id)
     changing = isinstance(STEP_TRANSITIONS["reschedule", state], str)
     return [
-        *[(f"/step/{row_id}/edit", t("Change exam"))] * changing,
+        *[(f"/step/{row_id}/move", t("Move")), (f"/step/{row_id}/edit", t("Change exam"))]
+        * changing,
         (f"/step/{row_id}/slip", t("Appointment slip")),
         (f"/step/{row_id}/label", t("Print label")),
         (f"/register?order={row_id}", t("Add exam to this order")),

@@ -1,0 +1,82 @@
+"""Moving an exam to another time or device: by a button, or by drawing it in the calendar."""
+
+import datetime
+import re
+
+from minris.access.context import Context
+from minris.dataset.elements import ElementIndex
+from minris.orders.diary import in_the_way, minute_of_day
+from minris.orders.items import step_item
+from minris.orders.lookup import step_row
+from minris.orders.scheduling import move_step
+from minris.pages.asking import exam_words
+from minris.pages.frame import PageRequest
+from minris.pages.language import booked_words, clock, day_of
+from minris.pages.template import template
+from minris.seen import mark_of
+from minris.standard.dictionary import tag_of
+from minris.standard.status import Message, Refusal, Status
+
+MOVE_PAGE = template("day/move.html")
+DAYS = 5  # shown at once
+
+
+def move(ctx: Context, row_id: int, texts: dict[str, str]) -> None:
+    """Change date, time or station of a step, by keyword."""
+    move_step(ctx, row_id, **texts)
+
+
+def move_page(p: PageRequest, row_id: int) -> str:
+    """GET /step/…/move: the free times of the devices that can do an exam, as buttons."""
+    row = p.read(step_row, row_id)
+    index = ElementIndex(bytes(row.data))
+    first = max(p.day("date") or row.start_date, p.ctx.today())
+    days = [day_of(first) + datetime.timedelta(days=n) for n in range(DAYS)]
+    devices = [(d.ae_title, d.name) for d in p.devices
+               if d.role == "modality" and d.modality == row.modality]  # fmt: skip
+    offered = []
+    for day in days:
+        date = f"{day:%Y%m%d}"
+        free = [(ae, name, p.read(in_the_way, p.ctx, ae, date, 0, "", row_id)[1])
+                for ae, name in devices]  # fmt: skip
+        offered.append((f"{day}", p.t.date(date), [
+            (ae, name, [clock(minute) for minute in times]) for ae, name, times in free
+        ]))  # fmt: skip
+    shift = datetime.timedelta(days=DAYS)
+    back = f"{days[0] - shift}" if first > p.ctx.today() else ""
+    return p.show(
+        MOVE_PAGE, Message("Move exam"), exam=exam_words(p.t, index), row_id=row_id, offered=offered,
+        mark=mark_of(row.status, row.study_instance_uid), before=back, after=f"{days[0] + shift}",
+        day=f"{days[0]}", many=len(devices) > 1,
+    )  # fmt: skip
+
+
+def post_move(p: PageRequest, row_id: int) -> str:
+    """POST /step/…/move: move an exam to a day, time and device. Refuses 0106, 0110.
+
+    The button that was pressed is `to`: day, time and AE title, with blanks between.
+    """
+    row, found = p.read(step_row, row_id), re.fullmatch(
+        r"(\d{4}-\d\d-\d\d) (\d\d:\d\d) (\S.*)", p.form("to")
+    )  # fmt: skip
+    device = p.device(found[3]) if found else None
+    if not found or not device:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Choose a device and a time"))
+    if row.modality != device.modality:
+        words = Message("{device} does {its}, and the exam is {modality}", device=device.name,
+                        its=device.modality, modality=row.modality)  # fmt: skip
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
+    date, time = found[1].replace("-", ""), found[2].replace(":", "")
+    texts = {
+        "ScheduledProcedureStepStartDate": date,
+        "ScheduledProcedureStepStartTime": time,
+    }
+    if device.ae_title not in step_item(row).values(tag_of("ScheduledStationAETitle")):
+        texts["ScheduledStationAETitle"] = device.ae_title
+    p.write_seen(("step", row_id), "reschedule", move, row_id, texts)
+    taken, _ = p.read(in_the_way, p.ctx, device.ae_title, date, minute_of_day(time), "", row_id)
+    words = exam_words(p.t, ElementIndex(bytes(p.read(step_row, row_id).data)))
+    overlap = p.t("Overlaps with {exams} on {device}.", exams=booked_words(p.t, taken),
+                  device=device.name)  # fmt: skip
+    words += f". {overlap}" if taken else "."
+    return p.tell(p.came_from(f"/step/{row_id}"), words, f"step {row_id}")
