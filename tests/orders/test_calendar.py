@@ -271,7 +271,7 @@ def test_who_registers_on_a_taken_time_is_told(appliance, desk):
     words = words_of(desk.get(answer.headers["location"]))
     assert "Overlaps with 09:00" in words
     assert "09:00–09:15 Li Na" in words
-    assert "Free is 09:15." in words
+    assert "Next free: 09:15." in words
 
 
 def test_while_one_types_what_is_in_the_way_is_shown_with_free_times(appliance, desk):
