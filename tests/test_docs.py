@@ -1,11 +1,7 @@
 """What is written for people, held against the program."""
 
-import ast
-import functools
-import json
 import re
 import shlex
-import string
 import subprocess
 import sys
 import tomllib
@@ -13,19 +9,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import every_name, made_tree
-from pydicom import datadict
 
 from minris.cli import build_parser
 from minris.config.ini import ConfigError, load_config, settings_reference
 from minris.config.settings import SETTINGS
-from minris.pages.language import LANGUAGES
-from minris.pages.reception import REGISTER_FIELDS
-from minris.pages.site import PAGES
-from minris.standard.dictionary import VALUE_PATTERNS
-from minris.standard.mpps import DISCONTINUATION_REASONS, MPPS_ATTRIBUTES, MPPS_STATES
-from minris.standard.ups import UPS_ATTRIBUTES
-from minris.standard.worklist import MWL_ATTRIBUTES, PREGNANCY_STATUS, STEP_STATES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -160,97 +147,6 @@ def test_the_header_of_the_file_asks_for_what_the_package_asks_for():
 
 
 # The catalogues of static/i18n. English itself is the key.
-
-CATALOGUES = sorted((ROOT / "static" / "i18n").glob("*.json"))
-each_catalogue = pytest.mark.parametrize("path", CATALOGUES, ids=lambda path: path.stem)
-
-
-def read(path):
-    """A catalogue; a key that stands there twice is a mistake."""
-
-    def once(pairs):
-        keys = [key for key, _ in pairs]
-        assert len(keys) == len(set(keys)), sorted({k for k in keys if keys.count(k) > 1})
-        return dict(pairs)
-
-    return json.loads(path.read_text("utf-8"), object_pairs_hook=once)
-
-
-def fields_of(text):
-    """The names in braces."""
-    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-
-
-@functools.cache
-def sentences():
-    """Every English sentence that a page may show: where t() or Message() has it, or a table."""
-    found = set()
-    for node in ast.walk(made_tree()):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found |= set(re.findall(r"""\bt\('((?:[^'\\]|\\.)+)'""", node.value))
-        if not isinstance(node, ast.Call) or not node.args:
-            continue
-        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
-        if name == "listed":  # heads of columns, and what stands there where there is no row
-            for text in (one for one in node.args[:3] if isinstance(one, ast.Constant)):
-                found |= set(text.value.split(" | ")) - {""}
-        position = {"t": 0, "Message": 0, "listing": 0, "show": 1, "show_form": 1}.get(name)
-        if position is not None and len(node.args) > position:
-            text = node.args[position]
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                found.add(text.value)
-    found |= {row.label for row in REGISTER_FIELDS}
-    found |= {page.words for page in PAGES}
-    for name, table in every_name().items():
-        if name.endswith("_FACTS"):
-            found |= {row[0] for row in table}
-    found |= {*STEP_STATES, *MPPS_STATES}
-    found |= {*PREGNANCY_STATUS.values(), *DISCONTINUATION_REASONS.values()}
-    found |= {"{value} " + words for _, words in VALUE_PATTERNS.values()}
-    return {text for text in found if re.search(r"[a-z]", re.sub(r"\{.*?\}", "", text), re.I)}
-
-
-def attribute_names():
-    """What DICOM calls the attributes that a page may name."""
-    tables = (MWL_ATTRIBUTES, MPPS_ATTRIBUTES, UPS_ATTRIBUTES)
-    return {datadict.dictionary_description(one.tag) for table in tables for one in table.values()}
-
-
-def test_there_is_a_catalogue_for_each_language_that_is_offered():
-    assert {path.stem for path in CATALOGUES} == set(LANGUAGES) - {"en"}
-
-
-@each_catalogue
-def test_every_sentence_of_the_pages_is_translated(path):
-    assert sorted(sentences() - set(read(path))) == []
-
-
-@each_catalogue
-def test_every_key_of_a_catalogue_is_in_the_program(path):
-    constants = "\n".join(
-        node.value
-        for node in ast.walk(made_tree())
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    )
-    unknown = set(read(path)) - sentences() - attribute_names()
-    assert sorted(key for key in unknown if key not in constants) == []
-
-
-@each_catalogue
-def test_a_translation_has_the_same_blanks_to_fill_in(path):
-    wrong = {k: v for k, v in read(path).items() if fields_of(k) != fields_of(v)}
-    assert wrong == {}
-
-
-@each_catalogue
-def test_no_translation_is_empty(path):
-    assert [key for key, text in read(path).items() if not text.strip()] == []
-
-
-def test_chinese_translations_are_in_chinese():
-    """But for abbreviations that are the same there."""
-    same = {k for k, v in read(ROOT / "static" / "i18n" / "zh-CN.json").items() if v.isascii()}
-    assert {key for key in same if len(key.split()) > 2} == set()
 
 
 def dicomweb_commands():
