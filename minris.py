@@ -5647,6 +5647,17 @@ class UndoNote(Stored):
         autoincrement = True
 
 
+class ValueChange(Stored):
+    """Values that somebody changed, told on the page of what it is about as long as that is kept.
+
+    about   `patient 3`, `step 7`
+    what    in words, to be translated
+    before, after  values, as JSON: text by keyword
+    """
+
+    about, at, who, what, before, after = text_columns(6)
+
+
 class ImportedFile(Stored):
     """A file that is looked at or imported, or was imported.
 
@@ -5908,6 +5919,16 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             last TEXT NOT NULL, reason TEXT NOT NULL, begins INTEGER NOT NULL, ends INTEGER NOT NULL,
             created_at TEXT NOT NULL);
         CREATE INDEX blocked_time_last ON blocked_time (last, ae_title);
+        """,
+    ),
+    (
+        22,
+        "who changed which values of patients and exams",
+        """
+        CREATE TABLE value_change (
+            id INTEGER NOT NULL PRIMARY KEY, about TEXT NOT NULL, at TEXT NOT NULL,
+            who TEXT NOT NULL, what TEXT NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL);
+        CREATE INDEX value_change_about ON value_change (about);
         """,
     ),
 )
@@ -6389,6 +6410,7 @@ INDEXES = body_rows("""
            | outbox_passed_on                             | outbox                   | id                                        | lane = 'passed on'
            | availability_study_instance_uid              | availability             | study_instance_uid                        |
            | undo_note_about                              | undo_note                | about                                     |
+           | value_change_about                           | value_change             | about                                     |
     UNIQUE | query_trace_once                             | query_trace              | hour, ae_title, address, keys             |
            | login_failure_who                            | login_failure            | who, at                                   |
            | audit_at                                     | audit                    | at                                        |
@@ -11553,7 +11575,7 @@ def exam_name(index: ElementIndex) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.orders.notes
-# Undo notes: what people changed, before and after, kept for a day.
+# Notes of changes, before and after: to undo them for a day, and to tell who changed what.
 # ------------------------------------------------------------------------------------------------
 
 UNDO_HOURS = 24
@@ -11608,6 +11630,47 @@ def can_be_undone(
     if any(old for *_, old, _ in images):
         insert_row(UndoNote, about=about, what=what, who=ctx.actor.name, at=ctx.stamp(),
                    images=json.dumps(images))  # fmt: skip
+
+
+MOST_CHANGES = 200  # told of one patient or exam, the newest
+# What follows from other values, or is told in words of its own.
+_NOT_TOLD = frozenset(map(tag_of, (
+    "ScheduledStationName", "ScheduledProcedureStepLocation", "ScheduledProcedureStepStatus",
+    "ScheduledProcedureStepDescription", "SpecificCharacterSet",
+)))  # fmt: skip
+
+
+def note_change(
+    ctx: Context, about: str, what: str, old: ElementIndex = EMPTY, new: ElementIndex = EMPTY
+) -> None:
+    """Note that somebody changed a patient or an exam, and from which values to which.
+
+    about  `patient 3`, `step 7`
+    what   the change, in words to be translated
+    """
+    before, after = _told_values(old), _told_values(new)
+    changed = [k for k in {**before, **after} if before.get(k, "") != after.get(k, "")]
+    if (old is not EMPTY or new is not EMPTY) and not changed:
+        return
+    told = ({k: values[k] for k in changed if k in values} for values in (before, after))
+    images = (json.dumps(values, ensure_ascii=False) for values in told)
+    columns = dict(zip(("before", "after"), images, strict=True))
+    insert_row(ValueChange, about=about, at=ctx.stamp(), who=ctx.actor.name, what=what, **columns)
+    erase(
+        "value_change WHERE about = ?1 AND id <= (SELECT id FROM value_change WHERE about = ?1"
+        " ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+        about,
+        MOST_CHANGES,
+    )
+
+
+def _told_values(index: ElementIndex) -> dict[str, str]:
+    """The values of a data set by keyword, short, the identity number masked."""
+    found = {f"{tag:08X}": index.text(tag)[:200] for tag in index
+             if vr_of(tag).encode() in SPACE_PADDED_VRS | {b"UI"} and tag not in _NOT_TOLD}  # fmt: skip
+    if OTHER_IDS in index:
+        found[f"{OTHER_IDS:08X}"] = masked_number(identity_number(index))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------
@@ -11912,11 +11975,16 @@ def exams_of_days(first: str, last: str) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------
 
 class Moment(NamedTuple):
-    """One entry of a timeline: time (as stored), what happened, and to what."""
+    """One entry of a timeline: time (as stored), what happened, to what, by whom.
+
+    changes  tag, value before and value after of each attribute that was changed
+    """
 
     at: str
     what: Message
     about: str = ""
+    who: str = ""
+    changes: tuple[tuple[int, str, str], ...] = ()
 
 
 # What a completed workitem means for the visit, by its code (PS3.16 CID 9231).
@@ -11935,32 +12003,45 @@ WORKITEM_MOMENTS = {
 def visit_of(row_id: int) -> list[Moment]:
     """The timeline of an exam in order, from registration to its workitems. Refuses 0112."""
     step = step_row(row_id)
+    lines = _lines_of(step)
     told = TOLD_BY.get(step.told_by, step.told_by)
     found = [
-        Moment(step.created_at, Message("Registered")),
+        Moment(step.created_at, Message("Registered"), who=who_registered(step)),
         *(
             Moment(at, Message("First shown to {ae}", ae=ae))
             for ae, at in database.execute_sql(
                 "SELECT ae_title, at FROM step_seen WHERE step_id = ?", (row_id,)
             )
         ),
-        Moment(step.arrived_at, Message("Checked in")),
-        Moment(step.started_at, Message("Started")),
+        *(
+            Moment(getattr(step, f"{state.lower()}_at"), words, who=_who(lines, state))
+            for state, words in STATE_MOMENTS.items()
+            if state in STAMPED_STATES
+        ),
         Moment(step.ended_at, Message(step.status), str(told)),
-        *_states_before(step),
+        *_states_before(step, lines),
+        *changes_of(f"step {row_id}", step.created_at),
     ]
-    study = (step.study_instance_uid,)
-    # created_at: the row id may have belonged to an earlier exam
-    where = "about IN (?, ?) AND what IN ('rescheduled', 'change taken back') AND at >= ?"
-    changes = fetch_rows(Audit, where, *study, f"step {row_id}", step.created_at)
-    found += [Moment(line.at, Message("Changed") if line.what == "rescheduled" else
-                     Message("Undone"), f"{line.detail} {line.who}") for line in changes]  # fmt: skip
+    patient = first_row(RequestedProcedure, "id = ?", step.procedure_id).patient_id
+    found += changes_of(f"patient {patient}", step.created_at)
+    where = "at >= ? AND what = 'reason' AND about = ? AND instr(detail, ?) = 1"
+    prefix = f"{step.scheduled_procedure_step_id}: "
+    found += [
+        Moment(line.at, Message("Reason"), line.detail.removeprefix(prefix), _by(line))
+        for line in fetch_rows(Audit, where, step.created_at, step.study_instance_uid, prefix)
+    ]
+    found += _images_of(step.study_instance_uid) + _workitems_of_order(step.accession_number)
+    return sorted((one for one in found if one.at), key=lambda one: one.at)
+
+
+def _images_of(*study: str) -> list[Moment]:
+    """When images of a study came to the archive, and who was told so."""
     first, last, count = database.execute_sql(
         "SELECT coalesce(min(at), ''), coalesce(max(at), ''), count(DISTINCT sop_instance_uid)"
         f" FROM availability WHERE study_instance_uid = ? AND availability IN {RETRIEVABLE}",
         study,
     ).fetchone()
-    found.append(Moment(first, Message("First image in the archive")))
+    found = [Moment(first, Message("First image in the archive"))]
     if count > 1:
         found.append(Moment(last, Message("{count} images in the archive", count=count)))
     found += [
@@ -11975,10 +12056,16 @@ def visit_of(row_id: int) -> list[Moment]:
             study,
         )
     ]
+    return found
+
+
+def _workitems_of_order(accession: str) -> list[Moment]:
+    """What was done with the images of an order afterwards."""
+    found = []
     workitems = database.execute_sql(
         "SELECT label, state, created_at, claimed_at, ended_at, performer, data FROM workitem"
         " WHERE accession_number = ? AND accession_number <> ''",
-        (step.accession_number,),
+        (accession,),
     )
     for label, state, created, claimed, ended, performer, data in workitems:
         code = ElementIndex(data).item("ScheduledWorkitemCodeSequence").get("CodeValue")
@@ -11988,35 +12075,99 @@ def visit_of(row_id: int) -> list[Moment]:
         about = f"{label} {performer}".strip()
         found += [Moment(created, Message("Workitem created"), label),
                   Moment(claimed, Message("Workitem claimed"), about), Moment(ended, words, about)]  # fmt: skip
-    return sorted((one for one in found if one.at), key=lambda one: one.at)
+    return found
 
 
 # The words of the timeline for a state that was entered; of others, that it ended.
 STATE_MOMENTS = {
-    "SCHEDULED": Message("Put back on the worklist"),
     "ARRIVED": Message("Checked in"),
-    "READY": Message("Checked in"),
     "STARTED": Message("Started"),
+    "SCHEDULED": Message("Put back on the worklist"),
+    "READY": Message("Checked in"),
 }
+STAMPED_STATES = ("ARRIVED", "STARTED")  # the columns of a step know when it entered them
 
 
-def _states_before(step: Any) -> list[Moment]:
-    """What a step went through before its present state: its columns know the last times alone."""
+def changes_of(about: str, since: str = "") -> list[Moment]:
+    """Who changed which values of `patient 3` or `step 7` since a time, oldest first."""
+    found = []
+    # since: the row id may have belonged to an earlier exam
+    for row in fetch_rows(ValueChange, "about = ? AND at >= ? ORDER BY id", about, since):
+        before, after = json.loads(row.before), json.loads(row.after)
+        undone = row.what.startswith("Undone: ")
+        what = Message("Undone: {what}", what=Message(row.what[8:])) if undone else row.what
+        values = (
+            (int(tag, 16), before.get(tag, ""), after.get(tag, "")) for tag in {**before, **after}
+        )
+        found.append(Moment(row.at, Message(what), "", row.who, tuple(values)))
+    return found
+
+
+def _by(line: Any) -> str:
+    """Who did what an audit line tells, without the address."""
+    name: str = line.who.partition("@")[0]
+    return name
+
+
+def who_registered(step: Any) -> str:
+    """Who put a step on the worklist; "" if the audit log no longer tells."""
+    line = first_row(Audit, "about = ? AND what = 'scheduled' ORDER BY id DESC LIMIT 1",
+                     step.study_instance_uid)  # fmt: skip
+    return _by(line) if line else ""
+
+
+def _lines_of(step: Any) -> list[tuple[Any, str]]:
+    """The audit lines of the states that a step entered, in order, each with the state."""
     prefix = f"{step.scheduled_procedure_step_id} "
     lines = fetch_rows(Audit, "at >= ? AND what = 'step' AND about = ? ORDER BY id",
                        step.created_at, step.study_instance_uid)  # fmt: skip
-    states = [(line, line.detail.removeprefix(prefix)) for line in lines
-              if line.detail.startswith(prefix)]  # fmt: skip
+    return [(line, line.detail.removeprefix(prefix)) for line in lines
+            if line.detail.startswith(prefix)]  # fmt: skip
+
+
+def _who(lines: list[tuple[Any, str]], state: str) -> str:
+    """Who brought a step into a state the last time."""
+    return next((_by(line) for line, entered in reversed(lines) if entered == state), "")
+
+
+def _states_before(step: Any, lines: list[tuple[Any, str]]) -> list[Moment]:
+    """What a step went through before its present state: its columns know the last times alone."""
     last: dict[str, Any] = {}
-    for line, state in states:
+    for line, state in lines:
         last["ended" if state not in STATE_MOMENTS else state] = line
     known = {"ARRIVED": step.arrived_at, "STARTED": step.started_at, "ended": step.ended_at}
     told = {id(line) for kind, line in last.items() if known.get(kind)}  # by its column
     return [
-        Moment(line.at, STATE_MOMENTS.get(state) or Message(state), line.who)
-        for line, state in states
+        Moment(line.at, STATE_MOMENTS.get(state) or Message(state), "",
+               _by(line))
+        for line, state in lines
         if id(line) not in told and state in STEP_STATES
-    ]
+    ]  # fmt: skip
+
+
+class Stage(NamedTuple):
+    """A stage of an exam: in words, its state if that is entered, when and by whom."""
+
+    words: Message
+    state: str = ""
+    at: str = ""
+    who: str = ""
+
+
+def stages_of(row_id: int) -> list[Stage]:
+    """The stages of an exam, from registration to its end, in order. Refuses 0112."""
+    step = step_row(row_id)
+    lines = _lines_of(step)
+    told = Message(TOLD_BY.get(step.told_by, step.told_by))
+    ended = step.status if step.ended_at else ""
+    return [
+        Stage(Message("Registered"), "SCHEDULED", step.created_at, who_registered(step)),
+        Stage(Message("Checked in"), "ARRIVED" if step.arrived_at else "", step.arrived_at,
+              _who(lines, "ARRIVED")),
+        Stage(Message("In progress"), "STARTED" if step.started_at else "", step.started_at,
+              _who(lines, "STARTED")),
+        Stage(Message(ended or "Done"), ended, step.ended_at, told),
+    ]  # fmt: skip
 
 
 class Day(NamedTuple):
@@ -12073,6 +12224,7 @@ def update_patient(
     if bytes(new) == bytes(old):
         return
     write_patient(patient, new, ctx.stamp())
+    note_change(ctx, f"patient {patient.id}", Message("Patient corrected"), old, new)
     audit(ctx, "patient updated", patient.patient_id)
 
 
@@ -12627,6 +12779,14 @@ def rows_of(*patients: Any) -> list[Place]:
     return [*(("patient", patient.id) for patient in patients), *orders]
 
 
+def move_changes(ctx: Context, patient: Patient, target: Patient) -> None:
+    """Tell at a record what was changed of another one of the same person, and that it was merged."""
+    sql = "UPDATE value_change SET about = ? WHERE about = ?"
+    database.execute_sql(sql, (f"patient {target.id}", f"patient {patient.id}"))
+    ids = (text_elements(PatientID=one.patient_id) for one in (patient, target))
+    note_change(ctx, f"patient {target.id}", Message("Patients merged"), *ids)
+
+
 def _move_orders(patient: Patient, target: Patient) -> None:
     orders = RequestedProcedure.update(patient=target)
     orders.where(RequestedProcedure.patient == patient).execute()
@@ -12655,6 +12815,7 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
             update_patient(ctx, target, own.without(have.with_values()))
             refold_open(target)
             erase("patient WHERE id = ?", patient.id)
+            move_changes(ctx, patient, target)
         detail = f"{patient.patient_id} -> {target.patient_id}: {why.strip()[:500]}"
         audit(ctx, "patients merged", target.patient_id, detail)
     return target.id
@@ -12681,7 +12842,8 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         if OTHER_IDS in told:
             own = identity_elements(ElementIndex(patient.data), identity_number(told))
             told = told.merged(own)
-        new = ElementIndex(patient.data).merged(told)
+        old = ElementIndex(patient.data)
+        new = old.merged(told)
         problems = [*value_problems(new), *implausible(told, ctx.today())]
         for keyword in ("PatientName", "PatientID"):
             if not new.get(keyword).strip("^= "):
@@ -12691,7 +12853,8 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         known = find_patient(new, "refuse") if new.get("PatientID") != patient.patient_id else None
         target = known or patient
         if known:
-            new = ElementIndex(known.data).merged(told.with_values())
+            old = ElementIndex(known.data)
+            new = old.merged(told.with_values())
         what, about, old_id = (
             Message("Patient corrected"),
             f"patient {target.id}",
@@ -12702,8 +12865,10 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
             if known:
                 _move_orders(patient, known)
                 move_identities(patient.id, known.id, ElementIndex(patient.data), ctx.stamp())
+                move_changes(ctx, patient, known)
                 audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
             write_patient(target, new, ctx.stamp())
+        note_change(ctx, about, what, old, new)
         moved = f"{old_id} -> {target.patient_id}" if old_id != target.patient_id else ""
         audit(ctx, "patient corrected", target.patient_id, moved)
 
@@ -12759,9 +12924,12 @@ def undo(ctx: Context, about: str) -> None:
         if problem:
             raise Refusal(Status.PROCESSING_FAILURE, problem)
         patients = set()
+        before, after = EMPTY, EMPTY
         for table, row_id, old, new in json.loads(note.images):
             if "data" in old:
                 old["data"] = base64.b64decode(old["data"])
+                before = before.merged(ElementIndex(base64.b64decode(new.get("data", ""))))
+                after = after.merged(ElementIndex(old["data"]))
             if table == "patient":
                 _put_back_patient(ctx, row_id, old, bool(new))
                 patients.add(row_id)
@@ -12773,6 +12941,7 @@ def undo(ctx: Context, about: str) -> None:
         for patient in Patient.select().where(Patient.id.in_(patients)):
             refold_open(patient)
         erase("undo_note WHERE id = ?", note.id)
+        note_change(ctx, about, f"Undone: {note.what}", before, after)
         log.info("%s: %s undone by %s", about, note.what, ctx.actor)
         audit(ctx, "change taken back", about, note.what)
 
@@ -12988,6 +13157,8 @@ def _change(
     """Write the changes of a step, its procedure and its patient; sibling steps follow."""
     procedure = step.procedure
     told = ElementIndex(procedure.data).merged(of_procedure)
+    exams = ElementIndex(procedure.data).merged(step_item(step)), told.merged(item)
+    note_change(ctx, f"step {step.id}", Message("Changed"), *exams)
     procedure.data = bytes(told)
     if told.get("AccessionNumber") != procedure.accession_number:
         check_accession(told.get("AccessionNumber"), procedure.patient_id)
@@ -13284,6 +13455,7 @@ def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
         insert_link(performed_id, step_id, "by hand", step.status, patient)
         settle_step(ctx, step_id)
         uid = performed.sop_instance_uid
+        note_change(ctx, f"step {step_id}", Message("Report of the machine matched by hand"))
         audit(ctx, "performed step matched", uid, step.scheduled_procedure_step_id)
 
 
@@ -13325,6 +13497,7 @@ def accept_patient(ctx: Context, performed_id: int, step_id: int) -> None:
     with database.atomic():
         count = mark_patient(performed_id, step_id, "accepted")
         known_row(count, NO_MATCH)
+        note_change(ctx, f"step {step_id}", Message("Patient at the machine accepted"))
         audit(ctx, "patient accepted", performed_row(performed_id).sop_instance_uid, str(step_id))
 
 
@@ -13347,6 +13520,7 @@ def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
             (performed_id, step_id),
         ).fetchone()
         settle_step(ctx, step_id, known_row(link, NO_MATCH)[0])
+        note_change(ctx, f"step {step_id}", Message("Report of the machine removed"))
         audit(ctx, "performed step unmatched", str(performed_id), str(step_id))
 
 
@@ -15355,6 +15529,16 @@ def incomplete_arrivals(ctx: Context, hours: float = 48, most: int = 300) -> lis
 def performed_arrival(performed_id: int) -> Arrival:
     """The arrival of the images of one performed step."""
     return arrival_of(fetch_rows(PerformedProcedureStep, "id = ?", performed_id)[0])
+
+
+def images_there(study_instance_uid: str) -> int:
+    """How many images of a study are known to be in an archive."""
+    count: int = database.execute_sql(
+        "SELECT count(DISTINCT sop_instance_uid) FROM availability WHERE study_instance_uid = ?"
+        f" AND availability IN {RETRIEVABLE}",
+        (study_instance_uid,),
+    ).fetchone()[0]
+    return count
 
 
 # Exams on machines without MPPS: their images tell their state.
@@ -18316,11 +18500,13 @@ def purge(ctx: Context) -> dict[str, int]:
         if keep.keep_steps_days:
             erased["steps"] = _purge_steps(ctx, ctx.stamp(days=-keep.keep_steps_days))
         if keep.keep_patients_days:
-            erased["patients"] = erase(
+            gone = (
                 "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
-                " WHERE r.patient_id = patient.id)",
-                ctx.stamp(days=-keep.keep_patients_days),
+                " WHERE r.patient_id = patient.id)"
             )
+            old = ctx.stamp(days=-keep.keep_patients_days)
+            erase(f"value_change WHERE about IN (SELECT 'patient ' || id FROM {gone})", old)
+            erased["patients"] = erase(gone, old)
         erased["queries"] = erase(
             "query_trace WHERE last_at < ?", ctx.stamp(days=-keep.keep_queries_days)
         )
@@ -18372,6 +18558,7 @@ def _purge_steps(ctx: Context, old: str) -> int:
     for row_id, uid in performed:
         erase("performed_procedure_step WHERE id = ?", row_id)
         notify_of_mpps(ctx, uid, "deleted")
+    erase(f"value_change WHERE about IN (SELECT 'step ' || id FROM ({ended}))", old)
     for table in ("scheduled_station", "step_seen"):
         erase(f"{table} WHERE step_id IN ({ended})", old)
     count = erase(f"scheduled_procedure_step WHERE id IN ({ended})", old)
@@ -18508,8 +18695,10 @@ def forget_erased() -> None:
 
 
 def _erase_notes(patient_row: int, steps: list[int]) -> None:
-    """Erase the undo notes of a patient, the exams, and records merged into this one."""
+    """Erase the notes of changes of a patient, the exams, and records merged into this one."""
     about = {f"patient {patient_row}", *(f"step {one}" for one in steps)}
+    for one in about:
+        erase("value_change WHERE about = ?", one)
     for note in fetch_rows(UndoNote, "1 = 1"):
         places = [(table, row) for table, row, *_ in json.loads(note.images)]
         if note.about in about or ("patient", patient_row) in places:
@@ -22946,6 +23135,14 @@ pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); 
 .links { display: flex; flex-wrap: wrap; gap: 8px 20px; margin: 16px 0; }
 nav.links a[aria-current] { font-weight: 600; text-decoration: none; }
 .after { columns: 20rem; padding-left: 20px; }
+.stages { display: flex; flex-wrap: wrap; gap: 8px; list-style: none; margin: 0 0 16px; padding: 0; }
+.stages li { flex: 1 1 7rem; padding-top: 4px; border-top: 4px solid var(--line); color: var(--soft); }
+.stages li:not([data-state=""]) { border-color: var(--fg, var(--accent)); color: var(--ink); }
+.stages small { display: block; }
+.two { display: grid; grid-template-columns: minmax(0, 1fr) 16rem; gap: 16px; align-items: start; }
+.two h2:first-child { margin-top: 0; }
+.side { display: grid; gap: 8px; }
+.side > *, .side form > button { width: 100%; margin: 0; }
 .timeline { padding-left: 20px; }
 .timeline time { color: var(--soft); }
 .timeline .who { color: var(--soft); }
@@ -23051,6 +23248,8 @@ td:hover > .free { color: var(--accent); }
   .summary { flex-wrap: nowrap; overflow-x: auto; padding-bottom: 4px; }
   .chip { white-space: nowrap; padding: 8px 14px; }
   a[href^="/print"] { display: none; }
+  .two { grid-template-columns: minmax(0, 1fr); }
+  .side { order: -1; grid-template-columns: 1fr 1fr; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 8px; }
   .waiting { font-size: 1.3rem; }
@@ -23977,7 +24176,6 @@ document.addEventListener("keydown", (event) => {
  "Performed Station Name": "执行设备名称",
  "Performed Station Name Code Sequence": "执行工作站名称代码序列",
  "Performed Workitem Code Sequence": "执行任务代码序列",
- "Performed step {number}": "执行步骤 {number}",
  "Performed without an order": "没有申请的已执行检查",
  "Performer": "执行者",
  "Performing Physician's Name": "执行医生姓名",
@@ -24043,7 +24241,6 @@ document.addEventListener("keydown", (event) => {
  "Register": "登记",
  "Register a device first.": "请先登记设备。",
  "Register a patient": "登记患者",
- "Register another patient": "登记下一位患者",
  "Register anyway": "仍然登记",
  "Register it as a device with its address.": "请将其登记为设备并填写地址。",
  "Register on {date} at {time}": "在 {date} {time} 登记",
@@ -24640,7 +24837,7 @@ document.addEventListener("keydown", (event) => {
  "next free {time}": "最近空闲 {time}",
  "machine last asked {time}": "设备最近查询 {time}",
  "More for {name}": "{name} 的更多操作",
- "Checked in": "签到",
+ "Checked in": "已报到",
  "Notified by": "通知方式",
  "No-show": "未到",
  "Status code": "状态码",
@@ -24900,7 +25097,6 @@ document.addEventListener("keydown", (event) => {
  "Keyboard shortcuts": "快捷键",
  "N: register a patient; /: search; T: today; ← →: previous or next day; P: print; ?: this help": "N：登记患者；/：搜索；T：今天；← →：前一天或后一天；P：打印；?：本帮助",
  "Undone.": "已撤销。",
- "Undone": "已撤销",
  "There is nothing to undo": "没有可撤销的操作",
  "Undo: {what} ({who}, {at})": "撤销：{what}（{who}，{at}）",
  "Outcome": "结果",
@@ -24930,7 +25126,7 @@ document.addEventListener("keydown", (event) => {
  "Last backup": "最近备份",
  "Register it as a device": "请将其登记为设备",
  "Running": "已运行",
- "Technical details": "技术详情",
+ "Technical details": "技术信息",
  "Waiting to be sent": "待发送",
  "minris {version}, since {at}": "minris {version}，启动于 {at}",
  "never called": "从未呼叫",
@@ -25068,7 +25264,16 @@ document.addEventListener("keydown", (event) => {
  "time unblocked": "恢复时段",
  "{device} does {its}, and the exam is {modality}": "{device} 的检查类型为 {its}，而该检查为 {modality}",
  "{device} has no exams from {begins} to {ends}.": "{device} 在 {begins} 至 {ends} 停用。",
- "To": "至"
+ "To": "至",
+ "(empty)": "（空）",
+ "Correct the patient": "更正患者信息",
+ "Further actions": "更多操作",
+ "In progress": "检查中",
+ "Patient at the machine accepted": "已确认设备上的患者",
+ "Performed on {device}": "在 {device} 上执行",
+ "Report of the machine matched by hand": "已手动关联设备报告",
+ "Report of the machine removed": "已解除设备报告的关联",
+ "Undone: {what}": "已撤销：{what}"
 }
 """,
 }
@@ -25297,6 +25502,21 @@ SHARED_PART = """% # Functions for all templates of pages.
 <dt>{{words}}</dt><dd>{{value}}</dd>
 % end
 </dl>
+% end
+% def history_list(history):
+<h2>{{t('Timeline')}}</h2>
+<ol class="timeline">
+% for at, what, who, changes in history:
+<li><time>{{at}}</time> {{what}}
+% if who:
+<span class="who">· {{who}}</span>
+% end
+% for words in changes:
+<br>{{words}}
+% end
+</li>
+% end
+</ol>
 % end
 % def table(columns, rows, acting=False):
 <div class="wide" tabindex="0"><table><thead><tr>
@@ -28726,6 +28946,40 @@ def exam_from_form(
     return encoded(outer | {STEP_SEQUENCE: encode_items(STEP_SEQUENCE, [encoded(inner)])})
 
 
+def patient_title(p: PageRequest, index: ElementIndex) -> str:
+    """Return a patient as the title of a page: Garcia Luis · M 61 y · P000002."""
+    told = (p.t.name(index.get("PatientName")), p.t.of_person(index, p.ctx.local_now().date()),
+            index.get("PatientID"))  # fmt: skip
+    return " · ".join(filter(None, told))
+
+
+CHANGE_LABELS = {row.tag: row.label for row in REGISTER_FIELDS} | {
+    tag_of("PatientName"): Message("Name"),
+    tag_of("PatientID"): Message("Patient ID"),
+    tag_of("AccessionNumber"): Message("Accession number"),
+    tag_of("Modality"): Message("Modality"),
+}
+_SHOWN = {"PN": Translator.name, "DA": Translator.date, "CS": Translator.__call__,
+          "TM": lambda _, value: shown_time(value)}  # fmt: skip
+
+
+def shown_history(
+    p: PageRequest, moments: Iterable[Moment]
+) -> list[tuple[str, str, str, list[str]]]:
+    """Return a time line as the template wants it: when, what, by whom, old and new values."""
+    t, shown = p.t, []
+    for one in moments:
+        changes = []
+        for tag, *values in one.changes:
+            label = t(CHANGE_LABELS.get(tag) or attribute_name(tag))
+            show = _SHOWN.get(vr_of(tag), lambda _, value: value.replace("\\", ", "))
+            old, new = (show(t, value) if value else t("(empty)") for value in values)
+            changes.append(f"{label}: {old} → {new}")
+        what = " · ".join(filter(None, (t(one.what), t(one.about))))
+        shown.append((p.at(one.at), what, one.who, changes))
+    return shown
+
+
 # ------------------------------------------------------------------------------------------------
 # minris.pages.system
 # The system: how it is at a glance, backups, what a restore left out.
@@ -29347,51 +29601,73 @@ def post_settings(p: PageRequest) -> str:
 # ------------------------------------------------------------------------------------------------
 
 STEP_PAGE = """
-% fact_list(facts)
+<p><span class="state" data-state="{{state}}">{{t(state)}}</span>
+% for words in tags:
+<strong class="tag">{{words}}</strong>
+% end
+</p>
+<ol class="stages">
+% for words, entered, told in stages:
+<li data-state="{{entered}}"><b>{{words}}</b> <small>{{told}}</small></li>
+% end
+</ol>
 % for words in warnings:
 <p class="warning">{{words}}</p>
 % end
+<div class="two"><div>
+% fact_list(facts)
+% for heading, number, mark, found, doubtful in performed:
+<h2>{{heading}}</h2>
+% fact_list(found)
 <div class="actions">
-% for event, words in actions:
-<form method="post" action="/step/{{row_id}}?step_state={{mark}}"><input type="hidden" name="csrf" value="{{csrf}}">
-% if event in ('cancel', 'stop'):
-<label>{{t('Reason')}} <input name="remark"></label>
+% def decide(path, words):
+<form method="post" action="{{path}}"><input type="hidden" name="csrf" value="{{csrf}}">
+<input type="hidden" name="performed" value="{{number}}"><input type="hidden" name="performed_state" value="{{mark}}">
+<input type="hidden" name="step" value="{{row_id}}">
+<button>{{words}}</button></form>
 % end
-<button name="event" value="{{event}}">{{words}}</button></form>
+% if doubtful:
+% decide('/unscheduled/accept', t('It is this patient after all'))
+% end
+% decide('/unmatch', t('Wrong exam: unlink this report'))
+</div>
+% end
+% history_list(history)
+<details><summary>{{t('Technical details')}}</summary>
+% fact_list(technical)
+</details>
+</div>
+<aside class="side actions">
+% for event, words in main:
+<form method="post" action="/step/{{row_id}}?step_state={{mark}}"><input type="hidden" name="csrf" value="{{csrf}}">
+<button class="main" name="event" value="{{event}}">{{words}}</button></form>
 % end
 % if undoing:
 <form method="post" action="{{undoing[0]}}"><input type="hidden" name="csrf" value="{{csrf}}">
 <button name="event" value="undo">{{undoing[1]}}</button></form>
 % end
-</div>
-% if visit:
-<h2>{{t('Timeline')}}</h2>
-<ol class="timeline">
-% for at, what, about in visit:
-<li><time>{{at}}</time> {{what}}{{' · ' + about if about else ''}}</li>
+% if changing:
+<a href="/step/{{row_id}}/move" class="button">{{t('Move')}}</a>
+<a href="/step/{{row_id}}/edit" class="button">{{t('Change exam')}}</a>
 % end
-</ol>
-% end
-% for heading, number, mark, facts, doubtful in performed:
-<h2>{{heading}}</h2>
-% fact_list(facts)
-% if doubtful:
-<form method="post" action="/unscheduled/accept"><input type="hidden" name="csrf" value="{{csrf}}">
-<input type="hidden" name="performed" value="{{number}}"><input type="hidden" name="performed_state" value="{{mark}}">
-<input type="hidden" name="step" value="{{row_id}}">
-<button>{{t('It is this patient after all')}}</button></form>
-% end
-<form method="post" action="/unmatch"><input type="hidden" name="csrf" value="{{csrf}}">
-<input type="hidden" name="performed" value="{{number}}"><input type="hidden" name="performed_state" value="{{mark}}">
-<input type="hidden" name="step" value="{{row_id}}">
-<button>{{t('Wrong exam: unlink this report')}}</button></form>
-% end
-<nav class="links" aria-label="{{t('More')}}">
+<a href="/step/{{row_id}}/slip" class="button">{{t('Appointment slip')}}</a>
+<a href="/step/{{row_id}}/label" class="button">{{t('Print label')}}</a>
 % for path, words in links:
 <a href="{{path}}">{{words}}</a>
 % end
-<a href="/register">{{t('Register another patient')}}</a> <a href="/">{{t('Back to today')}}</a>
-</nav>
+% if others:
+<details class="more"><summary aria-label="{{t('Further actions')}}">⋯</summary><div>
+% for event, words, question in others:
+<form method="post" action="/step/{{row_id}}?step_state={{mark}}" class="ask"><input type="hidden" name="csrf" value="{{csrf}}">
+<p class="small">{{question}}</p>
+% if event in ('cancel', 'stop'):
+<label>{{t('Reason')}} <input name="remark"></label>
+% end
+<button class="button" name="event" value="{{event}}">{{words}}</button></form>
+% end
+</div></details>
+% end
+</aside></div>
 """
 
 
@@ -29412,27 +29688,26 @@ def shown_at(device: Device | None, index: ElementIndex) -> str:
     return shown
 
 
-STEP_FACTS = body_rows("""
+# What people use; the rest is for programs and stays folded.
+EXAM_FACTS = body_rows("""
     label                | keyword
-    Patient              | PatientName
-    Patient ID           | PatientID
+    Exam                 | RequestedProcedureDescription
+    Referring physician  | ReferringPhysicianName
+    Comment              | RequestedProcedureComments
+    Accession number     | AccessionNumber
     Birth date           | PatientBirthDate
-    Sex                  | PatientSex
+    Phone                | PatientTelephoneNumbers
     Weight (kg)          | PatientWeight
     Allergies            | Allergies
     Medical alerts       | MedicalAlerts
-    Exam                 | RequestedProcedureDescription
-    Referring physician  | ReferringPhysicianName
-    Priority             | RequestedProcedurePriority
-    Comment              | RequestedProcedureComments
-    Accession number     | AccessionNumber
+    """)
+TECHNICAL_FACTS = body_rows("""
+    label                | keyword
     Requested procedure ID | RequestedProcedureID
     Study Instance UID   | StudyInstanceUID
     Step ID              | ScheduledProcedureStepSequence > ScheduledProcedureStepID
-    Device               | ScheduledProcedureStepSequence > ScheduledStationAETitle
+    AE title             | ScheduledProcedureStepSequence > ScheduledStationAETitle
     Modality             | ScheduledProcedureStepSequence > Modality
-    Date                 | ScheduledProcedureStepSequence > ScheduledProcedureStepStartDate
-    Time                 | ScheduledProcedureStepSequence > ScheduledProcedureStepStartTime
     State                | ScheduledProcedureStepSequence > ScheduledProcedureStepStatus
     """)
 PERFORMED_FACTS = body_rows("""
@@ -29500,15 +29775,19 @@ def step_page(p: PageRequest, row_id: int) -> str:
     """GET /step/…: everything about one exam."""
     t, row = p.t, p.read(step_row, row_id)
     index = ElementIndex(bytes(row.data))
-    facts = facts_of(index, STEP_FACTS, t)
+    stations = step_item(row).values(tag_of("ScheduledStationAETitle"))
+    device = p.device(stations[0]) if stations else None
+    when = f"{t.date(row.start_date)} {shown_time(row.start_time)}"
+    facts = facts_of(index, EXAM_FACTS, t)
+    named = device.name if device else ", ".join(stations)
+    facts[1:1] = [(t("Device"), named), (t("Time"), when)]
+    technical = facts_of(index, TECHNICAL_FACTS, t)
     if row.remark:
         facts.append((t("Note"), row.remark))
     if row.told_by:
-        facts.append((t("Source"), t(TOLD_BY.get(row.told_by, row.told_by))))
-    stations = step_item(row).values(tag_of("ScheduledStationAETitle"))
-    device = p.device(stations[0]) if stations else None
+        technical.append((t("Source"), t(TOLD_BY.get(row.told_by, row.told_by))))
     reports = does_report(p.ctx, stations, p.read(reporting_stations))
-    actions = [(one, t(PERSON_EVENTS[one])) for one in person_events(row.status, reports)]
+    actions = person_events(row.status, reports)
     warnings = double_booking(p, row, stations, device)
     if shown := shown_at(device, index):
         words = t("{device} will show the name as {name}", device=device.name, name=shown)
@@ -29519,24 +29798,68 @@ def step_page(p: PageRequest, row_id: int) -> str:
         warnings.insert(
             0, t("Its date has passed: a machine that asks for today's exams does not find it.")
         )
-    performed = []
-    for number, (one, *how, verdict, other) in enumerate(p.read(performed_of, row_id), 1):
+    performed = performed_parts(p, row_id, index, warnings)
+    main = [one for one in actions if one in NEXT_EVENTS][:1]
+    return p.show(
+        STEP_PAGE, patient_title(p, index), told=told, facts=facts, technical=technical,
+        warnings=warnings, row_id=row_id, state=row.status, tags=tags_of(t, index),
+        main=[(one, t(PERSON_EVENTS[one])) for one in main],
+        others=[(one, t(PERSON_EVENTS[one]), event_question(p, one, index))
+                for one in actions if one not in main],
+        undoing=p.undo_of(f"step {row_id}"), performed=performed,
+        mark=mark_of(row.status, row.study_instance_uid), stages=shown_stages(p, row),
+        links=step_links(p, row_id, index, row.status),
+        changing=isinstance(STEP_TRANSITIONS["reschedule", row.status], str),
+        history=shown_history(p, p.read(visit_of, row_id)),
+    )  # fmt: skip
+
+
+def performed_parts(
+    p: PageRequest, row_id: int, index: ElementIndex, warnings: list[str]
+) -> list[tuple[Any, ...]]:
+    """Return the reports of machines about an exam; warn of one that is for another patient."""
+    t, parts, names = p.t, [], device_names(p.web)
+    for one, *how, verdict, other in p.read(performed_of, row_id):
         found = performed_facts(*how, t)
         if verdict in ("differs", "accepted"):
             found.insert(0, (t("Patient at the machine"), who_is(t, ElementIndex(other))))
         if verdict == "differs":
             warnings.insert(0, other_patient(t, ElementIndex(other), index))
         found += arrival_facts(p, one) + passing_facts(p, one)
-        heading = t("Performed step {number}", number=number)
-        mark = p.mark(("performed", one))[1]
-        performed.append((heading, one, mark, found, verdict == "differs"))
-    return p.show(
-        STEP_PAGE, "Exam details", told=told, facts=facts, warnings=warnings, row_id=row_id,
-        actions=actions, undoing=p.undo_of(f"step {row_id}"), performed=performed,
-        mark=mark_of(row.status, row.study_instance_uid),
-        links=step_links(p, row_id, index, row.status),
-        visit=[(p.at(one.at), t(one.what), t(one.about)) for one in p.read(visit_of, row_id)],
-    )  # fmt: skip
+        station = ElementIndex(how[0]).get("PerformedStationAETitle")
+        heading = t("Performed on {device}", device=names.get(station, station))
+        parts.append((heading, one, p.mark(("performed", one))[1], found, verdict == "differs"))
+    return parts
+
+
+def event_question(p: PageRequest, event: str, index: ElementIndex) -> str:
+    """Return the question, which names the exam, for an action that is no everyday one."""
+    return f"{exam_words(p.t, index)}: {p.t(PERSON_EVENTS[event])}?"
+
+
+def shown_stages(p: PageRequest, row: Any) -> list[tuple[str, str, str]]:
+    """Return the bar of an exam: words, state if the stage is entered, when and by whom."""
+    stages = p.read(stages_of, row.id)
+    shown = []
+    for stage in stages:
+        at, told = p.at(stage.at), ()
+        if stage.state:
+            told = (at.removeprefix(f"{p.t.date(row.start_date)} "), p.t(stage.who))
+        shown.append((p.t(stage.words), stage.state, " ".join(filter(None, told))))
+    if stages[-1].state in ("", "COMPLETED"):
+        shown.append(archive_stage(p, row))
+    return shown
+
+
+def archive_stage(p: PageRequest, row: Any) -> tuple[str, str, str]:
+    """Return the last stage of an exam: how many of its images are in the archive."""
+    arrivals = [p.read(performed_arrival, one) for one, *_ in p.read(performed_of, row.id)]
+    expected = sum(len(one.references) for one in arrivals)
+    there = expected - sum(len(one.missing) for one in arrivals)
+    if not expected:  # nobody has told which images there are
+        there = expected = p.read(images_there, row.study_instance_uid)
+    words = p.t("{number} of {count} images", number=there, count=expected) if expected else ""
+    return p.t("In the archive"), "COMPLETED" if expected and there == expected else "", words
 
 
 def double_booking(
@@ -29558,24 +29881,20 @@ def double_booking(
 def step_links(
     p: PageRequest, row_id: int, index: ElementIndex, state: str
 ) -> list[tuple[str, str]]:
-    """Return the links of an exam's page."""
+    """Return the links of an exam's page, the likeliest first."""
     t, accession = p.t, index.get("AccessionNumber")
     patient = p.read(patient_of_step, row_id)
-    changing = isinstance(STEP_TRANSITIONS["reschedule", state], str)
+    waits = state in WAITING_STEP_STATES
     return [
-        *[(f"/step/{row_id}/move", t("Move")), (f"/step/{row_id}/edit", t("Change exam"))]
-        * changing,
-        (f"/step/{row_id}/slip", t("Appointment slip")),
-        (f"/step/{row_id}/label", t("Print label")),
+        (f"/patient/{patient}", t("Correct the patient")),
+        *[(f"/why?q={urllib.parse.quote(accession)}", t("Not on the machine?"))] * waits,
         (f"/register?order={row_id}", t("Add exam to this order")),
+        (f"/register?patient={patient}", t("New order")),
         (f"/workitems/new?step={row_id}", t("New workitem")),
         *(
             (f"/workitem/{uid}", t.labelled(label, t.task(state_)))
             for uid, label, state_ in p.read(workitems_of_request, accession)
         ),
-        (f"/patient/{patient}", t("Patient")),
-        (f"/register?patient={patient}", t("New order")),
-        (f"/why?q={urllib.parse.quote(accession)}", t("Not on the machine?")),
     ]
 
 

@@ -332,7 +332,7 @@ def test_a_change_is_in_the_time_line(ctx):
     event(ctx, step, "arrive")
     undo(ctx, "step 1")
     told = [str(one.what) for one in visit_of(1)]
-    assert {"Registered", "Changed", "Undone"} <= set(told)
+    assert {"Registered", "Changed", "Checked in", "Undone: ARRIVED"} <= set(told)
 
 
 def test_only_the_last_thing_is_taken_back_and_once(ctx):

@@ -17,9 +17,10 @@ from minris.pages.after_exam.workitems import WORKITEM_ACTIONS, WORKITEM_FACTS, 
 from minris.pages.box import RIGHTS
 from minris.pages.day.exam import (
     DOSE_FACTS,
+    EXAM_FACTS,
     EXPOSURE_FACTS,
     PERFORMED_FACTS,
-    STEP_FACTS,
+    TECHNICAL_FACTS,
 )
 from minris.pages.language import COMMA, DATE, DAY, LABELLED, Translator
 from minris.pages.machines.stuck import ORPHAN_ROWS
@@ -94,7 +95,7 @@ def texts_in_tables():
     found |= {words for pair in STATUS_WORDS.values() for words in pair}
     found |= {cell for row in ORPHAN_ROWS for cell in row[1:3]}
     found |= {row.label for row in REGISTER_FIELDS} | {"Patient", "Exam"}
-    for table in (STEP_FACTS, PERFORMED_FACTS, DOSE_FACTS, EXPOSURE_FACTS):
+    for table in (EXAM_FACTS, TECHNICAL_FACTS, PERFORMED_FACTS, DOSE_FACTS, EXPOSURE_FACTS):
         found |= {row[0] for row in table}
     found |= {cell for row in WORKITEM_FACTS for cell in row[:2]}
     found |= {row.label for row in WORKITEM_FIELDS} | {row[5] for row in WORKITEM_ACTIONS}

@@ -39,11 +39,13 @@ def purge(ctx: Context) -> dict[str, int]:
         if keep.keep_steps_days:
             erased["steps"] = _purge_steps(ctx, ctx.stamp(days=-keep.keep_steps_days))
         if keep.keep_patients_days:
-            erased["patients"] = erase(
+            gone = (
                 "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
-                " WHERE r.patient_id = patient.id)",
-                ctx.stamp(days=-keep.keep_patients_days),
+                " WHERE r.patient_id = patient.id)"
             )
+            old = ctx.stamp(days=-keep.keep_patients_days)
+            erase(f"value_change WHERE about IN (SELECT 'patient ' || id FROM {gone})", old)
+            erased["patients"] = erase(gone, old)
         erased["queries"] = erase(
             "query_trace WHERE last_at < ?", ctx.stamp(days=-keep.keep_queries_days)
         )
@@ -95,6 +97,7 @@ def _purge_steps(ctx: Context, old: str) -> int:
     for row_id, uid in performed:
         erase("performed_procedure_step WHERE id = ?", row_id)
         notify_of_mpps(ctx, uid, "deleted")
+    erase(f"value_change WHERE about IN (SELECT 'step ' || id FROM ({ended}))", old)
     for table in ("scheduled_station", "step_seen"):
         erase(f"{table} WHERE step_id IN ({ended})", old)
     count = erase(f"scheduled_procedure_step WHERE id IN ({ended})", old)
@@ -231,8 +234,10 @@ def forget_erased() -> None:
 
 
 def _erase_notes(patient_row: int, steps: list[int]) -> None:
-    """Erase the undo notes of a patient, the exams, and records merged into this one."""
+    """Erase the notes of changes of a patient, the exams, and records merged into this one."""
     about = {f"patient {patient_row}", *(f"step {one}" for one in steps)}
+    for one in about:
+        erase("value_change WHERE about = ?", one)
     for note in fetch_rows(UndoNote, "1 = 1"):
         places = [(table, row) for table, row, *_ in json.loads(note.images)]
         if note.about in about or ("patient", patient_row) in places:

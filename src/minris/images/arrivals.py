@@ -11,7 +11,7 @@ from minris.dataset.elements import ElementIndex, encode_text, text_elements
 from minris.images.references import MOST_PERFORMED, Reference, available_uids, produced_by
 from minris.mpps.linking import does_report, reporting_stations
 from minris.orders.steps import enter_state
-from minris.standard.commitment import REFERENCED_SOP
+from minris.standard.commitment import REFERENCED_SOP, RETRIEVABLE
 from minris.standard.dictionary import tag_of
 from minris.standard.mpps import FINAL_MPPS_STATES
 from minris.standard.status import Message, Refusal, Status
@@ -66,6 +66,16 @@ def incomplete_arrivals(ctx: Context, hours: float = 48, most: int = 300) -> lis
 def performed_arrival(performed_id: int) -> Arrival:
     """The arrival of the images of one performed step."""
     return arrival_of(fetch_rows(PerformedProcedureStep, "id = ?", performed_id)[0])
+
+
+def images_there(study_instance_uid: str) -> int:
+    """How many images of a study are known to be in an archive."""
+    count: int = database.execute_sql(
+        "SELECT count(DISTINCT sop_instance_uid) FROM availability WHERE study_instance_uid = ?"
+        f" AND availability IN {RETRIEVABLE}",
+        (study_instance_uid,),
+    ).fetchone()[0]
+    return count
 
 
 # Exams on machines without MPPS: their images tell their state.

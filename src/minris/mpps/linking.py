@@ -11,6 +11,7 @@ from minris.orders.diary import minute_of_day
 from minris.orders.identities import differs, mark_patient
 from minris.orders.items import step_item
 from minris.orders.lookup import NO_STEP, step_row
+from minris.orders.notes import note_change
 from minris.orders.steps import enter_state
 from minris.standard.dictionary import tag_of
 from minris.standard.mpps import INCORRECT_WORKLIST_ENTRY, STEP_ATTRIBUTES, STEP_STATUS_AFTER
@@ -233,6 +234,7 @@ def link_by_hand(ctx: Context, performed_id: int, step_id: int) -> None:
         insert_link(performed_id, step_id, "by hand", step.status, patient)
         settle_step(ctx, step_id)
         uid = performed.sop_instance_uid
+        note_change(ctx, f"step {step_id}", Message("Report of the machine matched by hand"))
         audit(ctx, "performed step matched", uid, step.scheduled_procedure_step_id)
 
 
@@ -274,6 +276,7 @@ def accept_patient(ctx: Context, performed_id: int, step_id: int) -> None:
     with database.atomic():
         count = mark_patient(performed_id, step_id, "accepted")
         known_row(count, NO_MATCH)
+        note_change(ctx, f"step {step_id}", Message("Patient at the machine accepted"))
         audit(ctx, "patient accepted", performed_row(performed_id).sop_instance_uid, str(step_id))
 
 
@@ -296,6 +299,7 @@ def unlink_step(ctx: Context, performed_id: int, step_id: int) -> None:
             (performed_id, step_id),
         ).fetchone()
         settle_step(ctx, step_id, known_row(link, NO_MATCH)[0])
+        note_change(ctx, f"step {step_id}", Message("Report of the machine removed"))
         audit(ctx, "performed step unmatched", str(performed_id), str(step_id))
 
 

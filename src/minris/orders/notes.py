@@ -1,4 +1,4 @@
-"""Undo notes: what people changed, before and after, kept for a day."""
+"""Notes of changes, before and after: to undo them for a day, and to tell who changed what."""
 
 import base64
 import contextlib
@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from minris.access.context import Context
-from minris.dataset.elements import ElementIndex
+from minris.dataset.elements import EMPTY, ElementIndex
+from minris.dataset.resident import OTHER_IDS, identity_number, masked_number
+from minris.standard.dictionary import SPACE_PADDED_VRS, tag_of, vr_of
 from minris.standard.worklist import STEP_STATUS
-from minris.store.models import UndoNote, database
-from minris.store.rows import insert_row
+from minris.store.models import UndoNote, ValueChange, database
+from minris.store.rows import erase, insert_row
 
 UNDO_HOURS = 24
 Place = tuple[str, int]  # a table of _COLUMNS and a row id
@@ -64,3 +66,44 @@ def can_be_undone(
     if any(old for *_, old, _ in images):
         insert_row(UndoNote, about=about, what=what, who=ctx.actor.name, at=ctx.stamp(),
                    images=json.dumps(images))  # fmt: skip
+
+
+MOST_CHANGES = 200  # told of one patient or exam, the newest
+# What follows from other values, or is told in words of its own.
+_NOT_TOLD = frozenset(map(tag_of, (
+    "ScheduledStationName", "ScheduledProcedureStepLocation", "ScheduledProcedureStepStatus",
+    "ScheduledProcedureStepDescription", "SpecificCharacterSet",
+)))  # fmt: skip
+
+
+def note_change(
+    ctx: Context, about: str, what: str, old: ElementIndex = EMPTY, new: ElementIndex = EMPTY
+) -> None:
+    """Note that somebody changed a patient or an exam, and from which values to which.
+
+    about  `patient 3`, `step 7`
+    what   the change, in words to be translated
+    """
+    before, after = _told_values(old), _told_values(new)
+    changed = [k for k in {**before, **after} if before.get(k, "") != after.get(k, "")]
+    if (old is not EMPTY or new is not EMPTY) and not changed:
+        return
+    told = ({k: values[k] for k in changed if k in values} for values in (before, after))
+    images = (json.dumps(values, ensure_ascii=False) for values in told)
+    columns = dict(zip(("before", "after"), images, strict=True))
+    insert_row(ValueChange, about=about, at=ctx.stamp(), who=ctx.actor.name, what=what, **columns)
+    erase(
+        "value_change WHERE about = ?1 AND id <= (SELECT id FROM value_change WHERE about = ?1"
+        " ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+        about,
+        MOST_CHANGES,
+    )
+
+
+def _told_values(index: ElementIndex) -> dict[str, str]:
+    """The values of a data set by keyword, short, the identity number masked."""
+    found = {f"{tag:08X}": index.text(tag)[:200] for tag in index
+             if vr_of(tag).encode() in SPACE_PADDED_VRS | {b"UI"} and tag not in _NOT_TOLD}  # fmt: skip
+    if OTHER_IDS in index:
+        found[f"{OTHER_IDS:08X}"] = masked_number(identity_number(index))
+    return found

@@ -16,7 +16,7 @@ from minris.dataset.times import shown_date, typed_dates
 from minris.orders.identities import move_identities
 from minris.orders.items import patient_columns, tidy_names
 from minris.orders.lookup import NO_PATIENT, next_identifier
-from minris.orders.notes import Place, can_be_undone
+from minris.orders.notes import Place, can_be_undone, note_change
 from minris.orders.steps import refold_open, update_patient, write_patient
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
@@ -190,6 +190,14 @@ def rows_of(*patients: Any) -> list[Place]:
     return [*(("patient", patient.id) for patient in patients), *orders]
 
 
+def move_changes(ctx: Context, patient: Patient, target: Patient) -> None:
+    """Tell at a record what was changed of another one of the same person, and that it was merged."""
+    sql = "UPDATE value_change SET about = ? WHERE about = ?"
+    database.execute_sql(sql, (f"patient {target.id}", f"patient {patient.id}"))
+    ids = (text_elements(PatientID=one.patient_id) for one in (patient, target))
+    note_change(ctx, f"patient {target.id}", Message("Patients merged"), *ids)
+
+
 def _move_orders(patient: Patient, target: Patient) -> None:
     orders = RequestedProcedure.update(patient=target)
     orders.where(RequestedProcedure.patient == patient).execute()
@@ -218,6 +226,7 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
             update_patient(ctx, target, own.without(have.with_values()))
             refold_open(target)
             erase("patient WHERE id = ?", patient.id)
+            move_changes(ctx, patient, target)
         detail = f"{patient.patient_id} -> {target.patient_id}: {why.strip()[:500]}"
         audit(ctx, "patients merged", target.patient_id, detail)
     return target.id
@@ -244,7 +253,8 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         if OTHER_IDS in told:
             own = identity_elements(ElementIndex(patient.data), identity_number(told))
             told = told.merged(own)
-        new = ElementIndex(patient.data).merged(told)
+        old = ElementIndex(patient.data)
+        new = old.merged(told)
         problems = [*value_problems(new), *implausible(told, ctx.today())]
         for keyword in ("PatientName", "PatientID"):
             if not new.get(keyword).strip("^= "):
@@ -254,7 +264,8 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
         known = find_patient(new, "refuse") if new.get("PatientID") != patient.patient_id else None
         target = known or patient
         if known:
-            new = ElementIndex(known.data).merged(told.with_values())
+            old = ElementIndex(known.data)
+            new = old.merged(told.with_values())
         what, about, old_id = (
             Message("Patient corrected"),
             f"patient {target.id}",
@@ -265,8 +276,10 @@ def correct_patient(ctx: Context, row_id: int, given: bytes) -> None:
             if known:
                 _move_orders(patient, known)
                 move_identities(patient.id, known.id, ElementIndex(patient.data), ctx.stamp())
+                move_changes(ctx, patient, known)
                 audit(ctx, "orders moved", known.patient_id, f"from {patient.patient_id}")
             write_patient(target, new, ctx.stamp())
+        note_change(ctx, about, what, old, new)
         moved = f"{old_id} -> {target.patient_id}" if old_id != target.patient_id else ""
         audit(ctx, "patient corrected", target.patient_id, moved)
 

@@ -32,7 +32,7 @@ from minris.orders.lookup import (
     step_key,
     step_known,
 )
-from minris.orders.notes import can_be_undone
+from minris.orders.notes import can_be_undone, note_change
 from minris.orders.patients import not_told, same_name_problem, save_patient, similar_patients
 from minris.orders.steps import (
     change_step,
@@ -226,6 +226,8 @@ def _change(
     """Write the changes of a step, its procedure and its patient; sibling steps follow."""
     procedure = step.procedure
     told = ElementIndex(procedure.data).merged(of_procedure)
+    exams = ElementIndex(procedure.data).merged(step_item(step)), told.merged(item)
+    note_change(ctx, f"step {step.id}", Message("Changed"), *exams)
     procedure.data = bytes(told)
     if told.get("AccessionNumber") != procedure.accession_number:
         check_accession(told.get("AccessionNumber"), procedure.patient_id)

@@ -10,7 +10,7 @@ from minris.dataset.resident import keep_identity_number
 from minris.orders.identities import compare_again, note_identity
 from minris.orders.items import fold, patient_columns, step_columns, step_item
 from minris.orders.lookup import find_step
-from minris.orders.notes import can_be_undone
+from minris.orders.notes import can_be_undone, note_change
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES, STEP_TRANSITIONS, WAITING_STEP_STATES
@@ -31,6 +31,7 @@ def update_patient(
     if bytes(new) == bytes(old):
         return
     write_patient(patient, new, ctx.stamp())
+    note_change(ctx, f"patient {patient.id}", Message("Patient corrected"), old, new)
     audit(ctx, "patient updated", patient.patient_id)
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from minris import log
 from minris.access.context import Context, audit
-from minris.dataset.elements import ElementIndex, text_elements
+from minris.dataset.elements import EMPTY, ElementIndex, text_elements
 from minris.orders.identities import forget_undone
 from minris.orders.lookup import belongs_to_another, check_accession
-from minris.orders.notes import UNDO_HOURS, row_as_noted
+from minris.orders.notes import UNDO_HOURS, note_change, row_as_noted
 from minris.orders.steps import enter_state, refold, refold_open
 from minris.standard.status import Message, Refusal, Status
 from minris.store.models import (
@@ -63,9 +63,12 @@ def undo(ctx: Context, about: str) -> None:
         if problem:
             raise Refusal(Status.PROCESSING_FAILURE, problem)
         patients = set()
+        before, after = EMPTY, EMPTY
         for table, row_id, old, new in json.loads(note.images):
             if "data" in old:
                 old["data"] = base64.b64decode(old["data"])
+                before = before.merged(ElementIndex(base64.b64decode(new.get("data", ""))))
+                after = after.merged(ElementIndex(old["data"]))
             if table == "patient":
                 _put_back_patient(ctx, row_id, old, bool(new))
                 patients.add(row_id)
@@ -77,6 +80,7 @@ def undo(ctx: Context, about: str) -> None:
         for patient in Patient.select().where(Patient.id.in_(patients)):
             refold_open(patient)
         erase("undo_note WHERE id = ?", note.id)
+        note_change(ctx, about, f"Undone: {note.what}", before, after)
         log.info("%s: %s undone by %s", about, note.what, ctx.actor)
         audit(ctx, "change taken back", about, note.what)
 

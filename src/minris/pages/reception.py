@@ -1,6 +1,6 @@
 """The registration form: its fields, and how they are read from and written to data sets."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from minris.config.ini import Device
 from minris.dataset.elements import (
@@ -22,11 +22,13 @@ from minris.dataset.resident import (
 )
 from minris.interchange.csv_tables import STEP_KEYWORDS
 from minris.orders.catalogue import procedures_in_use
+from minris.orders.history import Moment
 from minris.orders.items import split_item
 from minris.orders.lookup import get_step
 from minris.pages.forms import FieldRow, changed_keywords, field_table, read_fields
 from minris.pages.frame import PageRequest
-from minris.standard.dictionary import tag_of, vr_of
+from minris.pages.language import Translator, shown_time
+from minris.standard.dictionary import attribute_name, tag_of, vr_of
 from minris.standard.status import Message, Problem
 from minris.standard.worklist import MODALITIES, PREGNANCY_STATUS, STEP_SEQUENCE
 
@@ -177,3 +179,37 @@ def exam_from_form(
     inner = {tag_of(k): elements.pop(k) for k in STEP_KEYWORDS if k in elements}
     outer = {tag_of(keyword): element for keyword, element in elements.items()}
     return encoded(outer | {STEP_SEQUENCE: encode_items(STEP_SEQUENCE, [encoded(inner)])})
+
+
+def patient_title(p: PageRequest, index: ElementIndex) -> str:
+    """Return a patient as the title of a page: Garcia Luis · M 61 y · P000002."""
+    told = (p.t.name(index.get("PatientName")), p.t.of_person(index, p.ctx.local_now().date()),
+            index.get("PatientID"))  # fmt: skip
+    return " · ".join(filter(None, told))
+
+
+CHANGE_LABELS = {row.tag: row.label for row in REGISTER_FIELDS} | {
+    tag_of("PatientName"): Message("Name"),
+    tag_of("PatientID"): Message("Patient ID"),
+    tag_of("AccessionNumber"): Message("Accession number"),
+    tag_of("Modality"): Message("Modality"),
+}
+_SHOWN = {"PN": Translator.name, "DA": Translator.date, "CS": Translator.__call__,
+          "TM": lambda _, value: shown_time(value)}  # fmt: skip
+
+
+def shown_history(
+    p: PageRequest, moments: Iterable[Moment]
+) -> list[tuple[str, str, str, list[str]]]:
+    """Return a time line as the template wants it: when, what, by whom, old and new values."""
+    t, shown = p.t, []
+    for one in moments:
+        changes = []
+        for tag, *values in one.changes:
+            label = t(CHANGE_LABELS.get(tag) or attribute_name(tag))
+            show = _SHOWN.get(vr_of(tag), lambda _, value: value.replace("\\", ", "))
+            old, new = (show(t, value) if value else t("(empty)") for value in values)
+            changes.append(f"{label}: {old} → {new}")
+        what = " · ".join(filter(None, (t(one.what), t(one.about))))
+        shown.append((p.at(one.at), what, one.who, changes))
+    return shown

@@ -152,6 +152,16 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX blocked_time_last ON blocked_time (last, ae_title);
         """,
     ),
+    (
+        22,
+        "who changed which values of patients and exams",
+        """
+        CREATE TABLE value_change (
+            id INTEGER NOT NULL PRIMARY KEY, about TEXT NOT NULL, at TEXT NOT NULL,
+            who TEXT NOT NULL, what TEXT NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL);
+        CREATE INDEX value_change_about ON value_change (about);
+        """,
+    ),
 )
 
 

@@ -350,6 +350,17 @@ class UndoNote(Stored):
         autoincrement = True
 
 
+class ValueChange(Stored):
+    """Values that somebody changed, told on the page of what it is about as long as that is kept.
+
+    about   `patient 3`, `step 7`
+    what    in words, to be translated
+    before, after  values, as JSON: text by keyword
+    """
+
+    about, at, who, what, before, after = text_columns(6)
+
+
 class ImportedFile(Stored):
     """A file that is looked at or imported, or was imported.
 

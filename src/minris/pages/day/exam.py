@@ -11,12 +11,12 @@ from minris.dataset.elements import ElementIndex, encode_element
 from minris.dataset.recode import recode
 from minris.dataset.search import Search
 from minris.dataset.text import character_set
-from minris.images.arrivals import performed_arrival
+from minris.images.arrivals import images_there, performed_arrival
 from minris.mpps.linking import does_report, reporting_stations
 from minris.mpps.performed import performed_of
 from minris.orders.catalogue import apply_procedure
 from minris.orders.diary import in_the_way, minute_of_day
-from minris.orders.history import visit_of
+from minris.orders.history import stages_of, visit_of
 from minris.orders.items import step_item
 from minris.orders.lookup import get_step, patient_of_step, step_key, step_row
 from minris.orders.scheduling import reschedule
@@ -24,18 +24,29 @@ from minris.orders.steps import change_step, person_events
 from minris.orders.undo import undo
 from minris.outbox import passed_on_of
 from minris.pages.asking import PERSON_EVENTS, exam_words
+from minris.pages.day.board import NEXT_EVENTS, tags_of
 from minris.pages.forms import post_changes, show_fields, show_form
 from minris.pages.frame import PageRequest, no_such_action
 from minris.pages.language import (
     Translator,
     booked_words,
     clock,
+    device_names,
     facts_of,
     other_patient,
     passing_words,
+    shown_time,
     who_is,
 )
-from minris.pages.reception import EXAM_FIELDS, exam_from_form, exam_of, form_of, reception_choices
+from minris.pages.reception import (
+    EXAM_FIELDS,
+    exam_from_form,
+    exam_of,
+    form_of,
+    patient_title,
+    reception_choices,
+    shown_history,
+)
 from minris.pages.template import template
 from minris.seen import mark_of
 from minris.standard.dictionary import tag_of
@@ -71,27 +82,26 @@ def shown_at(device: Device | None, index: ElementIndex) -> str:
     return shown
 
 
-STEP_FACTS = body_rows("""
+# What people use; the rest is for programs and stays folded.
+EXAM_FACTS = body_rows("""
     label                | keyword
-    Patient              | PatientName
-    Patient ID           | PatientID
+    Exam                 | RequestedProcedureDescription
+    Referring physician  | ReferringPhysicianName
+    Comment              | RequestedProcedureComments
+    Accession number     | AccessionNumber
     Birth date           | PatientBirthDate
-    Sex                  | PatientSex
+    Phone                | PatientTelephoneNumbers
     Weight (kg)          | PatientWeight
     Allergies            | Allergies
     Medical alerts       | MedicalAlerts
-    Exam                 | RequestedProcedureDescription
-    Referring physician  | ReferringPhysicianName
-    Priority             | RequestedProcedurePriority
-    Comment              | RequestedProcedureComments
-    Accession number     | AccessionNumber
+    """)
+TECHNICAL_FACTS = body_rows("""
+    label                | keyword
     Requested procedure ID | RequestedProcedureID
     Study Instance UID   | StudyInstanceUID
     Step ID              | ScheduledProcedureStepSequence > ScheduledProcedureStepID
-    Device               | ScheduledProcedureStepSequence > ScheduledStationAETitle
+    AE title             | ScheduledProcedureStepSequence > ScheduledStationAETitle
     Modality             | ScheduledProcedureStepSequence > Modality
-    Date                 | ScheduledProcedureStepSequence > ScheduledProcedureStepStartDate
-    Time                 | ScheduledProcedureStepSequence > ScheduledProcedureStepStartTime
     State                | ScheduledProcedureStepSequence > ScheduledProcedureStepStatus
     """)
 PERFORMED_FACTS = body_rows("""
@@ -159,15 +169,19 @@ def step_page(p: PageRequest, row_id: int) -> str:
     """GET /step/…: everything about one exam."""
     t, row = p.t, p.read(step_row, row_id)
     index = ElementIndex(bytes(row.data))
-    facts = facts_of(index, STEP_FACTS, t)
+    stations = step_item(row).values(tag_of("ScheduledStationAETitle"))
+    device = p.device(stations[0]) if stations else None
+    when = f"{t.date(row.start_date)} {shown_time(row.start_time)}"
+    facts = facts_of(index, EXAM_FACTS, t)
+    named = device.name if device else ", ".join(stations)
+    facts[1:1] = [(t("Device"), named), (t("Time"), when)]
+    technical = facts_of(index, TECHNICAL_FACTS, t)
     if row.remark:
         facts.append((t("Note"), row.remark))
     if row.told_by:
-        facts.append((t("Source"), t(TOLD_BY.get(row.told_by, row.told_by))))
-    stations = step_item(row).values(tag_of("ScheduledStationAETitle"))
-    device = p.device(stations[0]) if stations else None
+        technical.append((t("Source"), t(TOLD_BY.get(row.told_by, row.told_by))))
     reports = does_report(p.ctx, stations, p.read(reporting_stations))
-    actions = [(one, t(PERSON_EVENTS[one])) for one in person_events(row.status, reports)]
+    actions = person_events(row.status, reports)
     warnings = double_booking(p, row, stations, device)
     if shown := shown_at(device, index):
         words = t("{device} will show the name as {name}", device=device.name, name=shown)
@@ -178,24 +192,68 @@ def step_page(p: PageRequest, row_id: int) -> str:
         warnings.insert(
             0, t("Its date has passed: a machine that asks for today's exams does not find it.")
         )
-    performed = []
-    for number, (one, *how, verdict, other) in enumerate(p.read(performed_of, row_id), 1):
+    performed = performed_parts(p, row_id, index, warnings)
+    main = [one for one in actions if one in NEXT_EVENTS][:1]
+    return p.show(
+        STEP_PAGE, patient_title(p, index), told=told, facts=facts, technical=technical,
+        warnings=warnings, row_id=row_id, state=row.status, tags=tags_of(t, index),
+        main=[(one, t(PERSON_EVENTS[one])) for one in main],
+        others=[(one, t(PERSON_EVENTS[one]), event_question(p, one, index))
+                for one in actions if one not in main],
+        undoing=p.undo_of(f"step {row_id}"), performed=performed,
+        mark=mark_of(row.status, row.study_instance_uid), stages=shown_stages(p, row),
+        links=step_links(p, row_id, index, row.status),
+        changing=isinstance(STEP_TRANSITIONS["reschedule", row.status], str),
+        history=shown_history(p, p.read(visit_of, row_id)),
+    )  # fmt: skip
+
+
+def performed_parts(
+    p: PageRequest, row_id: int, index: ElementIndex, warnings: list[str]
+) -> list[tuple[Any, ...]]:
+    """Return the reports of machines about an exam; warn of one that is for another patient."""
+    t, parts, names = p.t, [], device_names(p.web)
+    for one, *how, verdict, other in p.read(performed_of, row_id):
         found = performed_facts(*how, t)
         if verdict in ("differs", "accepted"):
             found.insert(0, (t("Patient at the machine"), who_is(t, ElementIndex(other))))
         if verdict == "differs":
             warnings.insert(0, other_patient(t, ElementIndex(other), index))
         found += arrival_facts(p, one) + passing_facts(p, one)
-        heading = t("Performed step {number}", number=number)
-        mark = p.mark(("performed", one))[1]
-        performed.append((heading, one, mark, found, verdict == "differs"))
-    return p.show(
-        STEP_PAGE, "Exam details", told=told, facts=facts, warnings=warnings, row_id=row_id,
-        actions=actions, undoing=p.undo_of(f"step {row_id}"), performed=performed,
-        mark=mark_of(row.status, row.study_instance_uid),
-        links=step_links(p, row_id, index, row.status),
-        visit=[(p.at(one.at), t(one.what), t(one.about)) for one in p.read(visit_of, row_id)],
-    )  # fmt: skip
+        station = ElementIndex(how[0]).get("PerformedStationAETitle")
+        heading = t("Performed on {device}", device=names.get(station, station))
+        parts.append((heading, one, p.mark(("performed", one))[1], found, verdict == "differs"))
+    return parts
+
+
+def event_question(p: PageRequest, event: str, index: ElementIndex) -> str:
+    """Return the question, which names the exam, for an action that is no everyday one."""
+    return f"{exam_words(p.t, index)}: {p.t(PERSON_EVENTS[event])}?"
+
+
+def shown_stages(p: PageRequest, row: Any) -> list[tuple[str, str, str]]:
+    """Return the bar of an exam: words, state if the stage is entered, when and by whom."""
+    stages = p.read(stages_of, row.id)
+    shown = []
+    for stage in stages:
+        at, told = p.at(stage.at), ()
+        if stage.state:
+            told = (at.removeprefix(f"{p.t.date(row.start_date)} "), p.t(stage.who))
+        shown.append((p.t(stage.words), stage.state, " ".join(filter(None, told))))
+    if stages[-1].state in ("", "COMPLETED"):
+        shown.append(archive_stage(p, row))
+    return shown
+
+
+def archive_stage(p: PageRequest, row: Any) -> tuple[str, str, str]:
+    """Return the last stage of an exam: how many of its images are in the archive."""
+    arrivals = [p.read(performed_arrival, one) for one, *_ in p.read(performed_of, row.id)]
+    expected = sum(len(one.references) for one in arrivals)
+    there = expected - sum(len(one.missing) for one in arrivals)
+    if not expected:  # nobody has told which images there are
+        there = expected = p.read(images_there, row.study_instance_uid)
+    words = p.t("{number} of {count} images", number=there, count=expected) if expected else ""
+    return p.t("In the archive"), "COMPLETED" if expected and there == expected else "", words
 
 
 def double_booking(
@@ -217,24 +275,20 @@ def double_booking(
 def step_links(
     p: PageRequest, row_id: int, index: ElementIndex, state: str
 ) -> list[tuple[str, str]]:
-    """Return the links of an exam's page."""
+    """Return the links of an exam's page, the likeliest first."""
     t, accession = p.t, index.get("AccessionNumber")
     patient = p.read(patient_of_step, row_id)
-    changing = isinstance(STEP_TRANSITIONS["reschedule", state], str)
+    waits = state in WAITING_STEP_STATES
     return [
-        *[(f"/step/{row_id}/move", t("Move")), (f"/step/{row_id}/edit", t("Change exam"))]
-        * changing,
-        (f"/step/{row_id}/slip", t("Appointment slip")),
-        (f"/step/{row_id}/label", t("Print label")),
+        (f"/patient/{patient}", t("Correct the patient")),
+        *[(f"/why?q={urllib.parse.quote(accession)}", t("Not on the machine?"))] * waits,
         (f"/register?order={row_id}", t("Add exam to this order")),
+        (f"/register?patient={patient}", t("New order")),
         (f"/workitems/new?step={row_id}", t("New workitem")),
         *(
             (f"/workitem/{uid}", t.labelled(label, t.task(state_)))
             for uid, label, state_ in p.read(workitems_of_request, accession)
         ),
-        (f"/patient/{patient}", t("Patient")),
-        (f"/register?patient={patient}", t("New order")),
-        (f"/why?q={urllib.parse.quote(accession)}", t("Not on the machine?")),
     ]
 
 
