@@ -101,6 +101,7 @@ import sqlite3
 import ssl
 import stat
 import statistics
+import string
 import struct
 import tempfile
 import threading
@@ -9150,7 +9151,7 @@ def make_token(ctx: Context, name: str, role: str, ae_titles: Iterable[str] = ()
         created_at=ctx.stamp(),
         ae_titles="\\".join(titles),
     )
-    audit(ctx, "token made", name, f"{role}{' for ' if titles else ''}{', '.join(titles)}")
+    audit(ctx, "token made", name, f"{role}{': ' if titles else ''}{', '.join(titles)}")
     return secret
 
 
@@ -9479,7 +9480,9 @@ class Assembler:
             pos += 4 + length
             context = contexts.get(context_id)
             if not context:
-                raise ProtocolError(f"presentation context {context_id} was not accepted")
+                raise ProtocolError(
+                    Message("presentation context {number} was not accepted", number=context_id)
+                )
             if not fragment and not control & 2:
                 self.empty += 1
                 if self.empty > self.EMPTY:
@@ -9515,7 +9518,9 @@ class Assembler:
                 request.too_large = True
                 self._drop_data()
         if self.received > self.limits.drained:
-            raise ProtocolError(f"a data set of {self.received} bytes exceeds the limit")
+            raise ProtocolError(
+                Message("a data set of {length} bytes exceeds the limit", length=self.received)
+            )
         if not last:
             return None
         if not request.too_large:
@@ -9649,7 +9654,9 @@ def check_associate_rq(pdu: bytes, classes: Collection[str]) -> tuple[bytes, dic
         if kind in (0x10, 0x20, 0x50):  # PS3.8 9.3.1: others are ignored
             parts.append(bytearray((kind, 0)) + len(content).to_bytes(2, "big") + content)
     if not numbers or len(numbers) > 128 or kinds[0x10] != 1 or kinds[0x50] != 1:
-        raise ProtocolError(f"A-ASSOCIATE-RQ has {len(numbers)} presentation contexts")
+        raise ProtocolError(
+            Message("A-ASSOCIATE-RQ has {number} presentation contexts", number=len(numbers))
+        )
     free, renumbered = (number for number in range(255, 0, -2) if number not in numbers), {}
     for part in parts:
         if part[0] == 0x20 and part[4] % 2 == 0:
@@ -9762,7 +9769,9 @@ class Negotiator:
             request.decode(pdu)
             primitive = request.to_primitive()
         except Exception as error:  # any exception of pynetdicom for invalid bytes
-            raise ProtocolError(f"cannot decode A-ASSOCIATE-RQ: {error}") from None
+            raise ProtocolError(
+                Message("cannot decode A-ASSOCIATE-RQ: {error}", error=error)
+            ) from None
         if str(primitive.application_context_name) != APPLICATION_CONTEXT:
             raise Rejection(1, 1, 2, Message("the application context is not DICOM's"))
         return self._accept(primitive, called, calling, renumbered)
@@ -9956,9 +9965,13 @@ class Association(asyncio.Protocol):
             while have - pos >= 6 and self.state != "Sta1":
                 kind, _, length = PDU_HEADER.unpack_from(buffer, pos)
                 if kind not in PDU_EVENTS:
-                    raise ProtocolError(f"PDU type {kind:02X} is not known", 1)
+                    raise ProtocolError(
+                        Message("PDU type {kind} is not known", kind=f"{kind:02X}"), 1
+                    )
                 if length > self._longest(kind):
-                    raise ProtocolError(f"a PDU of {length} bytes exceeds the limit")
+                    raise ProtocolError(
+                        Message("a PDU of {length} bytes exceeds the limit", length=length)
+                    )
                 if have - pos < 6 + length:
                     break
                 end = pos + 6 + length
@@ -10296,6 +10309,17 @@ class Association(asyncio.Protocol):
 # Associations that we open.
 # ------------------------------------------------------------------------------------------------
 
+NO_SUCH_HOST = Message("its host name is not known")
+NETWORK_ERRORS = {
+    errno.ECONNREFUSED: Message("connection refused"),
+    errno.ECONNRESET: Message("connection reset by peer"),
+    errno.EHOSTUNREACH: Message("no route to host"),
+    errno.ENETUNREACH: Message("network is unreachable"),
+    errno.ETIMEDOUT: Message("connection timed out"),
+    errno.EPIPE: Message("broken pipe"),
+}
+
+
 class DeliveryError(Exception):
     """A message could not be delivered."""
 
@@ -10425,7 +10449,7 @@ class Caller:
             self.accepted = associate_answer(pdu, proposed)
         except Exception as error:
             self.close()
-            raise DeliveryError(f"cannot decode its answer: {error}") from None
+            raise DeliveryError(Message("cannot decode its answer: {error}", error=error)) from None
         self.contexts = {context.id: context for context in self.accepted.contexts.values()}
 
     @contextlib.asynccontextmanager
@@ -10439,9 +10463,14 @@ class Caller:
                 why = getattr(error, "verify_message", "") or error.reason or str(error)
                 raise NotSecured(f"{words}: TLS: {why.replace('_', ' ').lower()}") from None
             number = getattr(error, "errno", None)
-            reason = os.strerror(number).lower() if number and number > 0 else str(error)
-            late = isinstance(error, TimeoutError) and not number
-            raise DeliveryError(f"{words}: {'no answer' if late else reason}") from None
+            if isinstance(error, socket.gaierror):
+                reason = NO_SUCH_HOST
+            elif isinstance(error, TimeoutError) and not number:
+                reason = Message("no answer")
+            else:
+                of_system = os.strerror(number).lower() if number and number > 0 else str(error)
+                reason = NETWORK_ERRORS.get(number, of_system)
+            raise DeliveryError(f"{words}: {reason}") from None
         except BaseException:
             self.close()
             raise
@@ -10479,7 +10508,9 @@ class Caller:
             if status == Status.SUCCESS:
                 return found
             if status not in (Status.PENDING, Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED):
-                raise DeliveryError(f"it answers {status:04X} to our query")
+                raise DeliveryError(
+                    Message("it answers {status} to our query", status=f"{status:04X}")
+                )
             found.append(data)
             size += len(data)
             if len(found) > self.MOST_ANSWERS or size > self.LONGEST_ANSWERS:
@@ -13588,7 +13619,12 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
         settle_steps(ctx, performed_id)
         pass_on(ctx, "mpps", "N-CREATE", uid, data)
         notify_of_mpps(ctx, uid, "IN PROGRESS")
-        audit(ctx, "performed step created", uid, f"{sum(links)} of {len(links)} steps found")
+        audit(
+            ctx,
+            "performed step created",
+            uid,
+            Message("{number} of {count} steps found", number=sum(links), count=len(links)),
+        )
     if forgiven:
         log.warning(
             "performed step %s from %s without %s", uid, ctx.actor, noted_problems(forgiven)
@@ -15800,7 +15836,7 @@ def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
         look_again({row[0] for row in rows_})
         note_images(ctx, {study: available_of(study)}, "availability")
         pass_on(ctx, "availability", "N-CREATE", uid, data)
-        audit(ctx, "availability notified", study, f"{len(rows_)} instances")
+        audit(ctx, "availability notified", study, Message("{count} images", count=len(rows_)))
     log.info("availability notified by %s; instances: %d", ctx.actor, len(rows_))
     return uid
 
@@ -15933,7 +15969,7 @@ def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse")
             " study_instance_uid, series_instance_uid, verdict)",
             ((row_id, *one, first_verdict(one.sop_class_uid, bool(known))) for one in references),
         )
-        audit(ctx, "commitment asked", uid, f"{len(references)} instances")
+        audit(ctx, "commitment asked", uid, Message("{count} images", count=len(references)))
     log.info("commitment %s: requested by %s; instances: %d", uid, ctx.actor, len(references))
 
 
@@ -16030,7 +16066,8 @@ def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
     )
     if commitment.door == "dimse":
         _enter_result(ctx, commitment.id, commitment.requester)
-    audit(ctx, "commitment judged", commitment.transaction_uid, f"{good} committed, {bad} not")
+    words = Message("in the archive: {good}, not: {bad}", good=good, bad=bad)
+    audit(ctx, "commitment judged", commitment.transaction_uid, words)
     log.info("commitment %s: committed %d, failed %d", commitment.transaction_uid, good, bad)
 
 
@@ -16130,7 +16167,7 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
         if request.answer != REPORTED:  # it has the request, even if its response was lost
             sent_at = request.sent_at or ctx.stamp()
             update_row(Outbox, request.id, sent_at=sent_at, answer=REPORTED, data=b"")
-            words = f"event {event_type}: {len(good)} committed, {len(failed)} not"
+            words = Message("in the archive: {good}, not: {bad}", good=len(good), bad=len(failed))
             audit(ctx, "commitment of the archive", uid, words)
             reasons = {one: _failure_reason(text) for one, text in failed.items()}
             evidence = Evidence(good, frozenset(failed), reasons=reasons)
@@ -17395,7 +17432,7 @@ def end_import(
     if one and one.wanted:
         columns = json.dumps([*left])
         update_row(ImportedFile, row_id, ended_at=ctx.stamp(), content=b"", left_out=columns)
-        counts = f"{one.done} of {one.total}"
+        counts = Message("{done} of {count} rows", done=one.done, count=one.total)
         audit(ctx, "file imported" if state == "done" else "import refused", one.name, counts)
         log.info("import %d by %s: %s", row_id, ctx.actor, state)
     note_state(row_id, state, refusal)
@@ -18839,7 +18876,7 @@ class Answered(DeliveryError):
     def __init__(
         self, outbox_id: int, answer: str, most: int = MOST_REFUSALS, problem: str = ""
     ) -> None:
-        super().__init__(problem or f"it answers {answer[:4]}")
+        super().__init__(problem or Message("it answers {status}", status=answer[:4]))
         self.outbox_id, self.answer, self.most = outbox_id, answer, most
 
 
@@ -18934,7 +18971,7 @@ class Delivery(Rounds):
             self.not_before[key] = asyncio.get_running_loop().time() + RETRY_AFTER[2]
         except Exception as error:
             log.exception("delivery to %s failed", receiver)
-            problem = f"internal error: {error}"
+            problem = Message("internal error: {error}", error=error)
             await self._failed(key, problem, note_failed, problem)
 
     def _heard(self, key: Queue, event: Event, answer: str = "") -> None:
@@ -19355,19 +19392,22 @@ def note_heard(ctx: Context, heard: Mapping[str, Iterable[int]]) -> None:
     )
 
 
+NOT_OPENED = Message("no WebSocket was opened")
+
+
 def give_up_unfetched(ctx: Context) -> int:
     """Give up events not fetched in [housekeeping] give_up_events_hours; return how many.
 
     An AE that also uses DIMSE gets no events by WebSocket until it opens one again.
     """
     cursor = database.execute_sql(
-        "UPDATE outbox SET given_up_at = ?, problem = 'no WebSocket was opened'"
+        "UPDATE outbox SET given_up_at = ?, problem = ?"
         f" WHERE lane = 'websocket' AND {WAITING} AND created_at < ? RETURNING receiver",
-        (ctx.stamp(), ctx.stamp(hours=-ctx.config.housekeeping.give_up_events_hours)),
+        (ctx.stamp(), NOT_OPENED, ctx.stamp(hours=-ctx.config.housekeeping.give_up_events_hours)),
     )
     given_up = collections.Counter(receiver for (receiver,) in cursor)
     for ae_title, count in given_up.items():
-        audit(ctx, "events given up", ae_title, f"{count}: no WebSocket was opened")
+        audit(ctx, "events given up", ae_title, f"{count}: {NOT_OPENED}")
         erase(
             "event_channel WHERE ae_title = ?1 AND channel = 'websocket' AND EXISTS"
             " (SELECT 1 FROM event_channel c WHERE c.ae_title = ?1 AND c.channel = 'dimse')",
@@ -21283,7 +21323,7 @@ EXTENDED_NEGOTIATION = {
 def known_device(device: Device | None, ae_title: str) -> Device:
     """Return the device of an AE. Raises DeliveryError if there is none with an address."""
     if not device or not device.host:
-        raise DeliveryError(f"{ae_title} is not registered with an address")
+        raise DeliveryError(Message("{ae} is not registered with an address", ae=ae_title))
     return device
 
 
@@ -21325,18 +21365,18 @@ class Kind(NamedTuple):
 KINDS = {
     # PS3.4 CC.2.4.4: the status has no effect
     "event": Kind(EVENT_LANES["dimse"], UPS_EVENT, UPS_PUSH, True,
-                  "it does not take the UPS Event SOP class with us as SCP", 0),
+                  Message("it does not take the UPS Event SOP class with us as SCP"), 0),
     **{
-        kind: Kind(PASSED_ON_LANE, uid, uid, as_scp, f"it does not take {UID(uid).name}",
+        kind: Kind(PASSED_ON_LANE, uid, uid, as_scp, Message("it does not take {service}", service=UID(uid).name),
                    MOST_REFUSALS, aborts=MOST_ABORTS)
         for kind, (uid, as_scp) in PASSED_ON.items()
     },
     # PS3.4 J.3.3: after another failure it has the result, but does not know the transaction
     "commitment result": Kind(RESULT_LANE, STORAGE_COMMITMENT, STORAGE_COMMITMENT, True,
-                              "it does not take storage commitment with us as SCP", sys.maxsize),
+                              Message("it does not take storage commitment with us as SCP"), sys.maxsize),
     # then a new request is made, with another Transaction UID
     "commitment request": Kind(REQUEST_LANE, STORAGE_COMMITMENT, STORAGE_COMMITMENT, False,
-                               "the archive takes no requests for storage commitment", 1, 1),
+                               Message("the archive takes no requests for storage commitment"), 1, 1),
 }  # fmt: skip
 
 
@@ -21347,10 +21387,14 @@ def _takes(caller: Caller, device: Device, kind: Kind) -> bool:
     return accepted and (scp or not kind.as_scp or device.events_without_role)
 
 
+ENDED_THERE = Message("it has ended there already")
+NO_ROLE = Message("it answers no role (see events_without_role of its device)")
+
+
 def refused_words(caller: Caller, kind: Kind) -> str:
     """Return why a receiver does not take a kind; if it answers no role, the setting for that."""
     if kind.as_scp and kind.proposed in caller.accepted.contexts:
-        return f"{kind.refused}: it answers no role (see events_without_role of its device)"
+        return f"{kind.refused}: {NO_ROLE}"
     return kind.refused
 
 
@@ -21424,7 +21468,7 @@ class DimseSender:
             if kind.lane == lane and (name not in PASSED_ON or name in device.passed_on)
         )
         if not proposed:
-            raise DeliveryError("nothing is passed on to it any more")
+            raise DeliveryError("nothing is forwarded to it any more")
         caller = Caller(30.0 if lane == REQUEST_LANE else 10.0)  # an archive may search first
         await caller.open(
             ours=ours, theirs=theirs, proposed=proposed, **way_to(self.config, device)
@@ -21464,7 +21508,7 @@ class DimseSender:
             raise Answered(event.outbox_id, str(error), kind.aborts, str(error)) from None
         status, answer = fields["Status"], answer_words(fields)
         if fields.get("ErrorID") == MAY_NO_LONGER_BE_UPDATED:
-            return f"{MAY_NO_LONGER_BE_UPDATED:04X} it has ended there already"
+            return f"{MAY_NO_LONGER_BE_UPDATED:04X} {ENDED_THERE}"
         repeated = event.operation == "N-CREATE" and status == Status.DUPLICATE_SOP_INSTANCE
         if status == Status.SUCCESS or repeated:
             return answer
@@ -21762,7 +21806,7 @@ class ArchiveSearch:
         try:
             return await asyncio.to_thread(decode)  # thousands would block the loop
         except Malformed as error:
-            raise DeliveryError(f"cannot decode its answer: {error}") from None
+            raise DeliveryError(Message("cannot decode its answer: {error}", error=error)) from None
 
 
 # ------------------------------------------------------------------------------------------------
@@ -22533,6 +22577,7 @@ def add_dicomweb(app: Any, web: Web) -> None:
 # Sentences, names, dates and values in the user's language.
 # ------------------------------------------------------------------------------------------------
 
+SENTENCES = {"problem", "words", "why", "answer"}  # places of a sentence for another one
 Catalogue = Mapping[str, str | Mapping[str, str]]  # a plural has a text for each category
 
 
@@ -22582,13 +22627,32 @@ class Translator:
         found = self.catalogue.get(text, text)
         if not isinstance(found, str):
             found = found.get(self.plural(int(values["count"]))) or found["other"]
-        return found.format_map({k: self.value(v) for k, v in values.items()}) if values else found
+        return (
+            found.format_map({k: self.value(v, k) for k, v in values.items()}) if values else found
+        )
 
-    def value(self, value: object) -> object:
-        """Return a value of a sentence as this language writes it."""
+    def said(self, text: str) -> str:
+        """Return a sentence that the store keeps in English, in this language.
+
+        Its key and values are found again by its form, and so are those of its parts.
+        """
+        if text in self.catalogue:
+            return self(text)
+        if found := sentence_of(text, tuple(self.catalogue)):
+            key, values = found
+            return self(key, **{name: self.said(value) for name, value in values.items()})
+        first, colon, rest = text.partition(": ")
+        if colon:
+            return self.labelled(self.said(first), self.said(rest))
+        return STATE_CODES.sub(lambda code: self(code[0]), text).replace(" -> ", " → ")
+
+    def value(self, value: object, name: str = "") -> object:
+        """Return a value of a sentence as this language writes it; by its name it is one itself."""
         if isinstance(value, datetime.datetime):
             return self.moment(value)
-        return self(value) if isinstance(value, Message) else value
+        if isinstance(value, Message):
+            return self(value)
+        return self.said(value) if name in SENTENCES and isinstance(value, str) else value
 
     @property
     def direction(self) -> str:
@@ -22746,6 +22810,35 @@ def other_patient(t: Translator, told: ElementIndex, ours: ElementIndex) -> str:
         told=who_is(t, told),
         ours=who_is(t, ours),
     )
+
+
+STATE_CODES = re.compile("|".join(rf"\\b{code}\\b" for code in (*STEP_STATES, *UPS_STATES)))
+
+
+@functools.lru_cache(16)
+def sentence_forms(keys: tuple[str, ...]) -> list[tuple[re.Pattern[str], str]]:
+    """Return the form of each key with places for values, those with most words first."""
+    found = []
+    for key in keys:
+        form, words, seen = "", 0, set[str]()
+        for text, name, *_ in string.Formatter().parse(key):
+            form += re.escape(text)
+            words += sum(map(str.isalpha, text))
+            if name:
+                form += f"(?P={name})" if name in seen else f"(?P<{name}>.+?)"
+                seen.add(name)
+        if seen and words >= 5:
+            found.append((words, form, key))
+    return [(re.compile(form, re.DOTALL), key) for _, form, key in sorted(found, reverse=True)]
+
+
+@functools.lru_cache(2048)
+def sentence_of(text: str, keys: tuple[str, ...]) -> tuple[str, dict[str, str]] | None:
+    """Return key and values of a sentence that was made of one of these keys, None if of none."""
+    for form, key in sentence_forms(keys):
+        if found := form.fullmatch(text):
+            return key, found.groupdict()
+    return None
 
 
 PASSED_ON_WORDS = {
@@ -26092,7 +26185,7 @@ def commitments_page(p: PageRequest) -> str:
     t, asked = p.t, []
     for one, *counts in p.read(recent_commitments):
         cells = (p.at(one.created_at), one.requester, verdict_words(t, one, *counts),
-                 t(COMMITMENT_STATES[one.state]), one.problem, one.transaction_uid)  # fmt: skip
+                 t(COMMITMENT_STATES[one.state]), t.said(one.problem), one.transaction_uid)  # fmt: skip
         link = (
             "" if one.repeats else f"/commitment/{urllib.parse.quote(one.transaction_uid, safe='')}"
         )
@@ -26204,7 +26297,7 @@ def watchers_page(p: PageRequest) -> str:
         cells = (one.ae_title, kinds.get(one.uid, ""), str(one.single),
                  t("yes") if one.deletion_lock else t("no"),
                  ", ".join(CHANNEL_WORDS[channel] for channel in one.channels.split()),
-                 str(one.waiting), p.at(one.heard_at), one.problem)  # fmt: skip
+                 str(one.waiting), p.at(one.heard_at), t.said(one.problem))  # fmt: skip
         subscribed.append(Row(cells, "", tuple(actions)))
     part = p.listed(
         "Device | Receives | Workitems | Deletion lock | Notified by | Pending | Last delivered | Problem",
@@ -26238,7 +26331,7 @@ def passed_on_page(p: PageRequest) -> str:
     """GET /passed-on: messages that were forwarded to other systems, and their answers."""
     t = p.t
     to_whom = [
-        Row((ae, str(waiting), p.at(since), p.at(heard), problem), "",
+        Row((ae, str(waiting), p.at(since), p.at(heard), t.said(problem)), "",
             (Action("/passed-on", t("Try again now"), (("receiver", ae),)),) if waiting else ())
         for ae, waiting, since, heard, problem in p.read(destinations)
     ]  # fmt: skip
@@ -28276,7 +28369,15 @@ def audit_page(p: PageRequest) -> str:
     t, text = p.t, p.query("q")
     found = p.read(audit_lines, text, row_number(p.query("before")))
     lines = [
-        Row((p.at(one.at, seconds=True), one.who, t(one.what), one.about, one.detail))
+        Row(
+            (
+                p.at(one.at, seconds=True),
+                one.who,
+                t(one.what),
+                t.said(one.about),
+                t.said(one.detail),
+            )
+        )
         for one in found
     ]
     links = []
@@ -28471,7 +28572,7 @@ def devices_page(p: PageRequest) -> str:
         when = t.moment(datetime.datetime.fromtimestamp(at, p.web.config.zone))
         new = calling and not p.device(calling)
         actions = (register_action(t, calling, address),) if new else ()
-        tried.append(Row((calling or "?", address, t(words), when), "", actions))
+        tried.append(Row((calling or "?", address, t.said(words), when), "", actions))
     parts = [
         p.listed("Device | AE titles | Modality | Address | Character set | ", known,
                  "There are none."),

@@ -69,7 +69,14 @@ def texts_in_code():
             continue
         function = node.func.func if isinstance(node.func, ast.Call) else node.func
         name = getattr(function, "id", getattr(function, "attr", ""))
-        if name in ("Message", "t"):
+        if name in (
+            "Message",
+            "t",
+            "ProtocolError",
+            "DeliveryError",
+            "AssociationRejected",
+            "_bounded",
+        ):
             found |= constant_texts(node.args[0])
         elif name in ("show", "show_form") and len(node.args) > 1:
             found |= constant_texts(node.args[1])

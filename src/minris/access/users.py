@@ -312,7 +312,7 @@ def make_token(ctx: Context, name: str, role: str, ae_titles: Iterable[str] = ()
         created_at=ctx.stamp(),
         ae_titles="\\".join(titles),
     )
-    audit(ctx, "token made", name, f"{role}{' for ' if titles else ''}{', '.join(titles)}")
+    audit(ctx, "token made", name, f"{role}{': ' if titles else ''}{', '.join(titles)}")
     return secret
 
 

@@ -22,6 +22,7 @@ from minris.outbox import (
     note_sent,
     try_again,
 )
+from minris.standard.status import Message
 from minris.store.condition import StoreTrouble
 from minris.upper_layer.caller import DeliveryError
 
@@ -98,7 +99,7 @@ class Answered(DeliveryError):
     def __init__(
         self, outbox_id: int, answer: str, most: int = MOST_REFUSALS, problem: str = ""
     ) -> None:
-        super().__init__(problem or f"it answers {answer[:4]}")
+        super().__init__(problem or Message("it answers {status}", status=answer[:4]))
         self.outbox_id, self.answer, self.most = outbox_id, answer, most
 
 
@@ -193,7 +194,7 @@ class Delivery(Rounds):
             self.not_before[key] = asyncio.get_running_loop().time() + RETRY_AFTER[2]
         except Exception as error:
             log.exception("delivery to %s failed", receiver)
-            problem = f"internal error: {error}"
+            problem = Message("internal error: {error}", error=error)
             await self._failed(key, problem, note_failed, problem)
 
     def _heard(self, key: Queue, event: Event, answer: str = "") -> None:

@@ -12,6 +12,7 @@ from minris import log
 from minris.access.context import Context, audit
 from minris.delivery.receivers import Rounds
 from minris.outbox import MOST_EVENTS, RETRY_AFTER, WAITING, Event
+from minris.standard.status import Message
 from minris.store.models import database
 from minris.store.rows import erase, insert_rows
 from minris.ups.events import enter_channel
@@ -78,19 +79,22 @@ def note_heard(ctx: Context, heard: Mapping[str, Iterable[int]]) -> None:
     )
 
 
+NOT_OPENED = Message("no WebSocket was opened")
+
+
 def give_up_unfetched(ctx: Context) -> int:
     """Give up events not fetched in [housekeeping] give_up_events_hours; return how many.
 
     An AE that also uses DIMSE gets no events by WebSocket until it opens one again.
     """
     cursor = database.execute_sql(
-        "UPDATE outbox SET given_up_at = ?, problem = 'no WebSocket was opened'"
+        "UPDATE outbox SET given_up_at = ?, problem = ?"
         f" WHERE lane = 'websocket' AND {WAITING} AND created_at < ? RETURNING receiver",
-        (ctx.stamp(), ctx.stamp(hours=-ctx.config.housekeeping.give_up_events_hours)),
+        (ctx.stamp(), NOT_OPENED, ctx.stamp(hours=-ctx.config.housekeeping.give_up_events_hours)),
     )
     given_up = collections.Counter(receiver for (receiver,) in cursor)
     for ae_title, count in given_up.items():
-        audit(ctx, "events given up", ae_title, f"{count}: no WebSocket was opened")
+        audit(ctx, "events given up", ae_title, f"{count}: {NOT_OPENED}")
         erase(
             "event_channel WHERE ae_title = ?1 AND channel = 'websocket' AND EXISTS"
             " (SELECT 1 FROM event_channel c WHERE c.ae_title = ?1 AND c.channel = 'dimse')",

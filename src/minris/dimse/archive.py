@@ -14,6 +14,7 @@ from minris.dimse.senders import known_device
 from minris.images.references import Evidence, Reference
 from minris.standard.commitment import RETRIEVABLE
 from minris.standard.dictionary import tag_of
+from minris.standard.status import Message
 from minris.standard.uids import STUDY_ROOT_FIND
 from minris.upper_layer.caller import Caller, DeliveryError
 from minris.upper_layer.tls import way_to
@@ -144,4 +145,4 @@ class ArchiveSearch:
         try:
             return await asyncio.to_thread(decode)  # thousands would block the loop
         except Malformed as error:
-            raise DeliveryError(f"cannot decode its answer: {error}") from None
+            raise DeliveryError(Message("cannot decode its answer: {error}", error=error)) from None

@@ -22,7 +22,7 @@ from minris.outbox import (
     Event,
 )
 from minris.standard.mpps import MAY_NO_LONGER_BE_UPDATED
-from minris.standard.status import Status
+from minris.standard.status import Message, Status
 from minris.standard.uids import PASSED_ON, STORAGE_COMMITMENT, UPS_EVENT, UPS_PUSH
 from minris.upper_layer.association import Association
 from minris.upper_layer.caller import Caller, DeliveryError
@@ -32,7 +32,7 @@ from minris.upper_layer.tls import way_to
 def known_device(device: Device | None, ae_title: str) -> Device:
     """Return the device of an AE. Raises DeliveryError if there is none with an address."""
     if not device or not device.host:
-        raise DeliveryError(f"{ae_title} is not registered with an address")
+        raise DeliveryError(Message("{ae} is not registered with an address", ae=ae_title))
     return device
 
 
@@ -74,18 +74,18 @@ class Kind(NamedTuple):
 KINDS = {
     # PS3.4 CC.2.4.4: the status has no effect
     "event": Kind(EVENT_LANES["dimse"], UPS_EVENT, UPS_PUSH, True,
-                  "it does not take the UPS Event SOP class with us as SCP", 0),
+                  Message("it does not take the UPS Event SOP class with us as SCP"), 0),
     **{
-        kind: Kind(PASSED_ON_LANE, uid, uid, as_scp, f"it does not take {UID(uid).name}",
+        kind: Kind(PASSED_ON_LANE, uid, uid, as_scp, Message("it does not take {service}", service=UID(uid).name),
                    MOST_REFUSALS, aborts=MOST_ABORTS)
         for kind, (uid, as_scp) in PASSED_ON.items()
     },
     # PS3.4 J.3.3: after another failure it has the result, but does not know the transaction
     "commitment result": Kind(RESULT_LANE, STORAGE_COMMITMENT, STORAGE_COMMITMENT, True,
-                              "it does not take storage commitment with us as SCP", sys.maxsize),
+                              Message("it does not take storage commitment with us as SCP"), sys.maxsize),
     # then a new request is made, with another Transaction UID
     "commitment request": Kind(REQUEST_LANE, STORAGE_COMMITMENT, STORAGE_COMMITMENT, False,
-                               "the archive takes no requests for storage commitment", 1, 1),
+                               Message("the archive takes no requests for storage commitment"), 1, 1),
 }  # fmt: skip
 
 
@@ -96,10 +96,14 @@ def _takes(caller: Caller, device: Device, kind: Kind) -> bool:
     return accepted and (scp or not kind.as_scp or device.events_without_role)
 
 
+ENDED_THERE = Message("it has ended there already")
+NO_ROLE = Message("it answers no role (see events_without_role of its device)")
+
+
 def refused_words(caller: Caller, kind: Kind) -> str:
     """Return why a receiver does not take a kind; if it answers no role, the setting for that."""
     if kind.as_scp and kind.proposed in caller.accepted.contexts:
-        return f"{kind.refused}: it answers no role (see events_without_role of its device)"
+        return f"{kind.refused}: {NO_ROLE}"
     return kind.refused
 
 
@@ -173,7 +177,7 @@ class DimseSender:
             if kind.lane == lane and (name not in PASSED_ON or name in device.passed_on)
         )
         if not proposed:
-            raise DeliveryError("nothing is passed on to it any more")
+            raise DeliveryError("nothing is forwarded to it any more")
         caller = Caller(30.0 if lane == REQUEST_LANE else 10.0)  # an archive may search first
         await caller.open(
             ours=ours, theirs=theirs, proposed=proposed, **way_to(self.config, device)
@@ -213,7 +217,7 @@ class DimseSender:
             raise Answered(event.outbox_id, str(error), kind.aborts, str(error)) from None
         status, answer = fields["Status"], answer_words(fields)
         if fields.get("ErrorID") == MAY_NO_LONGER_BE_UPDATED:
-            return f"{MAY_NO_LONGER_BE_UPDATED:04X} it has ended there already"
+            return f"{MAY_NO_LONGER_BE_UPDATED:04X} {ENDED_THERE}"
         repeated = event.operation == "N-CREATE" and status == Status.DUPLICATE_SOP_INSTANCE
         if status == Status.SUCCESS or repeated:
             return answer

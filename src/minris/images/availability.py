@@ -65,7 +65,7 @@ def notify_availability(ctx: Context, uid: str, data: bytes) -> str:
         look_again({row[0] for row in rows_})
         note_images(ctx, {study: available_of(study)}, "availability")
         pass_on(ctx, "availability", "N-CREATE", uid, data)
-        audit(ctx, "availability notified", study, f"{len(rows_)} instances")
+        audit(ctx, "availability notified", study, Message("{count} images", count=len(rows_)))
     log.info("availability notified by %s; instances: %d", ctx.actor, len(rows_))
     return uid
 

@@ -99,7 +99,7 @@ def request_commitment(ctx: Context, uid: str, data: bytes, door: str = "dimse")
             " study_instance_uid, series_instance_uid, verdict)",
             ((row_id, *one, first_verdict(one.sop_class_uid, bool(known))) for one in references),
         )
-        audit(ctx, "commitment asked", uid, f"{len(references)} instances")
+        audit(ctx, "commitment asked", uid, Message("{count} images", count=len(references)))
     log.info("commitment %s: requested by %s; instances: %d", uid, ctx.actor, len(references))
 
 
@@ -196,7 +196,8 @@ def _settle_commitment(ctx: Context, commitment: Any, problem: str) -> None:
     )
     if commitment.door == "dimse":
         _enter_result(ctx, commitment.id, commitment.requester)
-    audit(ctx, "commitment judged", commitment.transaction_uid, f"{good} committed, {bad} not")
+    words = Message("in the archive: {good}, not: {bad}", good=good, bad=bad)
+    audit(ctx, "commitment judged", commitment.transaction_uid, words)
     log.info("commitment %s: committed %d, failed %d", commitment.transaction_uid, good, bad)
 
 
@@ -296,7 +297,7 @@ def take_commitment_report(ctx: Context, uid: str, event_type: int, data: bytes)
         if request.answer != REPORTED:  # it has the request, even if its response was lost
             sent_at = request.sent_at or ctx.stamp()
             update_row(Outbox, request.id, sent_at=sent_at, answer=REPORTED, data=b"")
-            words = f"event {event_type}: {len(good)} committed, {len(failed)} not"
+            words = Message("in the archive: {good}, not: {bad}", good=len(good), bad=len(failed))
             audit(ctx, "commitment of the archive", uid, words)
             reasons = {one: _failure_reason(text) for one, text in failed.items()}
             evidence = Evidence(good, frozenset(failed), reasons=reasons)

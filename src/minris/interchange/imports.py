@@ -221,7 +221,7 @@ def end_import(
     if one and one.wanted:
         columns = json.dumps([*left])
         update_row(ImportedFile, row_id, ended_at=ctx.stamp(), content=b"", left_out=columns)
-        counts = f"{one.done} of {one.total}"
+        counts = Message("{done} of {count} rows", done=one.done, count=one.total)
         audit(ctx, "file imported" if state == "done" else "import refused", one.name, counts)
         log.info("import %d by %s: %s", row_id, ctx.actor, state)
     note_state(row_id, state, refusal)

@@ -79,7 +79,12 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
         settle_steps(ctx, performed_id)
         pass_on(ctx, "mpps", "N-CREATE", uid, data)
         notify_of_mpps(ctx, uid, "IN PROGRESS")
-        audit(ctx, "performed step created", uid, f"{sum(links)} of {len(links)} steps found")
+        audit(
+            ctx,
+            "performed step created",
+            uid,
+            Message("{number} of {count} steps found", number=sum(links), count=len(links)),
+        )
     if forgiven:
         log.warning(
             "performed step %s from %s without %s", uid, ctx.actor, noted_problems(forgiven)

@@ -160,7 +160,15 @@ def audit_page(p: PageRequest) -> str:
     t, text = p.t, p.query("q")
     found = p.read(audit_lines, text, row_number(p.query("before")))
     lines = [
-        Row((p.at(one.at, seconds=True), one.who, t(one.what), one.about, one.detail))
+        Row(
+            (
+                p.at(one.at, seconds=True),
+                one.who,
+                t(one.what),
+                t.said(one.about),
+                t.said(one.detail),
+            )
+        )
         for one in found
     ]
     links = []

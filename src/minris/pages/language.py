@@ -1,6 +1,9 @@
 """Sentences, names, dates and values in the user's language."""
 
 import datetime
+import functools
+import re
+import string
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -12,9 +15,11 @@ from minris.orders.diary import BLOCKED, Booking
 from minris.standard.dictionary import is_date, tag_of, vr_of
 from minris.standard.mpps import TAKEN_ANSWERS
 from minris.standard.status import Message
-from minris.standard.ups import UPS_ENUMERATIONS
+from minris.standard.ups import UPS_ENUMERATIONS, UPS_STATES
+from minris.standard.worklist import STEP_STATES
 from minris.web.request import Web
 
+SENTENCES = {"problem", "words", "why", "answer"}  # places of a sentence for another one
 Catalogue = Mapping[str, str | Mapping[str, str]]  # a plural has a text for each category
 
 
@@ -64,13 +69,32 @@ class Translator:
         found = self.catalogue.get(text, text)
         if not isinstance(found, str):
             found = found.get(self.plural(int(values["count"]))) or found["other"]
-        return found.format_map({k: self.value(v) for k, v in values.items()}) if values else found
+        return (
+            found.format_map({k: self.value(v, k) for k, v in values.items()}) if values else found
+        )
 
-    def value(self, value: object) -> object:
-        """Return a value of a sentence as this language writes it."""
+    def said(self, text: str) -> str:
+        """Return a sentence that the store keeps in English, in this language.
+
+        Its key and values are found again by its form, and so are those of its parts.
+        """
+        if text in self.catalogue:
+            return self(text)
+        if found := sentence_of(text, tuple(self.catalogue)):
+            key, values = found
+            return self(key, **{name: self.said(value) for name, value in values.items()})
+        first, colon, rest = text.partition(": ")
+        if colon:
+            return self.labelled(self.said(first), self.said(rest))
+        return STATE_CODES.sub(lambda code: self(code[0]), text).replace(" -> ", " → ")
+
+    def value(self, value: object, name: str = "") -> object:
+        """Return a value of a sentence as this language writes it; by its name it is one itself."""
         if isinstance(value, datetime.datetime):
             return self.moment(value)
-        return self(value) if isinstance(value, Message) else value
+        if isinstance(value, Message):
+            return self(value)
+        return self.said(value) if name in SENTENCES and isinstance(value, str) else value
 
     @property
     def direction(self) -> str:
@@ -228,6 +252,35 @@ def other_patient(t: Translator, told: ElementIndex, ours: ElementIndex) -> str:
         told=who_is(t, told),
         ours=who_is(t, ours),
     )
+
+
+STATE_CODES = re.compile("|".join(rf"\\b{code}\\b" for code in (*STEP_STATES, *UPS_STATES)))
+
+
+@functools.lru_cache(16)
+def sentence_forms(keys: tuple[str, ...]) -> list[tuple[re.Pattern[str], str]]:
+    """Return the form of each key with places for values, those with most words first."""
+    found = []
+    for key in keys:
+        form, words, seen = "", 0, set[str]()
+        for text, name, *_ in string.Formatter().parse(key):
+            form += re.escape(text)
+            words += sum(map(str.isalpha, text))
+            if name:
+                form += f"(?P={name})" if name in seen else f"(?P<{name}>.+?)"
+                seen.add(name)
+        if seen and words >= 5:
+            found.append((words, form, key))
+    return [(re.compile(form, re.DOTALL), key) for _, form, key in sorted(found, reverse=True)]
+
+
+@functools.lru_cache(2048)
+def sentence_of(text: str, keys: tuple[str, ...]) -> tuple[str, dict[str, str]] | None:
+    """Return key and values of a sentence that was made of one of these keys, None if of none."""
+    for form, key in sentence_forms(keys):
+        if found := form.fullmatch(text):
+            return key, found.groupdict()
+    return None
 
 
 PASSED_ON_WORDS = {

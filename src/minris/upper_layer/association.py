@@ -151,9 +151,13 @@ class Association(asyncio.Protocol):
             while have - pos >= 6 and self.state != "Sta1":
                 kind, _, length = PDU_HEADER.unpack_from(buffer, pos)
                 if kind not in PDU_EVENTS:
-                    raise ProtocolError(f"PDU type {kind:02X} is not known", 1)
+                    raise ProtocolError(
+                        Message("PDU type {kind} is not known", kind=f"{kind:02X}"), 1
+                    )
                 if length > self._longest(kind):
-                    raise ProtocolError(f"a PDU of {length} bytes exceeds the limit")
+                    raise ProtocolError(
+                        Message("a PDU of {length} bytes exceeds the limit", length=length)
+                    )
                 if have - pos < 6 + length:
                     break
                 end = pos + 6 + length

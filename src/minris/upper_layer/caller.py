@@ -3,8 +3,10 @@
 import asyncio
 import collections
 import contextlib
+import errno
 import functools
 import os
+import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Mapping
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple
 
 from minris.intake import Intake
 from minris.recent import cached
-from minris.standard.status import Status
+from minris.standard.status import Message, Status
 from minris.standard.uids import (
     APPLICATION_CONTEXT,
     EXPLICIT_VR_LITTLE_ENDIAN,
@@ -32,6 +34,16 @@ from minris.upper_layer.pdus import (
     encode_command,
     message_pdus,
 )
+
+NO_SUCH_HOST = Message("its host name is not known")
+NETWORK_ERRORS = {
+    errno.ECONNREFUSED: Message("connection refused"),
+    errno.ECONNRESET: Message("connection reset by peer"),
+    errno.EHOSTUNREACH: Message("no route to host"),
+    errno.ENETUNREACH: Message("network is unreachable"),
+    errno.ETIMEDOUT: Message("connection timed out"),
+    errno.EPIPE: Message("broken pipe"),
+}
 
 
 class DeliveryError(Exception):
@@ -163,7 +175,7 @@ class Caller:
             self.accepted = associate_answer(pdu, proposed)
         except Exception as error:
             self.close()
-            raise DeliveryError(f"cannot decode its answer: {error}") from None
+            raise DeliveryError(Message("cannot decode its answer: {error}", error=error)) from None
         self.contexts = {context.id: context for context in self.accepted.contexts.values()}
 
     @contextlib.asynccontextmanager
@@ -177,9 +189,14 @@ class Caller:
                 why = getattr(error, "verify_message", "") or error.reason or str(error)
                 raise NotSecured(f"{words}: TLS: {why.replace('_', ' ').lower()}") from None
             number = getattr(error, "errno", None)
-            reason = os.strerror(number).lower() if number and number > 0 else str(error)
-            late = isinstance(error, TimeoutError) and not number
-            raise DeliveryError(f"{words}: {'no answer' if late else reason}") from None
+            if isinstance(error, socket.gaierror):
+                reason = NO_SUCH_HOST
+            elif isinstance(error, TimeoutError) and not number:
+                reason = Message("no answer")
+            else:
+                of_system = os.strerror(number).lower() if number and number > 0 else str(error)
+                reason = NETWORK_ERRORS.get(number, of_system)
+            raise DeliveryError(f"{words}: {reason}") from None
         except BaseException:
             self.close()
             raise
@@ -217,7 +234,9 @@ class Caller:
             if status == Status.SUCCESS:
                 return found
             if status not in (Status.PENDING, Status.PENDING_OPTIONAL_KEYS_UNSUPPORTED):
-                raise DeliveryError(f"it answers {status:04X} to our query")
+                raise DeliveryError(
+                    Message("it answers {status} to our query", status=f"{status:04X}")
+                )
             found.append(data)
             size += len(data)
             if len(found) > self.MOST_ANSWERS or size > self.LONGEST_ANSWERS:

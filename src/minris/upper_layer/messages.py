@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from minris.dataset.elements import ElementIndex
 from minris.intake import Intake, Share
+from minris.standard.status import Message
 from minris.upper_layer.pdus import (
     NAMED,
     NO_DATA_SET,
@@ -101,7 +102,9 @@ class Assembler:
             pos += 4 + length
             context = contexts.get(context_id)
             if not context:
-                raise ProtocolError(f"presentation context {context_id} was not accepted")
+                raise ProtocolError(
+                    Message("presentation context {number} was not accepted", number=context_id)
+                )
             if not fragment and not control & 2:
                 self.empty += 1
                 if self.empty > self.EMPTY:
@@ -137,7 +140,9 @@ class Assembler:
                 request.too_large = True
                 self._drop_data()
         if self.received > self.limits.drained:
-            raise ProtocolError(f"a data set of {self.received} bytes exceeds the limit")
+            raise ProtocolError(
+                Message("a data set of {length} bytes exceeds the limit", length=self.received)
+            )
         if not last:
             return None
         if not request.too_large:

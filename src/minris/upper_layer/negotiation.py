@@ -138,7 +138,9 @@ def check_associate_rq(pdu: bytes, classes: Collection[str]) -> tuple[bytes, dic
         if kind in (0x10, 0x20, 0x50):  # PS3.8 9.3.1: others are ignored
             parts.append(bytearray((kind, 0)) + len(content).to_bytes(2, "big") + content)
     if not numbers or len(numbers) > 128 or kinds[0x10] != 1 or kinds[0x50] != 1:
-        raise ProtocolError(f"A-ASSOCIATE-RQ has {len(numbers)} presentation contexts")
+        raise ProtocolError(
+            Message("A-ASSOCIATE-RQ has {number} presentation contexts", number=len(numbers))
+        )
     free, renumbered = (number for number in range(255, 0, -2) if number not in numbers), {}
     for part in parts:
         if part[0] == 0x20 and part[4] % 2 == 0:
@@ -251,7 +253,9 @@ class Negotiator:
             request.decode(pdu)
             primitive = request.to_primitive()
         except Exception as error:  # any exception of pynetdicom for invalid bytes
-            raise ProtocolError(f"cannot decode A-ASSOCIATE-RQ: {error}") from None
+            raise ProtocolError(
+                Message("cannot decode A-ASSOCIATE-RQ: {error}", error=error)
+            ) from None
         if str(primitive.application_context_name) != APPLICATION_CONTEXT:
             raise Rejection(1, 1, 2, Message("the application context is not DICOM's"))
         return self._accept(primitive, called, calling, renumbered)

@@ -46,7 +46,7 @@ def commitments_page(p: PageRequest) -> str:
     t, asked = p.t, []
     for one, *counts in p.read(recent_commitments):
         cells = (p.at(one.created_at), one.requester, verdict_words(t, one, *counts),
-                 t(COMMITMENT_STATES[one.state]), one.problem, one.transaction_uid)  # fmt: skip
+                 t(COMMITMENT_STATES[one.state]), t.said(one.problem), one.transaction_uid)  # fmt: skip
         link = (
             "" if one.repeats else f"/commitment/{urllib.parse.quote(one.transaction_uid, safe='')}"
         )

@@ -30,7 +30,7 @@ def watchers_page(p: PageRequest) -> str:
         cells = (one.ae_title, kinds.get(one.uid, ""), str(one.single),
                  t("yes") if one.deletion_lock else t("no"),
                  ", ".join(CHANNEL_WORDS[channel] for channel in one.channels.split()),
-                 str(one.waiting), p.at(one.heard_at), one.problem)  # fmt: skip
+                 str(one.waiting), p.at(one.heard_at), t.said(one.problem))  # fmt: skip
         subscribed.append(Row(cells, "", tuple(actions)))
     part = p.listed(
         "Device | Receives | Workitems | Deletion lock | Notified by | Pending | Last delivered | Problem",
@@ -64,7 +64,7 @@ def passed_on_page(p: PageRequest) -> str:
     """GET /passed-on: messages that were forwarded to other systems, and their answers."""
     t = p.t
     to_whom = [
-        Row((ae, str(waiting), p.at(since), p.at(heard), problem), "",
+        Row((ae, str(waiting), p.at(since), p.at(heard), t.said(problem)), "",
             (Action("/passed-on", t("Try again now"), (("receiver", ae),)),) if waiting else ())
         for ae, waiting, since, heard, problem in p.read(destinations)
     ]  # fmt: skip

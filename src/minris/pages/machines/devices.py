@@ -46,7 +46,7 @@ def devices_page(p: PageRequest) -> str:
         when = t.moment(datetime.datetime.fromtimestamp(at, p.web.config.zone))
         new = calling and not p.device(calling)
         actions = (register_action(t, calling, address),) if new else ()
-        tried.append(Row((calling or "?", address, t(words), when), "", actions))
+        tried.append(Row((calling or "?", address, t.said(words), when), "", actions))
     parts = [
         p.listed("Device | AE titles | Modality | Address | Character set | ", known,
                  "There are none."),
