@@ -22671,6 +22671,10 @@ class Translator:
         """Return words after a label and a colon."""
         return self(LABELLED, label=label, words=words)
 
+    def sentences(self, *words: str) -> str:
+        """Return those texts that are not empty as sentences, each with its full stop."""
+        return "".join(self(SENTENCE, sentence=self(one)) for one in words if one).strip()
+
     def task(self, code: str) -> str:
         """Return a code of a workitem, where the same code of an exam is another word."""
         return self(TASK_WORDS.get(code, code))
@@ -22687,8 +22691,15 @@ class Translator:
         """Return a DA value as 5 Jul 2026 or 2026年7月5日; any other text unchanged."""
         if not is_date(value):
             return shown_date(value)
+        return self._date(DATE, value)
+
+    def short_date(self, value: str) -> str:
+        """Return a DA value without its year: 5 Jul."""
+        return self._date(DAY_AND_MONTH, value)
+
+    def _date(self, form: str, value: str) -> str:
         number = int(value[4:6])
-        return self(DATE, day=int(value[6:]), month=self(MONTHS[number - 1]), number=number,
+        return self(form, day=int(value[6:]), month=self(MONTHS[number - 1]), number=number,
                     year=int(value[:4]))  # fmt: skip
 
     def day(self, value: str) -> str:
@@ -22713,7 +22724,8 @@ class Translator:
 
 
 DATE = "{day} {month} {year}"  # a language may use {number} for the number of the month
-DAY, LABELLED, COMMA = "{weekday}, {date}", "{label}: {words}", ", "
+DAY, DAY_AND_MONTH = "{weekday}, {date}", "{day} {month}"
+LABELLED, SENTENCE, COMMA = "{label}: {words}", "{sentence}. ", ", "
 # Codes of workitems whose words differ from those of exams, in some language.
 TASK_WORDS = {
     "SCHEDULED": Message("task: SCHEDULED"),
@@ -23844,6 +23856,14 @@ document.addEventListener("keydown", (event) => {
  "{count} entries, chain intact; last hash {digest}.": {
   "one": "{count} entry, chain intact; last hash {digest}.",
   "other": "{count} entries, chain intact; last hash {digest}."
+ },
+ "{done} of {count} rows": {
+  "one": "{done} of {count} row",
+  "other": "{done} of {count} rows"
+ },
+ "{number} of {count} steps found": {
+  "one": "{number} of {count} step found",
+  "other": "{number} of {count} steps found"
  }
 }
 """,
@@ -25366,7 +25386,67 @@ document.addEventListener("keydown", (event) => {
  "Performed on {device}": "在 {device} 上执行",
  "Report of the machine matched by hand": "已手动关联设备报告",
  "Report of the machine removed": "已解除设备报告的关联",
- "Undone: {what}": "已撤销：{what}"
+ "Undone: {what}": "已撤销：{what}",
+ "A-ASSOCIATE-RQ has {number} presentation contexts": "A-ASSOCIATE-RQ 含有 {number} 个表示上下文",
+ "A-ASSOCIATE-RQ is truncated": "A-ASSOCIATE-RQ 不完整",
+ "PDU type {kind} is not known": "未知的 PDU 类型 {kind}",
+ "This translation was made without native review.": "本译文未经母语专业人员审校。",
+ "a P-DATA PDU is empty": "P-DATA PDU 为空",
+ "a PDU of {length} bytes exceeds the limit": "{length} 字节的 PDU 超出限制",
+ "a command came before the data set of the previous one": "前一条命令的数据集未到，又收到新命令",
+ "a command set exceeds the limit": "命令集超出限制",
+ "a command set has an element outside group 0000": "命令集含有 0000 组以外的元素",
+ "a command set has no Command Field or Command Data Set Type": "命令集缺少命令字段或数据集类型",
+ "a command set is truncated": "命令集不完整",
+ "a data set came without its command": "收到没有命令的数据集",
+ "a data set of {length} bytes exceeds the limit": "{length} 字节的数据集超出限制",
+ "a presentation context has no unique ID": "表示上下文的编号不唯一",
+ "a presentation context is rejected": "表示上下文被拒绝",
+ "a presentation context lacks its syntaxes": "表示上下文缺少语法",
+ "a presentation data value has a wrong length": "表示数据值的长度错误",
+ "a presentation data value is truncated": "表示数据值不完整",
+ "a response came without a request": "收到没有请求的应答",
+ "an item of A-ASSOCIATE-RQ is longer than the PDU": "A-ASSOCIATE-RQ 的条目超出 PDU 长度",
+ "an item of A-ASSOCIATE-RQ is truncated": "A-ASSOCIATE-RQ 的条目不完整",
+ "broken pipe": "连接已断开",
+ "cannot connect": "无法连接",
+ "cannot decode A-ASSOCIATE-RQ: {error}": "无法解码 A-ASSOCIATE-RQ：{error}",
+ "cannot decode its answer: {error}": "无法解码对方的应答：{error}",
+ "connection refused": "连接被拒绝",
+ "connection reset by peer": "连接被对方重置",
+ "connection timed out": "连接超时",
+ "in the archive: {good}, not: {bad}": "已归档：{good}，未归档：{bad}",
+ "internal error: {error}": "内部错误：{error}",
+ "it aborts": "对方中止连接",
+ "it answers more than we accept": "对方应答过多，超出限制",
+ "it answers no role (see events_without_role of its device)": "对方未应答角色（见该设备的 events_without_role）",
+ "it answers {status}": "对方应答 {status}",
+ "it answers {status} to our query": "对方对查询应答 {status}",
+ "it does not take storage commitment with us as SCP": "对方不接受本机作为 SCP 的存储确认",
+ "it does not take the UPS Event SOP class with us as SCP": "对方不接受本机作为 SCP 的 UPS 事件",
+ "it does not take {service}": "对方不接受 {service}",
+ "it ended the association": "对方结束了连接",
+ "it has ended there already": "对方处已结束",
+ "it rejects our association": "对方拒绝连接",
+ "it sent a response to no request of ours": "对方的应答与请求不符",
+ "its PDU exceeds the limit": "对方的 PDU 超出限制",
+ "its answers take too long": "对方应答超时",
+ "its host name is not known": "找不到该主机名",
+ "network is unreachable": "网络不可达",
+ "no WebSocket was opened": "没有打开 WebSocket",
+ "no answer": "无应答",
+ "no release": "未正常释放连接",
+ "no response": "无应答",
+ "no route to host": "无法到达该主机",
+ "nothing is forwarded to it any more": "不再向其转发任何内容",
+ "presentation context {number} was not accepted": "表示上下文 {number} 未被接受",
+ "the archive accepts no queries (Study Root FIND)": "归档系统不接受查询（Study Root FIND）",
+ "the archive takes no requests for storage commitment": "归档系统不接受存储确认请求",
+ "too many empty fragments": "空片段过多",
+ "{day} {month}": "{number}月{day}日",
+ "{done} of {count} rows": "{done}/{count} 行",
+ "{number} of {count} steps found": "找到 {number}/{count} 个预约步骤",
+ "{sentence}. ": "{sentence}。"
 }
 """,
 }
@@ -25450,6 +25530,9 @@ LAYOUT = """<!DOCTYPE html>
 % end
 % end
 </form>
+% if t.language != 'en':
+<p class="small">{{t('This translation was made without native review.')}}</p>
+% end
 % end
 % if framed:
 <a href="#main" class="skip">{{t('Skip to the content')}}</a>
@@ -26541,7 +26624,7 @@ def figures_svg(p: PageRequest) -> str:
     for day in p.read(days_between, *days_asked_for(p)):
         counts[day.date] += day.exams
     most = max(counts.values(), default=1)
-    bars = [(f"{date[6:8]}.{date[4:6]}.", count, round(120 * count / most))
+    bars = [(p.t.short_date(date), count, round(120 * count / most))
             for date, count in sorted(counts.items())[-60:]]  # fmt: skip
     return p.svg(p.part(CHART, bars=bars, width=40 + 26 * max(1, len(bars))))
 
@@ -28395,161 +28478,6 @@ def audit_page(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.pages.login
-# Login, logout, password and language.
-# ------------------------------------------------------------------------------------------------
-
-LOGIN_PAGE = """
-% if problem:
-<p role="alert" class="problem">{{t(problem)}}</p>
-% end
-<form method="post" action="/login" class="login">
-<input type="hidden" name="next" value="{{next}}"><input type="hidden" name="kept" value="{{kept}}">
-<label>{{t('User name')}} <input name="name" value="{{name}}" required autocomplete="username" autofocus></label>
-<label>{{t('Password')}} <input name="password" type="password" required autocomplete="current-password"></label>
-<button>{{t('Log in')}}</button>
-</form>
-"""
-
-
-def login_page(p: PageRequest, problem: str = "", kept: str = "") -> str:
-    """GET /login: the login form.
-
-    kept  a form that was sent without a session, encoded by encoded_form; offered after the login
-    """
-    following = safe_path(p.query("next") or p.form("next"))
-    name = "" if kept else p.form("name")
-    kept = kept or p.form("kept")
-    return p.show(LOGIN_PAGE, "Log in", problem=problem, next=following, name=name, kept=kept)
-
-
-def ask_to_log_in(p: PageRequest) -> str:
-    """Answer a request without a session: go to the login; keep a form that was sent."""
-    request = p.request
-    asked = (request.path + "?" + request.query_string).rstrip("?")
-    if request.method != "POST" or request.content_type.startswith("multipart"):
-        return p.redirect(f"/login?next={urllib.parse.quote(asked)}")
-    try:
-        check_origin(p.web, request)
-    except Refusal:
-        return p.redirect("/login")
-    fields = [pair for pair in request.forms.decode().allitems() if pair[0] not in NOT_KEPT]
-    kept = encoded_form([asked, fields])
-    p.response.status = 401
-    words = Message(
-        "Your session has ended, and nothing was saved yet. Log in: what you typed is kept."
-    )
-    return login_page(p, words, kept)
-
-
-def resume_page(p: PageRequest, secret: str, kept: str) -> str:
-    """Show a form that was sent after the session had ended, to be sent again with one click."""
-    try:
-        path, fields = json.loads(decoded(kept))
-        fields = [(str(name), str(value)) for name, value in fields]
-    except (ValueError, TypeError, RecursionError):
-        return p.redirect("/")
-    p.login = p.web.session(secret)
-    shown = [(name, value) for name, value in fields
-             if value and len(value) < 100 and not name.endswith("_state")]  # fmt: skip
-    return p.show(
-        RESUME_PAGE, "Your unsaved entry", action=safe_path(str(path)), fields=fields, shown=shown,
-        sentences=[], button=p.t("Submit"), back="/",
-    )  # fmt: skip
-
-
-def keep_secret(p: PageRequest, secret: str) -> None:
-    """Set the cookie of a session."""
-    p.set_cookie("minris", secret, max_age=p.web.config.web.session_hours * 3600)
-
-
-def proof_of(p: PageRequest, name: str) -> Proof:
-    """The proof of a user with the password of the form; a wrong one is counted. Refuses 0124, 0213."""
-    try:
-        p.web.unsaved.check(p.ctx, name)
-        return p.read(authenticate, p.ctx, name, p.form("password"))
-    except Refusal as refusal:
-        if refusal.status is Status.NOT_AUTHORIZED:
-            try:
-                p.write(note_login_failure, name)
-            except StoreTrouble:
-                p.web.unsaved.failed(p.ctx, name)
-        raise
-
-
-def open_for(p: PageRequest, proof: Proof) -> str:
-    """Open a session, of this run alone where the store cannot keep it; the secret of its cookie."""
-    try:
-        return p.write(open_session, *proof)
-    except StoreTrouble:  # the worklist is shown all the same
-        return p.web.unsaved.open(p.ctx, proof)
-
-
-def post_login(p: PageRequest) -> str:
-    """POST /login: check name and password and open a session."""
-    name = p.form("name").strip()
-    p.ctx = p.ctx.by(Actor(name[:64] or "nobody", client_address(p.request)))
-    try:
-        check_origin(p.web, p.request)
-        secret = open_for(p, proof_of(p, name))
-    except Refusal as refusal:
-        note_reason(p.request, refusal)
-        codes = {Status.RESOURCE_LIMITATION: 429, Status.NOT_AUTHORIZED: 403}
-        own = refusal.http if isinstance(refusal, HttpRefusal) else 0
-        p.response.status = own or codes.get(refusal.status, 403)
-        return login_page(p, refusal.detail)
-    keep_secret(p, secret)
-    if p.form("kept"):
-        return resume_page(p, secret, p.form("kept"))
-    return p.redirect(safe_path(p.form("next")))
-
-
-def post_logout(p: PageRequest) -> str:
-    """POST /logout: end the session."""
-    if cookie := p.cookie("minris"):
-        p.web.unsaved.end(cookie)
-        p.write(end_session, cookie)
-    p.set_cookie("minris", "", max_age=0)
-    return p.redirect("/login")
-
-
-def password_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
-    """GET /password: the form to change one's own password."""
-    fields = [
-        Field("password", p.t("Current password"), "password", required=True),
-        Field("new_password", p.t("New password"), "password", required=True),
-    ]
-    groups = [(p.login.name, fields)]
-    return show_form(p, "Change the password", groups, problems, submit=p.t("Save"))
-
-
-def post_password(p: PageRequest) -> str:
-    """POST /password: change the password; the user's other sessions end."""
-    name = p.login.name
-    try:
-        proof = proof_of(p, name)
-    except Refusal as refusal:
-        return password_page(p, p.again(refusal))
-    cookie = p.cookie("minris")
-    try:
-        keep_secret(p, p.write(change_password, cookie, proof, p.form("new_password")))
-    except Refusal as refusal:
-        if refusal.status is Status.NOT_AUTHORIZED:  # the session has ended meanwhile
-            p.login = None
-            raise
-        return password_page(p, p.again(refusal))
-    return p.tell("/password", p.t("Saved."))
-
-
-def choose_page_language(p: PageRequest) -> str:
-    """GET /language: remember the chosen language."""
-    wanted = p.query("language")
-    if wanted in p.site.catalogues:
-        p.set_cookie("language", wanted, max_age=365 * 86400)
-    return p.redirect(safe_path(p.query("back")))
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.pages.machines.devices
 # Devices and their troubleshooting; associations; status codes.
 # ------------------------------------------------------------------------------------------------
@@ -28679,8 +28607,7 @@ def doctor_page(p: PageRequest) -> str:
     first = found[0]
     verdict = t("{name} works.", name=device.name)
     if first.light != "good":
-        mend = f" {t(first.mend)}." if first.mend else ""
-        verdict = f"{t(first.words)}.{mend}"
+        verdict = t.sentences(first.words, first.mend)
     links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
     links.append(("/devices", t("Devices")))
     part = p.listed("Status | Details", findings, "", device.name)
@@ -30038,7 +29965,8 @@ def post_step(p: PageRequest, row_id: int) -> str:
 def tell_step(p: PageRequest, row_id: int, words: str, path: str, about: str = "") -> str:
     """Go back to a page that names an exam and its new state, and offers to undo that."""
     row = p.read(step_row, row_id)
-    told = f"{exam_words(p.t, ElementIndex(bytes(row.data)))}: {p.t(row.status)}. {words}"
+    state = p.t.sentences(row.status)
+    told = f"{p.t.labelled(exam_words(p.t, ElementIndex(bytes(row.data))), state)} {words}"
     return p.tell(path, told.strip(), about)
 
 
@@ -30395,6 +30323,162 @@ def patient_svg(p: PageRequest, row_id: int) -> bytes:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.login
+# Login, logout, password and language.
+# ------------------------------------------------------------------------------------------------
+
+LOGIN_PAGE = """
+% if problem:
+<p role="alert" class="problem">{{t(problem)}}</p>
+% end
+<form method="post" action="/login" class="login">
+<input type="hidden" name="next" value="{{next}}"><input type="hidden" name="kept" value="{{kept}}">
+<label>{{t('User name')}} <input name="name" value="{{name}}" required autocomplete="username" autofocus></label>
+<label>{{t('Password')}} <input name="password" type="password" required autocomplete="current-password"></label>
+<button>{{t('Log in')}}</button>
+</form>
+"""
+
+
+def login_page(p: PageRequest, problem: str = "", kept: str = "") -> str:
+    """GET /login: the login form.
+
+    kept  a form that was sent without a session, encoded by encoded_form; offered after the login
+    """
+    following = safe_path(p.query("next") or p.form("next"))
+    name = "" if kept else p.form("name")
+    kept = kept or p.form("kept")
+    return p.show(LOGIN_PAGE, "Log in", problem=problem, next=following, name=name, kept=kept)
+
+
+def ask_to_log_in(p: PageRequest) -> str:
+    """Answer a request without a session: go to the login; keep a form that was sent."""
+    request = p.request
+    asked = (request.path + "?" + request.query_string).rstrip("?")
+    if request.method != "POST" or request.content_type.startswith("multipart"):
+        return p.redirect(f"/login?next={urllib.parse.quote(asked)}")
+    try:
+        check_origin(p.web, request)
+    except Refusal:
+        return p.redirect("/login")
+    fields = [pair for pair in request.forms.decode().allitems() if pair[0] not in NOT_KEPT]
+    kept = encoded_form([asked, fields])
+    p.response.status = 401
+    words = Message(
+        "Your session has ended, and nothing was saved yet. Log in: what you typed is kept."
+    )
+    return login_page(p, words, kept)
+
+
+def resume_page(p: PageRequest, secret: str, kept: str) -> str:
+    """Show a form that was sent after the session had ended, to be sent again with one click."""
+    try:
+        path, fields = json.loads(decoded(kept))
+        fields = [(str(name), str(value)) for name, value in fields]
+    except (ValueError, TypeError, RecursionError):
+        return p.redirect("/")
+    p.login = p.web.session(secret)
+    labels = {row.name: row.label for row in (*WORKITEM_FIELDS, *REGISTER_FIELDS)}
+    shown = [(p.t(labels[name]), value) for name, value in fields
+             if name in labels and value and len(value) < 100]  # fmt: skip
+    return p.show(
+        RESUME_PAGE, "Your unsaved entry", action=safe_path(str(path)), fields=fields, shown=shown,
+        sentences=[], button=p.t("Submit"), back="/",
+    )  # fmt: skip
+
+
+def keep_secret(p: PageRequest, secret: str) -> None:
+    """Set the cookie of a session."""
+    p.set_cookie("minris", secret, max_age=p.web.config.web.session_hours * 3600)
+
+
+def proof_of(p: PageRequest, name: str) -> Proof:
+    """The proof of a user with the password of the form; a wrong one is counted. Refuses 0124, 0213."""
+    try:
+        p.web.unsaved.check(p.ctx, name)
+        return p.read(authenticate, p.ctx, name, p.form("password"))
+    except Refusal as refusal:
+        if refusal.status is Status.NOT_AUTHORIZED:
+            try:
+                p.write(note_login_failure, name)
+            except StoreTrouble:
+                p.web.unsaved.failed(p.ctx, name)
+        raise
+
+
+def open_for(p: PageRequest, proof: Proof) -> str:
+    """Open a session, of this run alone where the store cannot keep it; the secret of its cookie."""
+    try:
+        return p.write(open_session, *proof)
+    except StoreTrouble:  # the worklist is shown all the same
+        return p.web.unsaved.open(p.ctx, proof)
+
+
+def post_login(p: PageRequest) -> str:
+    """POST /login: check name and password and open a session."""
+    name = p.form("name").strip()
+    p.ctx = p.ctx.by(Actor(name[:64] or "nobody", client_address(p.request)))
+    try:
+        check_origin(p.web, p.request)
+        secret = open_for(p, proof_of(p, name))
+    except Refusal as refusal:
+        note_reason(p.request, refusal)
+        codes = {Status.RESOURCE_LIMITATION: 429, Status.NOT_AUTHORIZED: 403}
+        own = refusal.http if isinstance(refusal, HttpRefusal) else 0
+        p.response.status = own or codes.get(refusal.status, 403)
+        return login_page(p, refusal.detail)
+    keep_secret(p, secret)
+    if p.form("kept"):
+        return resume_page(p, secret, p.form("kept"))
+    return p.redirect(safe_path(p.form("next")))
+
+
+def post_logout(p: PageRequest) -> str:
+    """POST /logout: end the session."""
+    if cookie := p.cookie("minris"):
+        p.web.unsaved.end(cookie)
+        p.write(end_session, cookie)
+    p.set_cookie("minris", "", max_age=0)
+    return p.redirect("/login")
+
+
+def password_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
+    """GET /password: the form to change one's own password."""
+    fields = [
+        Field("password", p.t("Current password"), "password", required=True),
+        Field("new_password", p.t("New password"), "password", required=True),
+    ]
+    groups = [(p.login.name, fields)]
+    return show_form(p, "Change the password", groups, problems, submit=p.t("Save"))
+
+
+def post_password(p: PageRequest) -> str:
+    """POST /password: change the password; the user's other sessions end."""
+    name = p.login.name
+    try:
+        proof = proof_of(p, name)
+    except Refusal as refusal:
+        return password_page(p, p.again(refusal))
+    cookie = p.cookie("minris")
+    try:
+        keep_secret(p, p.write(change_password, cookie, proof, p.form("new_password")))
+    except Refusal as refusal:
+        if refusal.status is Status.NOT_AUTHORIZED:  # the session has ended meanwhile
+            p.login = None
+            raise
+        return password_page(p, p.again(refusal))
+    return p.tell("/password", p.t("Saved."))
+
+
+def choose_page_language(p: PageRequest) -> str:
+    """GET /language: remember the chosen language."""
+    wanted = p.query("language")
+    if wanted in p.site.catalogues:
+        p.set_cookie("language", wanted, max_age=365 * 86400)
+    return p.redirect(safe_path(p.query("back")))
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.patients.patients
 # Patients: find, correct, merge, erase.
 # ------------------------------------------------------------------------------------------------
@@ -30587,8 +30671,10 @@ def prefilled(p: PageRequest) -> dict[str, str]:
     now = p.ctx.local_now()
     form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": p.ctx.new_uid()}
     if p.query("emergency"):
-        form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%d.%m. %H:%M}",
+        form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%m%d-%H%M}",
                  "priority": "STAT", "emergency": "yes"}  # fmt: skip
+        if p.t.kind == "zh":
+            form["chinese_name"] = f"无名氏急诊{now:%m%d-%H%M}"
     for name in ("date", "time", "device"):  # from the calendar
         form |= {name: p.query(name)} if p.query(name) else {}
     order_row, patient_row = (row_number(p.query(name)) for name in ("order", "patient"))

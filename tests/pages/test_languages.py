@@ -22,7 +22,7 @@ from minris.pages.day.exam import (
     PERFORMED_FACTS,
     TECHNICAL_FACTS,
 )
-from minris.pages.language import COMMA, DATE, DAY, LABELLED, Translator
+from minris.pages.language import COMMA, DATE, DAY, DAY_AND_MONTH, LABELLED, SENTENCE, Translator
 from minris.pages.machines.stuck import ORPHAN_ROWS
 from minris.pages.reception import REGISTER_FIELDS
 from minris.pages.site import PAGES
@@ -135,7 +135,16 @@ def wanted():
         for text in found
         if any(part.strip(" .,:;()\n") for part, *_ in string.Formatter().parse(text))
         and text != "{value} "
-    } | {"English", DATE, DAY, LABELLED, COMMA, *MONTHS}  # its own name, and forms
+    } | {
+        "English",
+        DATE,
+        DAY,
+        DAY_AND_MONTH,
+        LABELLED,
+        SENTENCE,
+        COMMA,
+        *MONTHS,
+    }  # its own name, and forms
 
 
 def texts_of(found):
@@ -163,8 +172,8 @@ def test_the_english_catalogue_has_no_other_text():
 def test_translations_have_the_places_of_the_original(path):
     for key, found in json.loads(path.read_text("utf-8")).items():
         may, must = places(key), places(key)
-        if key == DATE:
-            may, must = {"day", "month", "number", "year"}, {"day", "year"}
+        if key in (DATE, DAY_AND_MONTH):
+            may, must = {"day", "month", "number", *must}, must - {"month"}
         for text in texts_of(found):
             missing = must - places(text)
             one = isinstance(found, dict) and text in (found.get(n) for n in ("zero", "one", "two"))

@@ -113,6 +113,10 @@ class Translator:
         """Return words after a label and a colon."""
         return self(LABELLED, label=label, words=words)
 
+    def sentences(self, *words: str) -> str:
+        """Return those texts that are not empty as sentences, each with its full stop."""
+        return "".join(self(SENTENCE, sentence=self(one)) for one in words if one).strip()
+
     def task(self, code: str) -> str:
         """Return a code of a workitem, where the same code of an exam is another word."""
         return self(TASK_WORDS.get(code, code))
@@ -129,8 +133,15 @@ class Translator:
         """Return a DA value as 5 Jul 2026 or 2026年7月5日; any other text unchanged."""
         if not is_date(value):
             return shown_date(value)
+        return self._date(DATE, value)
+
+    def short_date(self, value: str) -> str:
+        """Return a DA value without its year: 5 Jul."""
+        return self._date(DAY_AND_MONTH, value)
+
+    def _date(self, form: str, value: str) -> str:
         number = int(value[4:6])
-        return self(DATE, day=int(value[6:]), month=self(MONTHS[number - 1]), number=number,
+        return self(form, day=int(value[6:]), month=self(MONTHS[number - 1]), number=number,
                     year=int(value[:4]))  # fmt: skip
 
     def day(self, value: str) -> str:
@@ -155,7 +166,8 @@ class Translator:
 
 
 DATE = "{day} {month} {year}"  # a language may use {number} for the number of the month
-DAY, LABELLED, COMMA = "{weekday}, {date}", "{label}: {words}", ", "
+DAY, DAY_AND_MONTH = "{weekday}, {date}", "{day} {month}"
+LABELLED, SENTENCE, COMMA = "{label}: {words}", "{sentence}. ", ", "
 # Codes of workitems whose words differ from those of exams, in some language.
 TASK_WORDS = {
     "SCHEDULED": Message("task: SCHEDULED"),

@@ -13,9 +13,11 @@ from minris.access.users import (
     note_login_failure,
     open_session,
 )
+from minris.pages.after_exam.workitems import WORKITEM_FIELDS
 from minris.pages.asking import RESUME_PAGE
 from minris.pages.forms import NOT_KEPT, Field, decoded, encoded_form, show_form
 from minris.pages.frame import PageRequest, safe_path
+from minris.pages.reception import REGISTER_FIELDS
 from minris.pages.template import template
 from minris.standard.status import HttpRefusal, Message, Problem, Refusal, Status
 from minris.store.condition import StoreTrouble
@@ -63,8 +65,9 @@ def resume_page(p: PageRequest, secret: str, kept: str) -> str:
     except (ValueError, TypeError, RecursionError):
         return p.redirect("/")
     p.login = p.web.session(secret)
-    shown = [(name, value) for name, value in fields
-             if value and len(value) < 100 and not name.endswith("_state")]  # fmt: skip
+    labels = {row.name: row.label for row in (*WORKITEM_FIELDS, *REGISTER_FIELDS)}
+    shown = [(p.t(labels[name]), value) for name, value in fields
+             if name in labels and value and len(value) < 100]  # fmt: skip
     return p.show(
         RESUME_PAGE, "Your unsaved entry", action=safe_path(str(path)), fields=fields, shown=shown,
         sentences=[], button=p.t("Submit"), back="/",

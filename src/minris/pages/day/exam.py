@@ -331,7 +331,8 @@ def post_step(p: PageRequest, row_id: int) -> str:
 def tell_step(p: PageRequest, row_id: int, words: str, path: str, about: str = "") -> str:
     """Go back to a page that names an exam and its new state, and offers to undo that."""
     row = p.read(step_row, row_id)
-    told = f"{exam_words(p.t, ElementIndex(bytes(row.data)))}: {p.t(row.status)}. {words}"
+    state = p.t.sentences(row.status)
+    told = f"{p.t.labelled(exam_words(p.t, ElementIndex(bytes(row.data))), state)} {words}"
     return p.tell(path, told.strip(), about)
 
 

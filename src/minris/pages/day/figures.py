@@ -72,6 +72,6 @@ def figures_svg(p: PageRequest) -> str:
     for day in p.read(days_between, *days_asked_for(p)):
         counts[day.date] += day.exams
     most = max(counts.values(), default=1)
-    bars = [(f"{date[6:8]}.{date[4:6]}.", count, round(120 * count / most))
+    bars = [(p.t.short_date(date), count, round(120 * count / most))
             for date, count in sorted(counts.items())[-60:]]  # fmt: skip
     return p.svg(p.part(CHART, bars=bars, width=40 + 26 * max(1, len(bars))))

@@ -153,8 +153,7 @@ def doctor_page(p: PageRequest) -> str:
     first = found[0]
     verdict = t("{name} works.", name=device.name)
     if first.light != "good":
-        mend = f" {t(first.mend)}." if first.mend else ""
-        verdict = f"{t(first.words)}.{mend}"
+        verdict = t.sentences(first.words, first.mend)
     links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
     links.append(("/devices", t("Devices")))
     part = p.listed("Status | Details", findings, "", device.name)

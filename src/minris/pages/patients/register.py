@@ -55,8 +55,10 @@ def prefilled(p: PageRequest) -> dict[str, str]:
     now = p.ctx.local_now()
     form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": p.ctx.new_uid()}
     if p.query("emergency"):
-        form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%d.%m. %H:%M}",
+        form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%m%d-%H%M}",
                  "priority": "STAT", "emergency": "yes"}  # fmt: skip
+        if p.t.kind == "zh":
+            form["chinese_name"] = f"无名氏急诊{now:%m%d-%H%M}"
     for name in ("date", "time", "device"):  # from the calendar
         form |= {name: p.query(name)} if p.query(name) else {}
     order_row, patient_row = (row_number(p.query(name)) for name in ("order", "patient"))
