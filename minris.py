@@ -2286,6 +2286,10 @@ SETTINGS = setting_table(r"""
     web | cors_origins | | origins | origins whose pages may call /api and /dicom-web with a token, such as https://viewer.example
     store | url | sqlite:///minris.db | store | database; a relative path is relative to config.ini
     clinic | name | minris | text | name of the clinic, shown on the pages
+    clinic | address | | text | address of the clinic, printed on appointment slips
+    clinic | phone | | text | phone number of the clinic, printed on appointment slips
+    clinic | label_size | 50x30 | choice 50x30 57x32 89x36 | size of labels, width x height in mm
+    clinic | slip_size | A5 | choice A5 A6 | paper of appointment slips
     clinic | timezone | | zone | time zone of the clinic, such as Asia/Shanghai; empty: that of the machine
     clinic | language | en | language | default language of the pages: en, zh-CN or another of static/i18n
     clinic | opens | 08:00 | clock | opening time, for the calendar
@@ -2331,6 +2335,10 @@ PAGE_SETTINGS = tuple(
     for row in table("""
     section      | key
     clinic       | name
+    clinic       | address
+    clinic       | phone
+    clinic       | label_size
+    clinic       | slip_size
     clinic       | timezone
     clinic       | opens
     clinic       | closes
@@ -22900,6 +22908,91 @@ def local_time(stamp: str, zone: datetime.tzinfo | None) -> datetime.datetime:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.day.appointment
+# An appointment for a patient's own calendar (RFC 5545).
+# ------------------------------------------------------------------------------------------------
+
+class Appointment(NamedTuple):
+    """When a patient is to come for what; times by the clinic's clock, None: the whole day."""
+
+    uid: str
+    date: str
+    begin: datetime.datetime | None
+    end: datetime.datetime | None
+    what: str
+    where: str
+    preparation: str
+
+
+def appointment_of(ctx: Context, index: ElementIndex) -> Appointment:
+    """Return the appointment of a scheduled step."""
+    item, clinic = index.item("ScheduledProcedureStepSequence"), ctx.config.clinic
+    date = item.get("ScheduledProcedureStepStartDate")
+    time = item.get("ScheduledProcedureStepStartTime")
+    code = index.item("RequestedProcedureCodeSequence").get("CodeValue")
+    exam = exam_name(index)
+    of_code = [one for one in all_procedures() if code and one.code == code]
+    procedure = (of_code or [one for one in all_procedures() if one.meaning == exam] or [None])[0]
+    begin = end = None
+    if is_date(date) and time:
+        day = datetime.datetime.strptime(date, "%Y%m%d").replace(tzinfo=ctx.config.zone)
+        minute = minute_of_day(time)
+        begin = day.replace(hour=minute // 60, minute=minute % 60)
+        minutes = procedure.minutes if procedure else clinic.slot_minutes
+        end = begin + datetime.timedelta(minutes=minutes)
+    return Appointment(
+        uid=f"{index.get('StudyInstanceUID')}.{item.get('ScheduledProcedureStepID')}@minris",
+        date=date, begin=begin, end=end, what=f"{exam}, {clinic.name}".strip(", "),
+        where=clinic.address, preparation=getattr(procedure, "preparation", ""),
+    )  # fmt: skip
+
+
+def _text(value: str) -> str:
+    """A TEXT value: what has a meaning there is escaped (RFC 5545 3.3.11)."""
+    escaped = re.sub(r"([\\\\;,])", r"\\\1", value)
+    return re.sub("\r?\n", r"\\n", escaped)
+
+
+def _lines(one: Appointment) -> list[str]:
+    lines = ["BEGIN:VEVENT", f"SUMMARY:{_text(one.what)}"]
+    if one.begin and one.end:
+        for name, at in (("DTSTART", one.begin), ("DTEND", one.end)):
+            lines.append(f"{name}:{at.astimezone(datetime.UTC):%Y%m%dT%H%M%SZ}")
+    elif one.date:
+        lines.append(f"DTSTART;VALUE=DATE:{one.date}")
+    if one.where:
+        lines.append(f"LOCATION:{_text(one.where)}")
+    return lines
+
+
+def calendar_event(one: Appointment) -> str:
+    """Return the appointment as short as a camera reads it well."""
+    return "\n".join([*_lines(one), "END:VEVENT"])
+
+
+def calendar_file(ctx: Context, one: Appointment) -> str:
+    """Return the appointment as a calendar; a changed one replaces it by its UID."""
+    lines = ["BEGIN:VCALENDAR", "VERSION:2.0", "PRODID:-//minris//EN", *_lines(one)]
+    lines += [f"UID:{one.uid}", f"DTSTAMP:{ctx.now().astimezone(datetime.UTC):%Y%m%dT%H%M%SZ}"]
+    if one.preparation:
+        lines.append(f"DESCRIPTION:{_text(one.preparation)}")
+    lines += ["END:VEVENT", "END:VCALENDAR", ""]
+    return "\r\n".join(map(_folded, lines))
+
+
+def _folded(line: str) -> str:
+    """A line of at most 75 bytes, continued on further ones (RFC 5545 3.1)."""
+    folded, size = [], 0
+    for letter in line:
+        size += len(letter.encode())
+        if size > 75:
+            folded.append("\r\n ")
+            size = 1 + len(letter.encode())
+        folded.append(letter)
+    return "".join(folded)
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.day.grid
 # The grid of a calendar: exams as high as they last, overlapping ones side by side.
 # ------------------------------------------------------------------------------------------------
@@ -23295,19 +23388,34 @@ td:hover > .free { color: var(--accent); }
 .waiting { list-style: none; padding: 0; font-size: 2rem; }
 .waiting li { display: grid; grid-template-columns: 2fr 1fr 2fr 1.2fr; gap: 16px; padding: 8px 16px; border-bottom: 1px solid var(--line); align-items: center; }
 .waiting .state { font-size: 1.4rem; border-radius: 20px; justify-self: start; }
-.slip { max-width: 24rem; }
-.slip img { height: 16mm; width: 70mm; max-width: 100%; }
-.slip img + img { height: 26mm; width: 26mm; display: block; }
-/* 50 × 30 mm: lines are high enough for descenders, the accession number stands whole under its bars. */
-.label { width: 50mm; height: 30mm; padding: 1mm; font-size: 7.5pt; line-height: 1.3; border: 1px dashed var(--edge); background: #fff; color: #000; display: flex; flex-direction: column; }
+.slip, .label { background: #fff; color: #000; border: 1px dashed var(--edge); }
+.slip figure, .label figure { margin: 0; text-align: center; }
+.slip img, .label img { display: block; width: 100%; }
+.slip { width: 130mm; max-width: 100%; padding: 5mm; font-size: 13pt; }
+.slip header { display: grid; padding-bottom: 2mm; border-bottom: 1px solid #000; }
+.slip header b, .slip h2 { font-size: 1.4em; }
+.slip .when { font-size: 1.7em; font-weight: 600; }
+.slip .when b { white-space: nowrap; }
+.slip .preparation { padding: 2mm 3mm; border: 1px solid #000; white-space: pre-line; }
+.slip div { display: flex; justify-content: space-between; align-items: end; }
+.slip figure { width: 58mm; }
+.slip figure img { height: 13mm; }
+.slip figure + figure { width: 32mm; }
+.slip figure + figure img { height: 32mm; }
+.slip[data-size="A6"] { width: 90mm; font-size: 9.5pt; }
+.slip[data-size="A6"] figure:first-child { width: 48mm; }
+/* Lines are high enough for descenders, the accession number stands whole under its bars. */
+.label { --w: 50mm; --h: 30mm; --qr: 11mm; width: var(--w); height: var(--h); padding: 1mm; font-size: 7.5pt; line-height: 1.25; display: flex; flex-direction: column; }
+.label[data-size="57x32"] { --w: 57mm; --h: 32mm; --qr: 13mm; font-size: 8pt; }
+.label[data-size="89x36"] { --w: 89mm; --h: 36mm; --qr: 17mm; font-size: 9.5pt; }
 .label p { margin: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
-.label p:first-child { white-space: normal; overflow-wrap: anywhere; max-height: 24pt; }  /* two lines */
-.label strong { font-size: 9pt; }
+.label p:first-child { white-space: normal; overflow-wrap: anywhere; max-height: 27.5pt; }  /* two lines */
+.label strong { font-size: 11pt; }
 .label div { display: flex; align-items: flex-end; gap: 1mm; margin-top: auto; }
-.label figure { margin: 0; flex: 1; min-width: 0; text-align: center; }
-.label figure img { display: block; width: 100%; height: 7mm; }
+.label figure { flex: 1; min-width: 0; }
+.label figure img { height: calc(var(--qr) - 4.4mm); }
 .label figcaption { font-size: 8pt; white-space: nowrap; }
-.label div > img { flex: none; width: 12mm; height: 12mm; }
+.label div > img { flex: none; width: var(--qr); height: var(--qr); }
 
 @media (max-width: 68.75rem) {
   .calendar { grid-template-columns: 1fr; }
@@ -23361,18 +23469,35 @@ td:hover > .free { color: var(--accent); }
   .waiting li { grid-template-columns: 1fr 1fr; gap: 4px 12px; padding: 8px 4px; }
 }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
-@page wide { size: landscape; }
-@page label { size: 50mm 30mm; margin: 1mm; }
+@page wide { size: landscape; margin: 12mm; @bottom-right { content: counter(page) " / " counter(pages); font-size: 9pt; } }
+@page slip5 { size: A5; margin: 10mm; }
+@page slip6 { size: 105mm 148mm; margin: 7mm; }
+@page label50 { size: 50mm 30mm; margin: 1mm; }
+@page label57 { size: 57mm 32mm; margin: 1mm; }
+@page label89 { size: 89mm 36mm; margin: 1mm; }
 @media print {
   header, nav, .rail, .bar, .skip, .actions, .day, .noprint, .notice, #offline, #told { display: none !important; }
   body, body.framed { display: block; background: #fff; color: #000; font-size: 11pt; }
   main { padding: 0; max-width: none; }
   table, dl, fieldset { border-color: #999; }
-  body:has(.calendar) { page: wide; }  /* all of it: where the page changes, a sheet ends */
+  /* All of the page: where the kind of sheet changes, a sheet ends. */
+  body:has(.calendar, .daylist) { page: wide; }
   .calendar { display: block; }
   .months { display: none; }
-  .label { page: label; width: 48mm; height: 27.9mm; border: 0; padding: 0; }
-  body:has(.label) main > :not(.label) { display: none; }
+  .daylist { font-size: 9pt; }
+  .daylist + .daylist { break-before: page; }
+  .daylist th, .daylist td { padding: 4px 8px; white-space: normal; }
+  .daylist td:nth-child(4) { white-space: nowrap; }
+  .daylist tr { break-inside: avoid; }
+  body:has([data-size="A5"]) { page: slip5; }
+  body:has([data-size="A6"]) { page: slip6; }
+  .slip { width: auto; border: 0; padding: 0; }
+  .slip header { display: grid !important; }
+  body:has([data-size="50x30"]) { page: label50; }
+  body:has([data-size="57x32"]) { page: label57; }
+  body:has([data-size="89x36"]) { page: label89; }
+  .label { width: calc(var(--w) - 2mm); height: calc(var(--h) - 2.1mm); border: 0; padding: 0; }
+  body:has(.label, .slip) main > :not(.label, .slip), body:has(.daylist) main > :not(.daylist) { display: none; }
 }
 """,
     "minris.js": r"""// minris: live board, help while typing. Every page works without this file.
@@ -23701,6 +23826,11 @@ document.addEventListener("submit", (event) => {
 window.addEventListener("pageshow", () => {
   for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
 });
+
+for (const button of document.querySelectorAll("[data-print]")) {
+  button.hidden = false;
+  button.addEventListener("click", () => print());
+}
 
 // Keys, outside of fields: N new, / search, T today, arrows previous or next day, P print, ? help.
 document.addEventListener("keydown", (event) => {
@@ -25290,7 +25420,6 @@ document.addEventListener("keydown", (event) => {
  "Changes made here apply at once. For all other settings edit this file and restart: {path}": "此处的更改立即生效。其他设置请编辑此文件并重启：{path}",
  "Show changes ({count})": "显示 {count} 项变更",
  "{count} other objects": "{count} 个其他对象",
- "{count} years": "{count} 岁",
  "Imported: {count}": "已导入：{count} 条",
  "Without birth date or sex: {count}": "无出生日期或性别：{count} 项",
  "accepted proofs of images in the archive, in order, comma-separated: archive, commitment, availability": "影像已归档的可接受依据，按顺序，以逗号分隔：archive、commitment、availability",
@@ -25446,7 +25575,20 @@ document.addEventListener("keydown", (event) => {
  "{day} {month}": "{number}月{day}日",
  "{done} of {count} rows": "{done}/{count} 行",
  "{number} of {count} steps found": "找到 {number}/{count} 个预约步骤",
- "{sentence}. ": "{sentence}。"
+ "{sentence}. ": "{sentence}。",
+ "For your calendar": "添加到日历",
+ "The appointment, for a telephone": "预约信息，供手机扫描",
+ "Calendar file": "日历文件",
+ "printed {at}": "打印于 {at}",
+ "address of the clinic, printed on appointment slips": "诊所地址，印在预约单上",
+ "phone number of the clinic, printed on appointment slips": "诊所电话，印在预约单上",
+ "size of labels, width x height in mm": "标签尺寸，宽 x 高，毫米",
+ "paper of appointment slips": "预约单纸张",
+ "Printed on appointment slips.": "印在预约单上。",
+ "Size of labels": "标签尺寸",
+ "In mm; another one can be chosen when printing.": "毫米；打印时可另选。",
+ "Paper of slips": "预约单纸张",
+ "Another one can be chosen when printing.": "打印时可另选。"
 }
 """,
 }
@@ -25671,6 +25813,14 @@ SHARED_PART = """% # Functions for all templates of pages.
 % for words in columns:
 <th scope="col">{{words}}</th>
 % end
+% end
+% def choose_paper(sizes, row_id):
+<div class="day noprint"><a href="/step/{{row_id}}" class="button">{{t('Back')}}</a>
+<nav class="views" aria-label="{{t('Size')}}">
+% for path, words, current in sizes:
+<a href="{{path}}" class="button"{{!' aria-current="true"' if current else ''}}>{{words}}</a>
+% end
+</nav> <button type="button" class="main" data-print hidden>{{t('Print')}}</button></div>
 % end
 % def fact_list(facts):
 <dl>
@@ -26081,7 +26231,7 @@ class PageRequest:
         t, login, here, site = self.t, self.login, self.request.path, self.site
         box = self.web.box
         shared = {
-            "here": here, "login": login, "refresh": refresh,
+            "here": here, "login": login, "refresh": refresh, "clinic": self.web.config.clinic.name,
             "bare": bare, "told": told, "told_undo": None,
             "csrf": login.form_token if login else "",
         }  # fmt: skip
@@ -26092,7 +26242,6 @@ class PageRequest:
             **shared,
             base=self.part(SHARED_PART + template, **shared, **values),
             title=t(title),
-            clinic=self.web.config.clinic.name,
             **self._menu(here),
             light=self._light() if self.may("admin") else None,
             alarm=self.alarm,
@@ -27395,20 +27544,6 @@ WAITING_PART = """
 % end
 </ul>
 """
-PRINT_PAGE = """
-<p class="noprint"><a href="/?date={{date}}">{{t('Back')}}</a></p>
-% for device, steps, *_ in devices:
-<section class="wide"><h2>{{device}}</h2>
-<table><thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th>
-<th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th>
-<th scope="col">{{t('Accession number')}}</th><th scope="col">{{t('State')}}</th></tr></thead><tbody>
-% for step in steps:
-<tr><td>{{step['time']}}</td><th scope="row">{{step['name']}}</th><td>{{step['patient_id']}}</td>
-<td>{{step['exam']}}</td><td>{{step['accession']}}</td><td>{{t(step['state'])}}</td></tr>
-% end
-</tbody></table></section>
-% end
-"""
 
 
 def board_step(
@@ -27658,14 +27793,6 @@ def waiting_page(p: PageRequest) -> str:
         return board
     bare = bool(p.query("bare"))
     return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=bare, public=True, board=board)
-
-
-def print_page(p: PageRequest) -> str:
-    """GET /print: the exams of a day, to be printed."""
-    date = p.day("date") or p.ctx.today()
-    devices = exams_in_groups(p.web, p.ctx, p.t, BoardView(date))
-    day = p.t("Exams of {date}", date=p.t.date(date))
-    return p.show(PRINT_PAGE, day, devices=devices, date=shown_date(date))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -29522,108 +29649,6 @@ def slots_part(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.pages.settings
-# The settings: those that a page may change, and all others as they are.
-# ------------------------------------------------------------------------------------------------
-
-# Kind of field, label and help of each of PAGE_SETTINGS.
-SETTING_FIELDS = {
-    "name": ("text", Message("Name of the clinic"), Message("It is on every page and on paper.")),
-    "timezone": ("text", Message("Time zone"), Message("Such as Asia/Shanghai; empty: that of this computer.")),
-    "opens": ("time", Message("Opens at"), Message("The calendar offers times from here on.")),
-    "closes": ("time", Message("Closes at"), Message("The calendar offers times until here.")),
-    "closed_days": ("checks", Message("Closed on"), Message("Days of the week without exams.")),
-    "language": ("select", Message("Language"), Message("Of the pages, for whoever has chosen none.")),
-    "ae_title": ("text", Message("Our AE title"), Message("Enter it at every machine; one that calls another title is rejected.")),
-    "second_backup_folder": ("text", Message("Second place for backups"), Message("A folder on a USB stick or a share, such as /media/stick. Each backup is copied there.")),
-}  # fmt: skip
-SETTINGS_THING = ("settings", SETTING_MARK.strip())
-
-
-def field_name(setting: Setting) -> str:
-    """Return the name of the field of a setting."""
-    return f"{setting.section}_{setting.key}"
-
-
-def setting_fields(
-    p: PageRequest, keys: Iterable[str], form: Mapping[str, str], wrong: Mapping[str, str]
-) -> list[Field]:
-    """Return the fields of some settings, by key; those that config.ini names are locked and say so.
-
-    form   what was typed, by name of the field
-    wrong  what is wrong with a setting, by key
-    """
-    t, config, fields = p.t, p.web.config, []
-    choices = {
-        "timezone": tuple((one, one) for one in sorted(zoneinfo.available_timezones())),
-        "closed_days": tuple(zip(WEEKDAYS, map(t, WEEKDAY_WORDS), strict=True)),
-        "language": p.site.languages,
-    }
-    for setting in PAGE_SETTINGS:
-        if setting.key not in keys:
-            continue
-        kind, label, help_words = SETTING_FIELDS[setting.key]
-        name, locked = field_name(setting), config.is_of_file(setting)
-        if locked:
-            where = config.sources[setting.section, setting.key]
-            help_words = Message("Set in {where}, and changed there.", where=where)
-        value = setting_text(config, setting) if locked else form.get(name)
-        fields.append(Field(
-            name, t(label), kind, setting_text(config, setting) if value is None else value, False,
-            wrong.get(setting.key, ""), choices.get(setting.key, ()), t(help_words), locked,
-        ))  # fmt: skip
-    return fields
-
-
-def settings_page(
-    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-) -> str:
-    """GET /settings: a form for what a page may change; each other setting with value and source."""
-    t, config = p.t, p.web.config
-    wrong, others = setting_problems(p, problems)
-    parts = []
-    rest = [one for one in SETTINGS if one not in PAGE_SETTINGS]
-    for section, of_section in itertools.groupby(rest, key=lambda s: s.section):
-        lines = [
-            Row((one.key, setting_text(config, one),
-                 t(config.sources.get((section, one.key), Message("default"))), t(one.meaning)))
-            for one in of_section
-        ]  # fmt: skip
-        parts.append(p.listed("Setting | Value | From | Meaning", lines, "", f"[{section}]"))
-    where = str(config.path) if config.path else t("no file: defaults")
-    intro = t("Changes made here apply at once. For all other settings edit this file and restart:"
-              " {path}", path=where)  # fmt: skip
-    fields = setting_fields(p, SETTING_FIELDS, form or {}, wrong)
-    return show_form(
-        p, "Settings", [(t("The clinic and this system"), fields)], others, submit=t("Save"),
-        hidden=[p.mark(SETTINGS_THING)], intro=intro, below=parts,
-    )  # fmt: skip
-
-
-def post_settings(p: PageRequest) -> str:
-    """POST /settings: keep what was changed, and take it at once."""
-    sent = p.request.forms.decode()
-    form = {  # of boxes those that are ticked
-        name: ", ".join(filter(None, map(str.strip, sent.getall(name))))
-        for name in map(field_name, PAGE_SETTINGS)
-        if name in sent
-    }
-    texts = {
-        (one.section, one.key): form[field_name(one)] for one in PAGE_SETTINGS
-        if form.get(field_name(one), setting_text(p.web.config, one)) != setting_text(p.web.config, one)
-    }  # fmt: skip
-    try:
-        p.write(as_seen, [(SETTINGS_THING, p.seen("settings"), "")], save_settings, texts)
-    except ChangedMeanwhile:
-        raise
-    except Refusal as refusal:
-        return settings_page(p, form, p.again(refusal))
-    finally:  # even if that took too long: it may be done all the same
-        p.web.box.reload_access()
-    return p.tell(safe_path(p.form("next"), "/settings"), p.t("Saved."))
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.pages.day.exam
 # The page of an exam.
 # ------------------------------------------------------------------------------------------------
@@ -29918,6 +29943,7 @@ def step_links(
         *[(f"/why?q={urllib.parse.quote(accession)}", t("Not on the machine?"))] * waits,
         (f"/register?order={row_id}", t("Add exam to this order")),
         (f"/register?patient={patient}", t("New order")),
+        (f"/step/{row_id}/appointment.ics", t("Calendar file")),
         (f"/workitems/new?step={row_id}", t("New workitem")),
         *(
             (f"/workitem/{uid}", t.labelled(label, t.task(state_)))
@@ -30213,31 +30239,63 @@ def post_unmatch(p: PageRequest) -> str:
 
 # ------------------------------------------------------------------------------------------------
 # minris.pages.day.paper
-# Appointment slip and label, with barcode and QR code.
+# What is printed: appointment slip and label with their codes, the list of a day.
 # ------------------------------------------------------------------------------------------------
 
 SLIP_PAGE = """
-<article class="slip">
-<p>{{clinic}}</p>
+% choose_paper(sizes, row_id)
+<article class="slip" data-size="{{size}}">
+<header><b>{{clinic}}</b> <span>{{contact}}</span></header>
 <h2>{{name}}</h2>
-% fact_list(facts)
-<p><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}" height="60">
-<img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}" height="90"></p>
-<p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
+<p>{{facts}}</p>
+<p class="when">{{day}} <b>{{time}}</b></p>
+<p><b>{{exam}}</b><br>{{place}}</p>
+% if preparation:
+<p class="preparation">{{preparation}}</p>
+% end
+<div><figure><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}">
+<figcaption>{{accession}}</figcaption></figure>
+<figure><img src="/step/{{row_id}}/appointment.svg" alt="{{t('The appointment, for a telephone')}}">
+<figcaption>{{t('For your calendar')}}</figcaption></figure></div>
 </article>
 """
 LABEL_PAGE = """
-<article class="label">
+% choose_paper(sizes, row_id)
+<article class="label" data-size="{{size}}">
 <p><strong>{{name}}</strong></p>
-<p>{{' · '.join(filter(None, (patient_id, about)))}}</p>
-<p>{{exam}} {{date}}</p>
+<p>{{facts}}</p>
+<p>{{exam}}</p>
 <div>
 <figure><img src="/step/{{row_id}}/code128.svg" alt="{{t('Accession number')}} {{accession}}">
 <figcaption>{{accession}}</figcaption></figure>
 <img src="/step/{{row_id}}/qr.svg" alt="{{t('Patient ID')}} {{patient_id}}">
 </div>
 </article>
-<p class="noprint"><a href="/step/{{row_id}}">{{t('Back')}}</a></p>
+"""
+PRINT_PAGE = """
+<div class="day noprint"><a href="/?date={{date}}" class="button">{{t('Back')}}</a> <button type="button" class="main" data-print hidden>{{t('Print')}}</button></div>
+% for device, rows in devices:
+<section class="wide daylist" tabindex="0"><table>
+<thead><tr><th colspan="9"><h2>{{device}}</h2> <span>{{day}} · {{clinic}} · {{printed}}</span></th></tr>
+<tr><th scope="col"><span class="hidden">{{t('Done')}}</span></th><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th>
+<th scope="col">{{t('Birth date')}}</th><th scope="col">{{t('Patient ID')}}</th><th scope="col">{{t('Exam')}}</th>
+<th scope="col">{{t('Referring physician')}}</th><th scope="col">{{t('Accession number')}}</th><th scope="col">{{t('State')}}</th></tr></thead><tbody>
+% for cells in rows:
+<tr><td>☐</td>
+% for number, cell in enumerate(cells):
+% if number == 1:
+<th scope="row">{{cell}}</th>
+% else:
+<td>{{cell}}</td>
+% end
+% end
+</tr>
+% end
+</tbody></table></section>
+% end
+% if not devices:
+<p>{{t('No exams on this day')}}</p>
+% end
 """
 
 
@@ -30272,43 +30330,76 @@ def qr_code(text: str) -> bytes:
     return stream.getvalue()
 
 
+def sizes_of(key: str) -> tuple[tuple[str, str], ...]:
+    """Return the sizes of a kind of paper, by its setting, and as they are shown."""
+    [kind] = [one.kind for one in SETTINGS if (one.section, one.key) == ("clinic", key)]
+    return tuple((one, one.replace("x", " × ")) for one in kind.split()[1:])
+
+
+def size_of_paper(p: PageRequest, key: str) -> dict[str, Any]:
+    """Return the size that is chosen for a kind of paper, and links to all of them."""
+    known, wanted = sizes_of(key), p.query("size")
+    size = wanted if wanted in dict(known) else getattr(p.web.config.clinic, key)
+    links = [(f"{p.request.path}?size={one}", words, one == size) for one, words in known]
+    return {"size": size, "sizes": links}
+
+
+def patient_facts(p: PageRequest, index: ElementIndex) -> str:
+    """Return ID, sex and birth date with the age of a patient, in one line."""
+    about = p.t.of_person(index, p.ctx.local_now().date())
+    born = p.t.date(index.get("PatientBirthDate"))
+    return " · ".join(filter(None, (index.get("PatientID"), born, about)))
+
+
 def slip_page(p: PageRequest, row_id: int) -> str:
     """GET /step/…/slip: the appointment slip for the patient, with codes for a scanner."""
-    t, index = p.t, exam_of(p, row_id)
+    t, index, clinic = p.t, exam_of(p, row_id), p.web.config.clinic
     item = index.item("ScheduledProcedureStepSequence")
-    device = p.device(item.get("ScheduledStationAETitle").split("\\")[0])
-    facts = [
-        (t("Patient ID"), index.get("PatientID")),
-        (t("Birth date"), t.date(index.get("PatientBirthDate"))),
-        (t("Sex"), t(index.get("PatientSex"))),
-        (t("Exam"), index.get("RequestedProcedureDescription")),
-        (t("Date"), t.date(item.get("ScheduledProcedureStepStartDate"))),
-        (t("Time"), shown_time(item.get("ScheduledProcedureStepStartTime"))),
-        (t("Device"), device.name if device else item.get("ScheduledStationAETitle")),
-        (t("Accession number"), index.get("AccessionNumber")),
-    ]
+    station = item.get("ScheduledStationAETitle").split("\\")[0]
+    date = item.get("ScheduledProcedureStepStartDate")
+    place = (device_names(p.web).get(station, station), item.get("ScheduledProcedureStepLocation"))
     return p.show(
-        SLIP_PAGE, "Appointment slip", clinic=p.web.config.clinic.name, name=t.name(index.get("PatientName")),
-        facts=facts, row_id=row_id, accession=index.get("AccessionNumber"),
-        patient_id=index.get("PatientID"),
+        SLIP_PAGE, "Appointment slip", row_id=row_id, name=t.name(index.get("PatientName")),
+        facts=patient_facts(p, index), exam=exam_name(index), place=" · ".join(filter(None, place)),
+        day=f"{t(WEEKDAY_WORDS[day_of(date).weekday()])}, {t.date(date)}" if date else "",
+        time=shown_time(item.get("ScheduledProcedureStepStartTime")),
+        contact=" · ".join(filter(None, (clinic.address, clinic.phone))),
+        preparation=p.read(appointment_of, p.ctx, index).preparation,
+        accession=index.get("AccessionNumber"), **size_of_paper(p, "slip_size"),
     )  # fmt: skip
 
 
 def label_page(p: PageRequest, row_id: int) -> str:
-    """GET /step/…/label: a label of 50 × 30 mm."""
-    t, index, today = p.t, exam_of(p, row_id), p.ctx.today()
+    """GET /step/…/label: a label in one of the sizes of [clinic] label_size."""
+    index = exam_of(p, row_id)
     item = index.item("ScheduledProcedureStepSequence")
-    born = index.get("PatientBirthDate")
-    about = [t(index.get("PatientSex")), t.date(born)]
-    if is_date(born):
-        years = int(today[:4]) - int(born[:4]) - (today[4:] < born[4:])
-        about.append(t("{count} years", count=years))
+    date = p.t.date(item.get("ScheduledProcedureStepStartDate"))
     return p.show(
-        LABEL_PAGE, "Print label", name=t.name(index.get("PatientName")),
-        about=" · ".join(filter(None, about)),
-        exam=index.get("RequestedProcedureDescription"),
-        date=t.date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
+        LABEL_PAGE, "Print label", name=p.t.name(index.get("PatientName")), row_id=row_id,
+        facts=patient_facts(p, index), exam=" · ".join(filter(None, (exam_name(index), date))),
         accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
+        **size_of_paper(p, "label_size"),
+    )  # fmt: skip
+
+
+def print_page(p: PageRequest) -> str:
+    """GET /print: the exams of a day, a page for each device."""
+    t, date = p.t, p.day("date") or p.ctx.today()
+    names, found = device_names(p.web), []
+    for row in p.read(steps_of_day, date):
+        index = ElementIndex(bytes(row[3]))
+        found.append((names.get(row[7], row[7] or "?"), (
+            shown_time(row[2]), t.name(index.get("PatientName")),
+            t.date(index.get("PatientBirthDate")), index.get("PatientID"), exam_name(index),
+            t.name(index.get("ReferringPhysicianName")), index.get("AccessionNumber"), t(row[1]),
+        )))  # fmt: skip
+    found.sort(key=lambda one: one[0])
+    by_device = itertools.groupby(found, key=lambda one: one[0])
+    devices = [(device, [cells for _, cells in rows]) for device, rows in by_device]
+    day = f"{t(WEEKDAY_WORDS[day_of(date).weekday()])}, {t.date(date)}"
+    return p.show(
+        PRINT_PAGE, t("Exams of {date}", date=day), devices=devices, date=shown_date(date), day=day,
+        printed=t("printed {at}", at=f"{p.ctx.local_now():%Y-%m-%d %H:%M}"),
     )  # fmt: skip
 
 
@@ -30320,6 +30411,18 @@ def accession_svg(p: PageRequest, row_id: int) -> bytes:
 def patient_svg(p: PageRequest, row_id: int) -> bytes:
     """GET /step/…/qr.svg: the Patient ID as a QR code."""
     return p.svg(qr_code(exam_of(p, row_id).get("PatientID")))
+
+
+def appointment_svg(p: PageRequest, row_id: int) -> bytes:
+    """GET /step/…/appointment.svg: the appointment as a QR code that a telephone takes."""
+    return p.svg(qr_code(calendar_event(p.read(appointment_of, p.ctx, exam_of(p, row_id)))))
+
+
+def appointment_ics(p: PageRequest, row_id: int) -> str:
+    """GET /step/…/appointment.ics: the appointment as a file for a calendar (RFC 5545)."""
+    p.response.content_type = "text/calendar; charset=utf-8"
+    p.response.set_header("Content-Disposition", 'attachment; filename="appointment.ics"')
+    return calendar_file(p.ctx, p.read(appointment_of, p.ctx, exam_of(p, row_id)))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -30837,6 +30940,114 @@ def find_part(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.settings
+# The settings: those that a page may change, and all others as they are.
+# ------------------------------------------------------------------------------------------------
+
+# Kind of field, label and help of each of PAGE_SETTINGS.
+SETTING_FIELDS = {
+    "name": ("text", Message("Name of the clinic"), Message("It is on every page and on paper.")),
+    "address": ("text", Message("Address"), Message("Printed on appointment slips.")),
+    "phone": ("text", Message("Phone"), Message("Printed on appointment slips.")),
+    "label_size": ("select", Message("Size of labels"), Message("In mm; another one can be chosen when printing.")),
+    "slip_size": ("select", Message("Paper of slips"), Message("Another one can be chosen when printing.")),
+    "timezone": ("text", Message("Time zone"), Message("Such as Asia/Shanghai; empty: that of this computer.")),
+    "opens": ("time", Message("Opens at"), Message("The calendar offers times from here on.")),
+    "closes": ("time", Message("Closes at"), Message("The calendar offers times until here.")),
+    "closed_days": ("checks", Message("Closed on"), Message("Days of the week without exams.")),
+    "language": ("select", Message("Language"), Message("Of the pages, for whoever has chosen none.")),
+    "ae_title": ("text", Message("Our AE title"), Message("Enter it at every machine; one that calls another title is rejected.")),
+    "second_backup_folder": ("text", Message("Second place for backups"), Message("A folder on a USB stick or a share, such as /media/stick. Each backup is copied there.")),
+}  # fmt: skip
+SETTINGS_THING = ("settings", SETTING_MARK.strip())
+
+
+def field_name(setting: Setting) -> str:
+    """Return the name of the field of a setting."""
+    return f"{setting.section}_{setting.key}"
+
+
+def setting_fields(
+    p: PageRequest, keys: Iterable[str], form: Mapping[str, str], wrong: Mapping[str, str]
+) -> list[Field]:
+    """Return the fields of some settings, by key; those that config.ini names are locked and say so.
+
+    form   what was typed, by name of the field
+    wrong  what is wrong with a setting, by key
+    """
+    t, config, fields = p.t, p.web.config, []
+    choices = {
+        "timezone": tuple((one, one) for one in sorted(zoneinfo.available_timezones())),
+        "closed_days": tuple(zip(WEEKDAYS, map(t, WEEKDAY_WORDS), strict=True)),
+        "language": p.site.languages,
+        "label_size": sizes_of("label_size"),
+        "slip_size": sizes_of("slip_size"),
+    }
+    for setting in PAGE_SETTINGS:
+        if setting.key not in keys:
+            continue
+        kind, label, help_words = SETTING_FIELDS[setting.key]
+        name, locked = field_name(setting), config.is_of_file(setting)
+        if locked:
+            where = config.sources[setting.section, setting.key]
+            help_words = Message("Set in {where}, and changed there.", where=where)
+        value = setting_text(config, setting) if locked else form.get(name)
+        fields.append(Field(
+            name, t(label), kind, setting_text(config, setting) if value is None else value, False,
+            wrong.get(setting.key, ""), choices.get(setting.key, ()), t(help_words), locked,
+        ))  # fmt: skip
+    return fields
+
+
+def settings_page(
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+) -> str:
+    """GET /settings: a form for what a page may change; each other setting with value and source."""
+    t, config = p.t, p.web.config
+    wrong, others = setting_problems(p, problems)
+    parts = []
+    rest = [one for one in SETTINGS if one not in PAGE_SETTINGS]
+    for section, of_section in itertools.groupby(rest, key=lambda s: s.section):
+        lines = [
+            Row((one.key, setting_text(config, one),
+                 t(config.sources.get((section, one.key), Message("default"))), t(one.meaning)))
+            for one in of_section
+        ]  # fmt: skip
+        parts.append(p.listed("Setting | Value | From | Meaning", lines, "", f"[{section}]"))
+    where = str(config.path) if config.path else t("no file: defaults")
+    intro = t("Changes made here apply at once. For all other settings edit this file and restart:"
+              " {path}", path=where)  # fmt: skip
+    fields = setting_fields(p, SETTING_FIELDS, form or {}, wrong)
+    return show_form(
+        p, "Settings", [(t("The clinic and this system"), fields)], others, submit=t("Save"),
+        hidden=[p.mark(SETTINGS_THING)], intro=intro, below=parts,
+    )  # fmt: skip
+
+
+def post_settings(p: PageRequest) -> str:
+    """POST /settings: keep what was changed, and take it at once."""
+    sent = p.request.forms.decode()
+    form = {  # of boxes those that are ticked
+        name: ", ".join(filter(None, map(str.strip, sent.getall(name))))
+        for name in map(field_name, PAGE_SETTINGS)
+        if name in sent
+    }
+    texts = {
+        (one.section, one.key): form[field_name(one)] for one in PAGE_SETTINGS
+        if form.get(field_name(one), setting_text(p.web.config, one)) != setting_text(p.web.config, one)
+    }  # fmt: skip
+    try:
+        p.write(as_seen, [(SETTINGS_THING, p.seen("settings"), "")], save_settings, texts)
+    except ChangedMeanwhile:
+        raise
+    except Refusal as refusal:
+        return settings_page(p, form, p.again(refusal))
+    finally:  # even if that took too long: it may be done all the same
+        p.web.box.reload_access()
+    return p.tell(safe_path(p.form("next"), "/settings"), p.t("Saved."))
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.site
 # The table of pages: which function answers which path.
 # ------------------------------------------------------------------------------------------------
@@ -30868,6 +31079,8 @@ PAGES = tuple(Page(*row) for row in (
     ("/step/<row_id:row>/label",        "desk",         label_page,            None),
     ("/step/<row_id:row>/code128.svg",  "desk",         accession_svg,         None),
     ("/step/<row_id:row>/qr.svg",       "desk",         patient_svg,           None),
+    ("/step/<row_id:row>/appointment.svg", "desk",      appointment_svg,       None),
+    ("/step/<row_id:row>/appointment.ics", "desk",      appointment_ics,       None),
     ("/unscheduled",                    "desk",         unscheduled_page,      None,                  "Unmatched exams",       "Needs attention"),
     ("/unscheduled/match",              "desk",         match_page,            post_match),
     ("/unscheduled/settle",             "desk",         None,                  post_settle),

@@ -439,7 +439,7 @@ def test_the_day_is_printed(appliance):
     appliance.schedule(item())
     with visiting(appliance) as client:
         page = words_of(employ(appliance, client).get("/print?date=2026-07-05"))
-        assert "Exams of 5 Jul 2026" in page
+        assert "Exams of Sun, 5 Jul 2026" in page
         assert "Wang XiaoDong 王小东" in page
         assert "王小东" not in words_of(client.get("/print?date=2026-07-06"))
 

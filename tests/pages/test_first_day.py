@@ -48,7 +48,7 @@ def save(client, **texts):
 
 def test_each_setting_of_the_page_has_its_field():
     assert {one.key for one in PAGE_SETTINGS} == SETTING_FIELDS.keys()
-    assert len(set(map(field_name, PAGE_SETTINGS))) == len(PAGE_SETTINGS) == 8
+    assert len(set(map(field_name, PAGE_SETTINGS))) == len(PAGE_SETTINGS) == 12
 
 
 def test_a_setting_of_the_page_is_taken_at_once(box, admin):

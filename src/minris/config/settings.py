@@ -91,6 +91,10 @@ SETTINGS = setting_table(r"""
     web | cors_origins | | origins | origins whose pages may call /api and /dicom-web with a token, such as https://viewer.example
     store | url | sqlite:///minris.db | store | database; a relative path is relative to config.ini
     clinic | name | minris | text | name of the clinic, shown on the pages
+    clinic | address | | text | address of the clinic, printed on appointment slips
+    clinic | phone | | text | phone number of the clinic, printed on appointment slips
+    clinic | label_size | 50x30 | choice 50x30 57x32 89x36 | size of labels, width x height in mm
+    clinic | slip_size | A5 | choice A5 A6 | paper of appointment slips
     clinic | timezone | | zone | time zone of the clinic, such as Asia/Shanghai; empty: that of the machine
     clinic | language | en | language | default language of the pages: en, zh-CN or another of static/i18n
     clinic | opens | 08:00 | clock | opening time, for the calendar
@@ -136,6 +140,10 @@ PAGE_SETTINGS = tuple(
     for row in table("""
     section      | key
     clinic       | name
+    clinic       | address
+    clinic       | phone
+    clinic       | label_size
+    clinic       | slip_size
     clinic       | timezone
     clinic       | opens
     clinic       | closes

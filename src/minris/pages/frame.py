@@ -310,7 +310,7 @@ class PageRequest:
         t, login, here, site = self.t, self.login, self.request.path, self.site
         box = self.web.box
         shared = {
-            "here": here, "login": login, "refresh": refresh,
+            "here": here, "login": login, "refresh": refresh, "clinic": self.web.config.clinic.name,
             "bare": bare, "told": told, "told_undo": None,
             "csrf": login.form_token if login else "",
         }  # fmt: skip
@@ -321,7 +321,6 @@ class PageRequest:
             **shared,
             base=self.part(SHARED_PART + template, **shared, **values),
             title=t(title),
-            clinic=self.web.config.clinic.name,
             **self._menu(here),
             light=self._light() if self.may("admin") else None,
             alarm=self.alarm,

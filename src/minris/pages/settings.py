@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from minris.access.page_settings import SETTING_MARK, save_settings
 from minris.config.settings import PAGE_SETTINGS, SETTINGS, Setting
 from minris.config.values import WEEKDAYS
+from minris.pages.day.paper import sizes_of
 from minris.pages.forms import Field, setting_problems, show_form
 from minris.pages.frame import PageRequest, Row, safe_path
 from minris.pages.language import WEEKDAY_WORDS
@@ -17,6 +18,10 @@ from minris.standard.status import Message, Problem, Refusal
 # Kind of field, label and help of each of PAGE_SETTINGS.
 SETTING_FIELDS = {
     "name": ("text", Message("Name of the clinic"), Message("It is on every page and on paper.")),
+    "address": ("text", Message("Address"), Message("Printed on appointment slips.")),
+    "phone": ("text", Message("Phone"), Message("Printed on appointment slips.")),
+    "label_size": ("select", Message("Size of labels"), Message("In mm; another one can be chosen when printing.")),
+    "slip_size": ("select", Message("Paper of slips"), Message("Another one can be chosen when printing.")),
     "timezone": ("text", Message("Time zone"), Message("Such as Asia/Shanghai; empty: that of this computer.")),
     "opens": ("time", Message("Opens at"), Message("The calendar offers times from here on.")),
     "closes": ("time", Message("Closes at"), Message("The calendar offers times until here.")),
@@ -46,6 +51,8 @@ def setting_fields(
         "timezone": tuple((one, one) for one in sorted(zoneinfo.available_timezones())),
         "closed_days": tuple(zip(WEEKDAYS, map(t, WEEKDAY_WORDS), strict=True)),
         "language": p.site.languages,
+        "label_size": sizes_of("label_size"),
+        "slip_size": sizes_of("slip_size"),
     }
     for setting in PAGE_SETTINGS:
         if setting.key not in keys:

@@ -29,7 +29,7 @@ from minris.pages.box import (
     users_page,
 )
 from minris.pages.day.blocked import blocked_page, post_blocked
-from minris.pages.day.board import Boards, board_page, print_page, waiting_page
+from minris.pages.day.board import Boards, board_page, waiting_page
 from minris.pages.day.calendar import calendar_page, slots_part
 from minris.pages.day.exam import edit_page, post_edit, post_step, step_page
 from minris.pages.day.figures import figures_csv, figures_page, figures_svg
@@ -44,7 +44,15 @@ from minris.pages.day.leftovers import (
     unscheduled_page,
 )
 from minris.pages.day.moving import move_page, post_move
-from minris.pages.day.paper import accession_svg, label_page, patient_svg, slip_page
+from minris.pages.day.paper import (
+    accession_svg,
+    appointment_ics,
+    appointment_svg,
+    label_page,
+    patient_svg,
+    print_page,
+    slip_page,
+)
 from minris.pages.frame import ERROR_PAGE, Answer, Page, PageRequest, Site
 from minris.pages.login import (
     ask_to_log_in,
@@ -131,6 +139,8 @@ PAGES = tuple(Page(*row) for row in (
     ("/step/<row_id:row>/label",        "desk",         label_page,            None),
     ("/step/<row_id:row>/code128.svg",  "desk",         accession_svg,         None),
     ("/step/<row_id:row>/qr.svg",       "desk",         patient_svg,           None),
+    ("/step/<row_id:row>/appointment.svg", "desk",      appointment_svg,       None),
+    ("/step/<row_id:row>/appointment.ics", "desk",      appointment_ics,       None),
     ("/unscheduled",                    "desk",         unscheduled_page,      None,                  "Unmatched exams",       "Needs attention"),
     ("/unscheduled/match",              "desk",         match_page,            post_match),
     ("/unscheduled/settle",             "desk",         None,                  post_settle),

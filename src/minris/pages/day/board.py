@@ -42,7 +42,6 @@ BOARD_PAGE = template("day/board.html")
 BOARD_PART = template("day/board_part.html")
 WAITING_PAGE = template("day/waiting.html")
 WAITING_PART = template("day/waiting_part.html")
-PRINT_PAGE = template("day/print.html")
 
 
 def board_step(
@@ -292,11 +291,3 @@ def waiting_page(p: PageRequest) -> str:
         return board
     bare = bool(p.query("bare"))
     return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=bare, public=True, board=board)
-
-
-def print_page(p: PageRequest) -> str:
-    """GET /print: the exams of a day, to be printed."""
-    date = p.day("date") or p.ctx.today()
-    devices = exams_in_groups(p.web, p.ctx, p.t, BoardView(date))
-    day = p.t("Exams of {date}", date=p.t.date(date))
-    return p.show(PRINT_PAGE, day, devices=devices, date=shown_date(date))

@@ -284,6 +284,7 @@ def step_links(
         *[(f"/why?q={urllib.parse.quote(accession)}", t("Not on the machine?"))] * waits,
         (f"/register?order={row_id}", t("Add exam to this order")),
         (f"/register?patient={patient}", t("New order")),
+        (f"/step/{row_id}/appointment.ics", t("Calendar file")),
         (f"/workitems/new?step={row_id}", t("New workitem")),
         *(
             (f"/workitem/{uid}", t.labelled(label, t.task(state_)))

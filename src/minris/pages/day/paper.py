@@ -1,16 +1,24 @@
-"""Appointment slip and label, with barcode and QR code."""
+"""What is printed: appointment slip and label with their codes, the list of a day."""
 
 import io
+import itertools
 import re
+from typing import Any
 
+from minris.config.settings import SETTINGS
+from minris.dataset.elements import ElementIndex
+from minris.dataset.times import shown_date
+from minris.orders.items import exam_name
+from minris.orders.lookup import steps_of_day
+from minris.pages.day.appointment import appointment_of, calendar_event, calendar_file
 from minris.pages.frame import PageRequest
-from minris.pages.language import shown_time
+from minris.pages.language import WEEKDAY_WORDS, day_of, device_names, shown_time
 from minris.pages.reception import exam_of
 from minris.pages.template import template
-from minris.standard.dictionary import is_date
 
 SLIP_PAGE = template("day/slip.html")
 LABEL_PAGE = template("day/label.html")
+PRINT_PAGE = template("day/print.html")
 
 
 def code_128(text: str) -> bytes:
@@ -44,43 +52,76 @@ def qr_code(text: str) -> bytes:
     return stream.getvalue()
 
 
+def sizes_of(key: str) -> tuple[tuple[str, str], ...]:
+    """Return the sizes of a kind of paper, by its setting, and as they are shown."""
+    [kind] = [one.kind for one in SETTINGS if (one.section, one.key) == ("clinic", key)]
+    return tuple((one, one.replace("x", " × ")) for one in kind.split()[1:])
+
+
+def size_of_paper(p: PageRequest, key: str) -> dict[str, Any]:
+    """Return the size that is chosen for a kind of paper, and links to all of them."""
+    known, wanted = sizes_of(key), p.query("size")
+    size = wanted if wanted in dict(known) else getattr(p.web.config.clinic, key)
+    links = [(f"{p.request.path}?size={one}", words, one == size) for one, words in known]
+    return {"size": size, "sizes": links}
+
+
+def patient_facts(p: PageRequest, index: ElementIndex) -> str:
+    """Return ID, sex and birth date with the age of a patient, in one line."""
+    about = p.t.of_person(index, p.ctx.local_now().date())
+    born = p.t.date(index.get("PatientBirthDate"))
+    return " · ".join(filter(None, (index.get("PatientID"), born, about)))
+
+
 def slip_page(p: PageRequest, row_id: int) -> str:
     """GET /step/…/slip: the appointment slip for the patient, with codes for a scanner."""
-    t, index = p.t, exam_of(p, row_id)
+    t, index, clinic = p.t, exam_of(p, row_id), p.web.config.clinic
     item = index.item("ScheduledProcedureStepSequence")
-    device = p.device(item.get("ScheduledStationAETitle").split("\\")[0])
-    facts = [
-        (t("Patient ID"), index.get("PatientID")),
-        (t("Birth date"), t.date(index.get("PatientBirthDate"))),
-        (t("Sex"), t(index.get("PatientSex"))),
-        (t("Exam"), index.get("RequestedProcedureDescription")),
-        (t("Date"), t.date(item.get("ScheduledProcedureStepStartDate"))),
-        (t("Time"), shown_time(item.get("ScheduledProcedureStepStartTime"))),
-        (t("Device"), device.name if device else item.get("ScheduledStationAETitle")),
-        (t("Accession number"), index.get("AccessionNumber")),
-    ]
+    station = item.get("ScheduledStationAETitle").split("\\")[0]
+    date = item.get("ScheduledProcedureStepStartDate")
+    place = (device_names(p.web).get(station, station), item.get("ScheduledProcedureStepLocation"))
     return p.show(
-        SLIP_PAGE, "Appointment slip", clinic=p.web.config.clinic.name, name=t.name(index.get("PatientName")),
-        facts=facts, row_id=row_id, accession=index.get("AccessionNumber"),
-        patient_id=index.get("PatientID"),
+        SLIP_PAGE, "Appointment slip", row_id=row_id, name=t.name(index.get("PatientName")),
+        facts=patient_facts(p, index), exam=exam_name(index), place=" · ".join(filter(None, place)),
+        day=f"{t(WEEKDAY_WORDS[day_of(date).weekday()])}, {t.date(date)}" if date else "",
+        time=shown_time(item.get("ScheduledProcedureStepStartTime")),
+        contact=" · ".join(filter(None, (clinic.address, clinic.phone))),
+        preparation=p.read(appointment_of, p.ctx, index).preparation,
+        accession=index.get("AccessionNumber"), **size_of_paper(p, "slip_size"),
     )  # fmt: skip
 
 
 def label_page(p: PageRequest, row_id: int) -> str:
-    """GET /step/…/label: a label of 50 × 30 mm."""
-    t, index, today = p.t, exam_of(p, row_id), p.ctx.today()
+    """GET /step/…/label: a label in one of the sizes of [clinic] label_size."""
+    index = exam_of(p, row_id)
     item = index.item("ScheduledProcedureStepSequence")
-    born = index.get("PatientBirthDate")
-    about = [t(index.get("PatientSex")), t.date(born)]
-    if is_date(born):
-        years = int(today[:4]) - int(born[:4]) - (today[4:] < born[4:])
-        about.append(t("{count} years", count=years))
+    date = p.t.date(item.get("ScheduledProcedureStepStartDate"))
     return p.show(
-        LABEL_PAGE, "Print label", name=t.name(index.get("PatientName")),
-        about=" · ".join(filter(None, about)),
-        exam=index.get("RequestedProcedureDescription"),
-        date=t.date(item.get("ScheduledProcedureStepStartDate")), row_id=row_id,
+        LABEL_PAGE, "Print label", name=p.t.name(index.get("PatientName")), row_id=row_id,
+        facts=patient_facts(p, index), exam=" · ".join(filter(None, (exam_name(index), date))),
         accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
+        **size_of_paper(p, "label_size"),
+    )  # fmt: skip
+
+
+def print_page(p: PageRequest) -> str:
+    """GET /print: the exams of a day, a page for each device."""
+    t, date = p.t, p.day("date") or p.ctx.today()
+    names, found = device_names(p.web), []
+    for row in p.read(steps_of_day, date):
+        index = ElementIndex(bytes(row[3]))
+        found.append((names.get(row[7], row[7] or "?"), (
+            shown_time(row[2]), t.name(index.get("PatientName")),
+            t.date(index.get("PatientBirthDate")), index.get("PatientID"), exam_name(index),
+            t.name(index.get("ReferringPhysicianName")), index.get("AccessionNumber"), t(row[1]),
+        )))  # fmt: skip
+    found.sort(key=lambda one: one[0])
+    by_device = itertools.groupby(found, key=lambda one: one[0])
+    devices = [(device, [cells for _, cells in rows]) for device, rows in by_device]
+    day = f"{t(WEEKDAY_WORDS[day_of(date).weekday()])}, {t.date(date)}"
+    return p.show(
+        PRINT_PAGE, t("Exams of {date}", date=day), devices=devices, date=shown_date(date), day=day,
+        printed=t("printed {at}", at=f"{p.ctx.local_now():%Y-%m-%d %H:%M}"),
     )  # fmt: skip
 
 
@@ -92,3 +133,15 @@ def accession_svg(p: PageRequest, row_id: int) -> bytes:
 def patient_svg(p: PageRequest, row_id: int) -> bytes:
     """GET /step/…/qr.svg: the Patient ID as a QR code."""
     return p.svg(qr_code(exam_of(p, row_id).get("PatientID")))
+
+
+def appointment_svg(p: PageRequest, row_id: int) -> bytes:
+    """GET /step/…/appointment.svg: the appointment as a QR code that a telephone takes."""
+    return p.svg(qr_code(calendar_event(p.read(appointment_of, p.ctx, exam_of(p, row_id)))))
+
+
+def appointment_ics(p: PageRequest, row_id: int) -> str:
+    """GET /step/…/appointment.ics: the appointment as a file for a calendar (RFC 5545)."""
+    p.response.content_type = "text/calendar; charset=utf-8"
+    p.response.set_header("Content-Disposition", 'attachment; filename="appointment.ics"')
+    return calendar_file(p.ctx, p.read(appointment_of, p.ctx, exam_of(p, row_id)))
