@@ -8694,6 +8694,10 @@ def _unknown(name: str) -> Message:
     return Message("There is no device {name}", name=name)
 
 
+def _wrong(key: str, value: str, words: Message) -> Message:
+    return Message("{key}: {value} {words}", key=key, value=repr(value or "nothing"), words=words)
+
+
 def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: str = "") -> None:
     """Add or change a device from the page.
 
@@ -8709,10 +8713,10 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
     if any(device.from_file and device.name == old_name for device in ctx.devices):
         words.append(Message("It is set in config.ini and can only be changed there"))
     if not re.fullmatch(r"[^\[\]\n]{1,64}", name.strip()):
-        words.append(Message("A name has 1 to 64 characters"))
+        words.append(_wrong("name", name, Message("is not a name of 1 to 64 characters")))
     for key in ("check_address", "passed_on"):
         if section.__dict__.get(key) and not section.__dict__.get("host"):
-            words.append(Message("{key} needs host", key=key))
+            words.append(_wrong("host", "", Message("is needed for {key}", key=key)))
     if words:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in words])
     # those of this moment, not of the request: another may have been saved since
@@ -8907,6 +8911,21 @@ def _forget_first_password(ctx: Context, name: str) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("cannot delete %s: %s", path, error)
+
+
+FIRST_PASSWORD = "first password"  # the mark with the digest of its hash
+
+
+def make_first_user(ctx: Context, password: str) -> None:
+    """Add the user of the first start, and remember that nobody has chosen this password."""
+    user = make_user(ctx, FIRST_USER, "admin", password)
+    set_mark(FIRST_PASSWORD, digest_of(user.password))
+
+
+def has_first_password() -> bool:
+    """Whether the password of the first start is still in use."""
+    user = User.get_or_none(User.name == FIRST_USER)
+    return user is not None and digest_of(user.password) == get_mark(FIRST_PASSWORD)
 
 
 def make_user(ctx: Context, name: str, role: str, password: str) -> User:
@@ -10637,6 +10656,7 @@ class AssociationServer:
         self.complaints = Repeats(of_group=500)  # by address
         self.rejections = Repeats()  # calling AE title and reason, by address
         self.on_rejected: Callable[[str, str, str], None] = lambda calling, address, words: None
+        self.on_first_call: Callable[[str], None] = lambda calling: None  # since the start
         self.rejected: Recent[tuple[str, str], tuple[float, str]] = Recent(100)
         self.called: Recent[str, Call] = Recent(500)
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
@@ -10743,7 +10763,10 @@ class AssociationServer:
         peer = association.peer
         classes = tuple(sorted({one.abstract_syntax for one in peer.contexts.values()}))
         called = Call(time.time(), association.address, classes, peer.not_served)
+        is_first = peer.calling not in self.called
         self.called[peer.calling] = called
+        if is_first:
+            self.on_first_call(peer.calling)
         if peer.not_served:
             words = ", ".join(peer.not_served)
             log.info("%s proposes what is not served here: %s", association, words,
@@ -18808,6 +18831,107 @@ def _erase(ctx: Context, row_id: int) -> None:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.housekeeping.first_day
+# The first day: what is done of it, as the store and the settings show.
+# ------------------------------------------------------------------------------------------------
+
+CALLED_MARK, TRIED_MARK, PUT_AWAY_MARK = "first call", "first day tried", "first day put away"
+
+
+class FirstDay(NamedTuple):
+    """Whether each line of the list is done, by what is there and never by a click."""
+
+    clinic: bool
+    password: bool
+    machine: bool
+    people: bool
+    backups: bool
+    tried: bool
+
+    @property
+    def left(self) -> int:
+        """The number of lines that are not done."""
+        return len(self) - sum(self)
+
+
+def first_day(ctx: Context) -> FirstDay:
+    """What is done of the first day."""
+    named = (("clinic", "name"), ("clinic", "timezone"))
+    return FirstDay(
+        clinic=all(name in ctx.config.sources for name in named),
+        password=not has_first_password(),
+        machine=has_called(),
+        people=_there_is("user LIMIT 1 OFFSET 1"),
+        backups=bool(ctx.config.second_backup_folder),
+        tried=bool(get_mark(TRIED_MARK)) or _there_is("step_seen"),
+    )
+
+
+def _there_is(rows: str) -> bool:
+    limit = "" if "LIMIT" in rows else " LIMIT 1"
+    return database.execute_sql(f"SELECT 1 FROM {rows}{limit}").fetchone() is not None
+
+
+def has_called() -> bool:
+    """Whether a machine has ever called this system."""
+    return bool(get_mark(CALLED_MARK)) or any(
+        map(_there_is, ("query_trace", "performed_procedure_step"))
+    )
+
+
+def note_first_call(ctx: Context, ae_title: str) -> None:
+    """Keep that a machine has called."""
+    if not get_mark(CALLED_MARK):
+        set_mark(CALLED_MARK, f"{ctx.stamp()} {ae_title}")
+
+
+def list_leads(ctx: Context) -> bool:
+    """Whether an administrator sees the list in place of the board: nobody works with it yet.
+
+    No machine has called, no patient is registered but simulated ones, the list is not put away.
+    """
+    patients = f"patient WHERE patient_id NOT LIKE '{SIMULATED}-%'"
+    return not (get_mark(PUT_AWAY_MARK) or has_called() or _there_is(patients))
+
+
+def lines_left(ctx: Context) -> int:
+    """The number of lines to do; 0 also if the list is put away."""
+    return 0 if get_mark(PUT_AWAY_MARK) else first_day(ctx).left
+
+
+def put_list_away(ctx: Context) -> None:
+    """Show the list no more, done or not."""
+    set_mark(PUT_AWAY_MARK, ctx.stamp())
+    audit(ctx, "first day put away", "setting")
+
+
+class SimulatedPatient(NamedTuple):
+    """A simulated patient who is on a worklist: whose, and when that machine was first told of it."""
+
+    patient_id: str
+    ae_title: str
+    seen_at: str
+
+
+def simulated_patients() -> list[SimulatedPatient]:
+    """The simulated patients that are on a worklist."""
+    rows = database.execute_sql(
+        "SELECT s.patient_id, a.ae_title, coalesce(max(n.at), '') FROM scheduled_procedure_step s"
+        " JOIN scheduled_station a ON a.step_id = s.id LEFT JOIN step_seen n ON n.step_id = s.id"
+        " WHERE s.patient_id >= ? AND s.patient_id < ? GROUP BY s.id ORDER BY s.id",
+        (f"{SIMULATED}-", f"{SIMULATED}."),
+    )
+    return [SimulatedPatient(*row) for row in rows]
+
+
+def take_test_patient_away(ctx: Context, patient_id: str) -> None:
+    """Erase a simulated patient; keep that a machine was told of it. Refuses 0112."""
+    if any(one.seen_at for one in simulated_patients() if one.patient_id == patient_id):
+        set_mark(TRIED_MARK, ctx.stamp())
+    erase_simulated(ctx, patient_id)
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.delivery.receivers
 # Deliver the outbox: in order per receiver, receivers in parallel.
 # ------------------------------------------------------------------------------------------------
@@ -19600,6 +19724,71 @@ class SocketDelivery(Rounds):
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.web.addresses
+# The addresses of this computer that others in its network can type.
+# ------------------------------------------------------------------------------------------------
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+ADDRESS_OF = 0x8915  # SIOCGIFADDR of Linux
+EVERYWHERE = ("", "0.0.0.0", "::")
+OF_CONTAINERS = ("docker", "br-", "veth", "virbr", "lxc", "podman")
+
+
+def own_addresses(host: str) -> list[str]:
+    """The addresses by which others reach a server that listens at `host`: its own, or those of all networks.
+
+    That of the way out comes first. Nothing is sent, and no name server is asked
+    """
+    if host not in EVERYWHERE:
+        return [host]
+    found = []
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect(("192.0.2.1", 9))  # TEST-NET-1 (RFC 5737): the way out, whatever it is
+        found.append(way.getsockname()[0])
+    found += _of_interfaces()
+    others = [one for one in dict.fromkeys(found) if _is_of_a_network(one)]
+    return others or ["127.0.0.1"]
+
+
+def _of_interfaces() -> list[str]:
+    """The IPv4 address of each interface, of those that have one; only on Linux."""
+    found: list[str] = []
+    if not fcntl or not hasattr(socket, "if_nameindex"):
+        return found
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            if not name.startswith(OF_CONTAINERS):
+                with contextlib.suppress(OSError):
+                    request = struct.pack("256s", name.encode()[:15])
+                    answer = fcntl.ioctl(asked, ADDRESS_OF, request)
+                    found.append(socket.inet_ntoa(answer[20:24]))
+    return found
+
+
+def _is_of_a_network(address: str) -> bool:
+    one = ipaddress.ip_address(address)
+    return not (one.is_loopback or one.is_link_local or one.is_unspecified)
+
+
+def page_urls(config: Config, port: int) -> list[str]:
+    """The addresses of the pages for other computers and phones; none if only this one may open them."""
+    if config.web.public_url:
+        return [config.web.public_url]
+    scheme = "https" if config.web.tls_certificate else "http"
+    hosts = [f"[{one}]" if ":" in one else one for one in own_addresses(config.web.host)]
+    return [
+        f"{scheme}://{one}:{port}"
+        for one in hosts
+        if one not in ("127.0.0.1", "[::1]", "localhost")
+    ]
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.web.request
 # A request: its login, address, rate and body.
 # ------------------------------------------------------------------------------------------------
@@ -19618,7 +19807,7 @@ class Box(Protocol):
     """What routes and pages need from the appliance.
 
     control   the secret by which the command line proves itself
-    web_port  the port of the pages
+    web_port  the port of the pages; dicom_port, dicom_tls_port: those of machines, 0 for none
     """
 
     associations: AssociationServer
@@ -19626,6 +19815,8 @@ class Box(Protocol):
     restore_problem: str
     control: str
     web_port: int
+    dicom_port: int
+    dicom_tls_port: int
     commitments: Any  # these four are of this floor or above
     dimse: Any
     imports: Any
@@ -23228,6 +23419,7 @@ legend + * { clear: both; }
 fieldset > legend { grid-column: 1 / -1; padding: 0; font-size: 18px; }
 label { display: block; color: var(--soft); font-size: 13px; }
 label.check { display: inline-flex; gap: 6px; margin: 8px 12px 0 0; color: inherit; }
+.field small { display: block; }
 .field .problem { margin: 4px 0 0; font-size: 13px; }
 .login { max-width: 22rem; display: grid; gap: 12px; }
 .day { display: flex; flex-wrap: wrap; align-items: end; gap: 8px 12px; margin-bottom: 16px; }
@@ -23351,6 +23543,24 @@ section > form.deed { padding: 0 0 8px; justify-items: start; }
 form.deed button { justify-self: start; }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 [hidden] { display: none !important; }
+
+/* The first day. */
+.steps { display: grid; gap: 10px; max-width: 56rem; margin-bottom: 16px; }
+.step { display: grid; grid-template-columns: 36px minmax(0, 1fr) auto; gap: 8px 16px; align-items: center; padding: 14px 20px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+.step h2 { margin: 0; font-size: 15px; }
+.step > #board { display: contents; }
+.step > .rest { grid-column: 2 / 4; margin: 0; }
+.step fieldset, .deed fieldset { padding: 0; margin: 8px 0 12px; border: 0; }
+.fields details.deed { max-width: none; }
+.deed fieldset { padding: 0 14px; }
+.step .told, .step .warning { margin: 8px 0 0; }
+.step #board .button { margin-left: 8px; }
+.sign { display: grid; place-content: center; width: 32px; height: 32px; border-radius: 16px; background: var(--mute-bg); color: var(--mute); }
+.sign[data-done] { background: var(--good-bg); color: var(--good); }
+summary { cursor: pointer; }
+code { padding: 2px 8px; border-radius: 6px; background: var(--mute-bg); font-size: 18px; white-space: nowrap; }
+.enter { line-height: 2.2; }
+.big dd { font-size: 22px; font-weight: 600; }
 
 /* Calendar, waiting room, paper. */
 .views { display: flex; margin-left: auto; }
@@ -23798,8 +24008,21 @@ const field = (name) => document.getElementById(name);
 // A filter applies at once.
 document.addEventListener("change", (event) => {
   const sends = event.target.matches("select[data-send]") || event.target.matches("[data-send]") && event.target.value;
-  if (sends) event.target.form.requestSubmit();
+  if (sends) event.target.form.requestSubmit(event.target.form.querySelector(`button[value="${event.target.name}"]`));
 });
+
+// The first day: a rejected caller fills the form; the time zone is that of the browser.
+document.addEventListener("click", (event) => {
+  const fill = event.target.closest("[data-fill]");
+  if (!fill) return;
+  event.preventDefault();
+  for (const [name, value] of new URLSearchParams(fill.dataset.fill)) field(name).value = value;
+  const folded = field("modality").closest("details");
+  if (folded) folded.open = true;
+  field("modality").focus();
+});
+const zone = document.querySelector(".steps #clinic_timezone");
+if (zone && !zone.value) zone.value = Intl.DateTimeFormat().resolvedOptions().timeZone;
 
 // Menus behind dots: one is open at a time; a click beside it or Escape closes it.
 document.addEventListener("toggle", (event) => {
@@ -23861,6 +24084,7 @@ document.addEventListener("keydown", (event) => {
 """,
     "icons.svg": """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">
 <rect width="24" height="24" rx="6" fill="#0a6e8a"/><path d="M7 17V8l5 5 5-5v9" fill="none" stroke="#fff" stroke-width="2.2" stroke-linejoin="round"/>
+<symbol id="welcome" viewBox="0 0 24 24"><path d="M5 21V4h11l-2 4 2 4H5"/></symbol>
 <symbol id="board" viewBox="0 0 24 24"><path d="M4 5h16v15H4zM4 9h16M8 3v4M16 3v4M8 13h8M8 16.5h5"/></symbol>
 <symbol id="calendar" viewBox="0 0 24 24"><path d="M4 5h16v15H4zM4 9h16M8 3v4M16 3v4M8 13h.01M12 13h.01M16 13h.01M8 16.5h.01M12 16.5h.01"/></symbol>
 <symbol id="patients" viewBox="0 0 24 24"><path d="M12 11a3.5 3.5 0 1 0 0-7 3.5 3.5 0 0 0 0 7zM5 20c0-4 3-6 7-6s7 2 7 6"/></symbol>
@@ -24002,7 +24226,6 @@ document.addEventListener("keydown", (event) => {
  "A UID is wrong": "UID 错误",
  "A filtered subscription needs keys": "带筛选的订阅需要匹配条件",
  "A message is malformed": "消息格式错误",
- "A name has 1 to 64 characters": "名称须为 1 至 64 个字符",
  "A password has at least 8 characters": "密码至少 8 个字符",
  "A patient of this name and birth date has the ID {value}": "同名且同出生日期的患者已有编号 {value}",
  "A patient of this name, born {birth_date}, has the ID {value}": "同名患者（出生日期 {birth_date}）的编号是 {value}",
@@ -24993,7 +25216,6 @@ document.addEventListener("keydown", (event) => {
  "{count} rows": "{count} 行",
  "{device} will show the name as {name}": "{device} 将显示姓名为 {name}",
  "{hours} h {minutes} min": "{hours} 小时 {minutes} 分钟",
- "{key} needs host": "{key} 需要 host",
  "{minutes} min": "{minutes} 分钟",
  "{name} answers": "{name} 有应答",
  "{name} has no address here": "{name} 没有填写地址",
@@ -25321,7 +25543,6 @@ document.addEventListener("keydown", (event) => {
  "Register, find and correct patients; merge duplicates": "登记、查找、更正患者，合并重复患者",
  "Names as sent to this device": "发送给该设备的姓名",
  "Preview names": "预览姓名的发送形式",
- "Profile: {profile}": "配置：{profile}",
  "Preview": "预览",
  "Import all": "全部导入",
  "Unknown column {column}": "未知的列 {column}",
@@ -25491,7 +25712,7 @@ document.addEventListener("keydown", (event) => {
  "Blocked": "停用",
  "Blocked time": "停用时段",
  "Choose a device and a time": "请选择设备和时间",
- "First day": "首日",
+ "First day": "首日设置",
  "Last day": "末日",
  "Free this time again": "恢复该时段",
  "Move": "改约",
@@ -25588,7 +25809,85 @@ document.addEventListener("keydown", (event) => {
  "Size of labels": "标签尺寸",
  "In mm; another one can be chosen when printing.": "毫米；打印时可另选。",
  "Paper of slips": "预约单纸张",
- "Another one can be chosen when printing.": "打印时可另选。"
+ "Another one can be chosen when printing.": "打印时可另选。",
+ "A login for reception, one for the technologists.": "前台一个账号，技师一个账号。",
+ "A test patient goes to the machine and is taken away again.": "把一个测试患者发到设备，然后再删除。",
+ "AE title at the machine": "设备的 AE 标题",
+ "Add": "添加",
+ "Add another machine": "再添加一台设备",
+ "As it asks, else UTF-8": "按设备请求，否则 UTF-8",
+ "As people call it, such as CT room 1.": "平时的叫法，如 CT 1 室。",
+ "Change": "更改",
+ "Character sets and encoding": "字符集与编码",
+ "Choose": "选择",
+ "Choose your own": "设置自己的密码",
+ "Command and data together": "命令与数据合并发送",
+ "Days ahead": "之后天数",
+ "Days back": "之前天数",
+ "Do not show this list again": "不再显示此列表",
+ "Empty sequences": "空序列",
+ "Enter at the machine:": "在设备上填写：",
+ "Enter this at the machine, for worklist and performed procedure step:": "在设备上填写以下内容（用于工作列表和执行步骤）：",
+ "Events without SCP role": "无 SCP 角色也发送事件",
+ "Every night at {time}, and copied to {folder}.": "每晚 {time} 备份，并复制到 {folder}。",
+ "Every night at {time}. Choose a second place: a USB stick or a network folder.": "每晚 {time} 备份。请选择第二个位置：U 盘或网络文件夹。",
+ "Fill in the character sets": "填入字符集",
+ "Fills in the character sets below.": "填入下方的字符集。",
+ "Forwarded to it": "转发给它",
+ "If minris calls the machine": "如果由 minris 连接设备",
+ "Its own exams only": "只看自己的检查",
+ "Kind": "类型",
+ "Last worklist query: {count} exams.": "最近一次工作列表查询：{count} 项检查。",
+ "Location": "位置",
+ "Look at the machine {ae} now: its worklist has {patient_id}.": "现在请看设备 {ae}：其工作列表中有 {patient_id}。",
+ "Most answers": "最多应答数",
+ "Names are sent as": "姓名发送方式",
+ "Notices of performed procedure steps": "执行步骤通知",
+ "Notices that images are in the archive": "影像已归档通知",
+ "Only from this address": "仅限此地址",
+ "Parts of names": "姓名部分",
+ "People": "人员",
+ "Performed procedure steps (MPPS)": "执行步骤（MPPS）",
+ "Port": "端口",
+ "Relational queries": "关系查询",
+ "Reports its exams (MPPS)": "报告检查（MPPS）",
+ "Result on its own association": "在其自身关联上返回结果",
+ "Second character set": "备用字符集",
+ "Send a test patient to {name}": "发送测试患者到 {name}",
+ "Setup sheet": "配置单",
+ "Setup sheet for {name}": "{name} 的配置单",
+ "Six steps to the first patient on a machine. You can leave at any time; what is done stays done.": "六个步骤，让第一位患者出现在设备上。可随时离开，已完成的会保留。",
+ "Station name": "工作站名称",
+ "TLS": "TLS",
+ "Take it away again": "再删除",
+ "The machine": "设备",
+ "The machine itself is {ae} here.": "该设备在此登记为 {ae}。",
+ "The password of the first start is still in use.": "仍在使用首次启动时的密码。",
+ "The password of the first start was replaced.": "首次启动时的密码已更换。",
+ "The test patient was erased.": "测试患者已删除。",
+ "Then press “Echo” or “Verify” at the machine.": "然后在设备上按“Echo”或“验证”。",
+ "Three answers; the rest can wait.": "填三项即可，其余以后再说。",
+ "Try it": "试一试",
+ "Use {ae}": "使用 {ae}",
+ "Waiting for {ae} to call … press “Echo” or “Verify” at the machine.": "正在等待 {ae} 呼叫…… 请在设备上按“Echo”或“验证”。",
+ "Welcome to minris": "欢迎使用 minris",
+ "What it sees on its worklist": "它在工作列表中看到什么",
+ "Workitem events": "工作项事件",
+ "Your clinic": "您的诊所",
+ "Your first machine": "您的第一台设备",
+ "Your password": "您的密码",
+ "already belongs to {name}": "已属于 {name}",
+ "first day put away": "首日列表已收起",
+ "is needed for {key}": "是 {key} 所必需的",
+ "is not a name of 1 to 64 characters": "不是 1 至 64 个字符的名称",
+ "{ae} called from {address}: {words}.": "{ae} 从 {address} 呼叫：{words}。",
+ "{count} people can log in.": "{count} 人可以登录。",
+ "{name} called at {at} from {address}.": "{name} 于 {at} 从 {address} 呼叫。",
+ "{name} has called.": "{name} 已呼叫过。",
+ "{name} was saved.": "{name} 已保存。",
+ "Hours": "开放时间",
+ "Images and forwarding": "影像与转发",
+ "Its exams": "它的检查"
 }
 """,
 }
@@ -25776,6 +26075,9 @@ SHARED_PART = """% # Functions for all templates of pages.
 % if f.name == focus:
 % described += ' autofocus'
 % end
+% if f.kind == 'choose':
+% described += ' data-send'
+% end
 % label = f.label + (' *' if f.required else '')
 % if f.kind == 'checks':
 <div role="group" aria-label="{{label}}"><label>{{label}}</label><input type="hidden" name="{{f.name}}" value="">
@@ -25787,7 +26089,7 @@ SHARED_PART = """% # Functions for all templates of pages.
 % else:
 <label for="{{f.name}}">{{label}}</label>
 % end
-% if f.kind == 'select':
+% if f.kind in ('select', 'choose'):
 <select id="{{f.name}}" name="{{f.name}}"{{!described}}>
 % options(f.choices, f.value)
 </select>
@@ -25891,7 +26193,7 @@ SHARED_PART = """% # Functions for all templates of pages.
 % end
 % def tell():
 % if told:
-<div class="told" role="status"><p>{{told}}</p>
+<div class="{{'problem' if told_bad else 'told'}}" role="{{'alert' if told_bad else 'status'}}"><p>{{told}}</p>
 % if told_undo:
 <div class="actions">
 <form method="post" action="{{told_undo[0]}}"><input type="hidden" name="csrf" value="{{csrf}}">
@@ -25983,6 +26285,7 @@ class Action(NamedTuple):
     get: bool = False  # changes nothing
 
 
+BAD = "bad"  # what a message is about that tells of a failure
 LIGHTS = {  # sign and words
     "good": ("\N{BLACK CIRCLE}", Message("OK")),
     "warning": ("\N{BLACK UP-POINTING TRIANGLE}", Message("Check")),
@@ -26060,7 +26363,7 @@ class Site:
         if (language := web.config.clinic.language) not in self.catalogues:
             log.warning("[clinic] language: there is no static/i18n/%s.json", language)
         self.light_until, self.lights = 0.0, ["good"]
-        self.count_until, self.counts = 0.0, dict[str, int]()
+        self.count_until, self.counts, self.first_day_left = 0.0, dict[str, int](), 0
 
     def light(self) -> tuple[str, int]:
         """Return the worst status of all components, and how many to check, at most 10 s old."""
@@ -26076,6 +26379,7 @@ class Site:
         now = time.monotonic()
         if now > self.count_until:
             self.count_until, read = now + 15, self.web.read
+            self.first_day_left = read(lines_left, ctx)
             self.counts = {
                 "/unscheduled": len(read(unscheduled_steps)) + len(read(doubtful_steps)),
                 "/leftovers": len(read(leftovers, ctx.today())),
@@ -26232,7 +26536,7 @@ class PageRequest:
         box = self.web.box
         shared = {
             "here": here, "login": login, "refresh": refresh, "clinic": self.web.config.clinic.name,
-            "bare": bare, "told": told, "told_undo": None,
+            "bare": bare, "told": told, "told_bad": False, "told_undo": None,
             "csrf": login.form_token if login else "",
         }  # fmt: skip
         if login and not told and not public:
@@ -26277,7 +26581,8 @@ class PageRequest:
         """Return the menu, by heading, and the tabs of this page: path, words, here or not, count."""
         above = page_above(self.site.menu, here)
         family = family_of(above) if above else ""
-        counts = self.site.attention(self.ctx) if self.login else {}
+        counts = dict(self.site.attention(self.ctx)) if self.login else {}
+        counts["/welcome"] = self.site.first_day_left
         menu: dict[str, list[Any]] = {}
         tabs = []
         for page in self.site.menu:
@@ -26301,6 +26606,7 @@ class PageRequest:
         """Render the message about the last action alone, for a page that stays as it is."""
         shared = {
             "told": "",
+            "told_bad": False,
             "told_undo": None,
             "csrf": self.login.form_token if self.login else "",
         }
@@ -26315,7 +26621,7 @@ class PageRequest:
         told, _, about = urllib.parse.unquote(text).partition("\n")
         found = self.undo_of(about) if re.fullmatch("(step|patient) [0-9]{1,18}", about) else None
         if not found or found[2].who != self.ctx.actor.name:
-            return {"told": told}
+            return {"told": told, "told_bad": about == BAD}
         path, words, note = found
         again = ()  # a reason can be given afterwards
         if note.what == "CANCELED":
@@ -26325,7 +26631,7 @@ class PageRequest:
     def tell(self, path: str, text: str, about: str = "") -> str:
         """Redirect to a page that shows a message about what was done.
 
-        about  `step 7` or `patient 3`: the message offers to undo it
+        about  `step 7` or `patient 3`: the message offers to undo it; BAD: it was in vain
         """
         told = f"{text[:1000]}\n{about}" if about else text[:1000]
         self.set_cookie("told", urllib.parse.quote(told), max_age=60)
@@ -26794,12 +27100,19 @@ FORM_PAGE = """
 <input type="hidden" name="{{name}}" value="{{value}}">
 % end
 % loop_first = True
-% for legend, fields in groups:
+% for legend, fields, *folded in groups:
+% if folded:
+% opened = any(f.problem for f in fields)
+<details class="deed"{{!' open' if opened else ''}}><summary>{{legend}}</summary>
+<fieldset>
+% else:
 <fieldset><legend>{{legend}}</legend>
+% end
 % for f in fields:
 % field(f, get('focus'))
 % end
 </fieldset>
+{{!'</details>' if folded else ''}}
 % if loop_first and get('finding'):
 <div id="found" data-find="{{finding}}" aria-live="polite"></div>
 % end
@@ -27082,27 +27395,28 @@ def setting_problems(
 def show_form(
     p: PageRequest,
     title: str,
-    groups: list[tuple[str, list[Field]]],
+    groups: Sequence[tuple[str, list[Field]] | tuple[str, list[Field], bool]],
     problems: Iterable[Problem] = (),
     seen: Mapping[str, str] | None = None,
     **values: Any,
 ) -> str:
     """Return a page with one form.
 
-    groups    legends with their fields
+    groups    legends with their fields, and True if it is folded until somebody opens it
     problems  those that belong to no field
     seen      the form of the store, by which changes by others are found
     values    submit: text of the button, "" for none; action: URL, default is that of the page;
               other variables of form.html
     """
+    shown = [f for _, fields, *_ in groups for f in fields]
     whole = set(map(p.t, WANTED.values()))
     said = [
         f.problem if f.problem in whole else p.t.labelled(f.label, f.problem)
-        for _, fields in groups for f in fields if f.problem
+        for f in shown if f.problem
     ]  # fmt: skip
     said += [p.t(problem.words) for problem in problems]
     values = {"action": p.request.path} | values
-    wrong = [f.name for _, fields in groups for f in fields if f.problem]
+    wrong = [f.name for f in shown if f.problem]
     values["focus"] = (wrong or [values.get("focus", "")])[0]
     if seen is not None:
         values["hidden"] = [("seen", encoded_form(seen)), *values.get("hidden", [])]
@@ -28456,7 +28770,7 @@ RIGHTS = body_rows("""
     See what needs attention, settle exams without order          | /orphans
     Close what needs attention, end subscriptions of others       | -
     Erase a patient's data                                        | /patient/*/erase
-    Users, tokens, audit log, settings, backup                    | /box /backups /users /audit /settings /restored
+    Users, tokens, audit log, settings, backup                    | /box /backups /users /audit /settings /restored /welcome
     """)
 USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
 DELETING = {
@@ -28605,41 +28919,94 @@ def audit_page(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.pages.machines.devices
-# Devices and their troubleshooting; associations; status codes.
+# minris.pages.machines.device_form
+# The form of a device: what most need, the rest folded, in words.
 # ------------------------------------------------------------------------------------------------
 
-def devices_page(p: PageRequest) -> str:
-    """GET /devices: the list of devices, and of rejected callers, with C-ECHO and registration."""
-    t = p.t
-    known = [
-        Row((device.name, ", ".join(device.ae_titles), device.modality,
-             f"{device.host}:{device.port}" if device.host else "",
-             "\\".join(device.character_set) or t("as asked"),
-             t("config.ini") if device.from_file else ""),
-            f"/devices/edit?name={urllib.parse.quote(device.name)}",
-            (Action("/devices/echo", "C-ECHO", (("name", device.name),)),
-             Action("/devices/doctor", t("Troubleshoot"), (("name", device.name),), get=True)))
-        for device in p.devices
-    ]  # fmt: skip
-    tried = []
-    for (calling, address), (at, words) in reversed(p.web.box.associations.rejected.copy().items()):
-        when = t.moment(datetime.datetime.fromtimestamp(at, p.web.config.zone))
-        new = calling and not p.device(calling)
-        actions = (register_action(t, calling, address),) if new else ()
-        tried.append(Row((calling or "?", address, t.said(words), when), "", actions))
-    parts = [
-        p.listed("Device | AE titles | Modality | Address | Character set | ", known,
-                 "There are none."),
-        p.listed("AE title | Address | Why | Last", tried, "There are none.",
-                 t("Rejected since start-up")),
-    ]  # fmt: skip
-    return p.listing("Devices", parts, links=[("/devices/edit", t("New device"))])
+LABELS = {
+    "name": Message("Name"),
+    "ae_title": Message("AE title at the machine"),
+    "modality": Message("Modality"),
+    "role": Message("Kind"),
+    "profile": Message("Names are sent as"),
+    "host": Message("Address"),
+    "port": Message("Port"),
+    "tls": Message("TLS"),
+    "check_address": Message("Only from this address"),
+    "hours": Message("Hours"),
+    "own_steps_only": Message("Its own exams only"),
+    "days_back": Message("Days back"),
+    "days_ahead": Message("Days ahead"),
+    "answer_limit": Message("Most answers"),
+    "station_name": Message("Station name"),
+    "location": Message("Location"),
+    "mpps": Message("Reports its exams (MPPS)"),
+    "character_set": Message("Character set"),
+    "fallback_character_set": Message("Second character set"),
+    "name_groups": Message("Parts of names"),
+    "empty_sequences": Message("Empty sequences"),
+    "combined_pdvs": Message("Command and data together"),
+    "relational_queries": Message("Relational queries"),
+    "report_on_same_association": Message("Result on its own association"),
+    "passed_on": Message("Forwarded to it"),
+    "events": Message("Workitem events"),
+    "events_without_role": Message("Events without SCP role"),
+}
+FIRST_KEYS = ("name", "ae_title", "modality", "role", "profile")
+GROUPS = (
+    (Message("If minris calls the machine"), ("host", "port", "tls", "check_address")),
+    (Message("What it sees on its worklist"),
+     ("own_steps_only", "days_back", "days_ahead", "answer_limit")),
+    (Message("Its exams"), ("hours", "station_name", "location", "mpps")),
+    (Message("Character sets and encoding"),
+     ("character_set", "fallback_character_set", "name_groups", "empty_sequences", "combined_pdvs")),
+    (Message("Images and forwarding"),
+     ("report_on_same_association", "relational_queries", "passed_on", "events", "events_without_role")),
+)  # fmt: skip
+FORWARDED = {
+    "availability": Message("Notices that images are in the archive"),
+    "mpps": Message("Performed procedure steps (MPPS)"),
+    "mpps_notification": Message("Notices of performed procedure steps"),
+}
+TAKEN = "{value} already belongs to {name}"
+BY_SETTING = {setting.key: setting for setting in DEVICE_SETTINGS}
+
+
+def device_fields(
+    p: PageRequest, form: Mapping[str, str], wrong: Mapping[str, str], keys: Iterable[str],
+    locked: bool = False,
+) -> list[Field]:  # fmt: skip
+    """Return fields of the form of a device, with label and help in words.
+
+    form   texts by key
+    wrong  what is wrong with one, by key
+    """
+    t, fields = p.t, []
+    others = {
+        "name": ("text", (), Message("As people call it, such as CT room 1.")),
+        "modality": ("text", tuple((one, one) for one in MODALITIES), ""),
+        "profile": ("choose", (("", t("As it asks, else UTF-8")), *((n, t(n)) for n in DEVICE_PROFILES)),
+                    Message("Fills in the character sets below.")),
+        "passed_on": ("checks", tuple((key, t(words)) for key, words in FORWARDED.items()), ""),
+    }  # fmt: skip
+    for key in keys:
+        setting = BY_SETTING.get(key)
+        choices = setting_choices(setting, t) if setting else ()
+        kind, help_words = "select" if choices else "text", setting.meaning if setting else ""
+        if key in others:
+            kind, choices, said = others[key]
+            help_words = said or help_words
+        value = form.get(key) or (setting.default if choices and setting else "")
+        required = key in ("name", "ae_title")
+        fields.append(Field(key, t(LABELS[key]), kind, value, required, wrong.get(key, ""), choices,
+                            t(help_words), locked))  # fmt: skip
+    return fields
 
 
 def device_page(
-    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-) -> str:
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = (),
+    focus: str = "",
+) -> str:  # fmt: skip
     """GET /devices/edit: the settings of a device; read-only for a device of config.ini."""
     t, name = p.t, p.query("name")
     mark = p.mark(("device", (form or {}).get("old_name") or name))
@@ -28647,28 +29014,30 @@ def device_page(
     if not form:
         known = {"old_name": name, **settings_of(device)} if device else {}
         form = {"name": name, **known, **profile_settings(p.query("profile"))}
-    fields = [Field("name", t("Name"), "text", form.get("name", ""), True)]
-    for setting in DEVICE_SETTINGS:
-        choices = setting_choices(setting, t)
-        kind = "select" if choices else "text"
-        value = form.get(setting.key) or (setting.default if choices else "")
-        label = f"{setting.key}: {t(setting.meaning)}"
-        required = setting.key == "ae_title"
-        fields.append(Field(setting.key, label, kind, value, required, "", choices))
-    legend, submit, extra = t("Set in config.ini; change it there"), "", []
-    after = [("/devices", t("Back"))]
-    if not (device and device.from_file):
-        legend, submit, extra = t("Device"), t("Save"), [("preview", t("Preview names"))]
-        if form.get("old_name"):
-            extra.append(("delete", t("Delete")))
-        start = f"/devices/edit?name={urllib.parse.quote(name)}&profile="
-        after = [(start + urllib.parse.quote(one), t("Profile: {profile}", profile=one))
-                 for one in DEVICE_PROFILES]  # fmt: skip
+        form["profile"] = p.query("profile") or profile_of(form)
+    wrong, others = setting_problems(p, problems)
+    locked = bool(device and device.from_file)
+    groups = [(t("The machine"), device_fields(p, form, wrong, FIRST_KEYS, locked))]
+    groups += [(t(words), device_fields(p, form, wrong, keys, locked), True)
+               for words, keys in GROUPS]  # fmt: skip
+    extra = [("profile", t("Fill in the character sets")), ("preview", t("Preview names"))]
+    if form.get("old_name"):
+        extra.append(("delete", t("Delete")))
+    intro = t("Set in config.ini; change it there")
     return show_form(
-        p, "Device", [(legend, fields)], problems, action="/devices/save", submit=submit,
-        hidden=[("old_name", form.get("old_name", "")), mark], shown=names_as_sent(p, form), extra=extra,
-        after=after,
+        p, form.get("old_name") or "New device", groups, others, action="/devices/save",
+        submit="" if locked else t("Save"), extra=[] if locked else extra, focus=focus,
+        intro=intro if locked else "", shown=names_as_sent(p, form) if focus or p.query("profile") else [],
+        hidden=[("old_name", form.get("old_name", "")), ("filled", form["profile"]),
+                ("next", p.form("next")), mark],
+        after=[("/devices", t("Back"))],
     )  # fmt: skip
+
+
+def profile_of(form: Mapping[str, str]) -> str:
+    """Return the profile whose settings a form has, "" if there is none such."""
+    named = (one for one in DEVICE_PROFILES if profile_settings(one).items() <= form.items())
+    return next(named, "")
 
 
 def names_as_sent(p: PageRequest, form: Mapping[str, str]) -> list[Part]:
@@ -28693,11 +29062,11 @@ def change_devices(p: PageRequest, core: Core, *arguments: Any) -> None:
 
 def post_device(p: PageRequest) -> str:
     """POST /devices/save: save or delete a device, effective at once; or preview names."""
-    settings = {setting.key: p.form(setting.key).strip() for setting in DEVICE_SETTINGS}
+    settings = sent_settings(p)
     name, old_name = p.form("name").strip(), p.form("old_name")
-    form = {"name": name, "old_name": old_name, **settings}
-    if p.form("event") == "preview":
-        return device_page(p, form)
+    form = {"name": name, "old_name": old_name, "profile": p.form("profile"), **settings}
+    if p.form("event") in ("preview", "profile"):
+        return device_page(p, form, focus=p.form("event"))
     if p.form("event") == "delete" and not is_sure(p):
         words = p.t("Delete the device {name}? Its calls will be rejected. This cannot be "
                     "undone.", name=old_name)  # fmt: skip
@@ -28711,127 +29080,30 @@ def post_device(p: PageRequest) -> str:
     except ChangedMeanwhile:
         raise
     except Refusal as refusal:
-        return device_page(p, form, p.again(refusal))
-    return p.tell("/devices", p.t("Saved."))
-
-
-def device_named(p: PageRequest, name: str) -> Device:
-    """Return a device by its name. Refuses 0112."""
-    device = next((one for one in p.devices if one.name == name), None)
-    if not device:
-        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name))
-    return device
-
-
-def doctor_page(p: PageRequest) -> str:
-    """GET /devices/doctor: the findings about a device, and what to do next."""
-    t, device, server = p.t, device_named(p, p.query("name")), p.web.box.associations
-    outcome = echo_outcome(p.web.config, device)
-    called = Called(server.called.copy(), server.rejected.copy())  # the event loop changes them
-    found = p.read(examine, p.ctx, device, called, outcome)
-    findings = [Row((LIGHTS[one.light][0], t(one.words)), "", mending(t, device, one), one.light)
-                for one in found]  # fmt: skip
-    first = found[0]
-    verdict = t("{name} works.", name=device.name)
-    if first.light != "good":
-        verdict = t.sentences(first.words, first.mend)
-    links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
-    links.append(("/devices", t("Devices")))
-    part = p.listed("Status | Details", findings, "", device.name)
-    return p.listing("Troubleshoot", [part], intro=verdict, links=links)
-
-
-def mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ...]:
-    """Return the button that adds the AE title of a finding to the device."""
-    if not finding.do or device.from_file:
-        return ()
-    fields = (("name", device.name), ("ae_title", finding.do))
-    return (Action("/devices/adopt", t(finding.mend), fields),)
-
-
-def post_adopt(p: PageRequest) -> str:
-    """POST /devices/adopt: add an AE title to a device."""
-    name = p.form("name")
-    change_devices(p, adopt_title, name, p.form("ae_title"))
-    return p.tell(f"/devices/doctor?name={urllib.parse.quote(name)}", p.t("Saved."))
-
-
-def post_echo(p: PageRequest) -> str:
-    """POST /devices/echo: send a C-ECHO to a device."""
-    device = device_named(p, p.form("name"))
-    ours = p.web.config.dicom.ae_title
-    return p.tell("/devices", p.t(echo_words(ours, device, echo_outcome(p.web.config, device))))
-
-
-def associations_page(p: PageRequest) -> str:
-    """GET /associations: open and past associations, with operations and outcome."""
-    t, server, names = p.t, p.web.box.associations, device_names(p.web)
-    wanted = p.query("q").strip().casefold()
-    ended = []
-    for one in reversed(server.ended.copy()):
-        name = names.get(one.calling, "")
-        if wanted and wanted not in f"{name} {one.calling} {one.address}".casefold():
-            continue
-        failed = one.ending not in ("released", "aborted") or any(
-            is_failure(status) for (_, status), _ in one.done
-        )
-        when = datetime.datetime.fromtimestamp(one.at, p.ctx.config.zone)
-        cells = (t.moment(when, seconds=True), name or t("unknown"), one.calling, one.address,
-                 what_was_done(t, one),
-                 t(ENDINGS[one.ending].key, words=one.words))  # fmt: skip
-        link = f"/devices/doctor?name={urllib.parse.quote(name)}" if name else ""
-        actions = () if name else (register_action(t, one.calling, one.address),)
-        ended.append(Row(cells, link, actions, "warning" if failed else "good"))
-    now = [
-        Row((names.get(one.calling, t("unknown")), one.calling, one.address))
-        for one in server.associations.copy()
-        if one.calling
-    ]
-    parts = [
-        p.listed("Device | AE title | Address", now, "None.", t("Open now")),
-        p.listed("Started | Device | AE title | Address | What was done | How it ended", ended,
-                 "None.", t("Since start-up, newest first")),
-    ]  # fmt: skip
-    intro = t("Repeated calls are shown once, with the latest time.")
-    return p.listing("Connections", parts, intro=intro, search=t("Device or address"),
-                     query=wanted, links=[("/statuses", t("DICOM status codes"))])  # fmt: skip
-
-
-def statuses_page(p: PageRequest) -> str:
-    """GET /statuses: the list of DICOM status codes, with meaning and remedy."""
-    t, wanted = p.t, p.query("q").strip().upper().removeprefix("0X")
-    found = [
-        Row((f"{status:04X}", t(meaning), t(mend)))
-        for status, (meaning, mend) in STATUS_WORDS.items()
-        if wanted in f"{status:04X}"
-    ]
-    part = p.listed("Status code | Meaning | What to do", found, "Nothing found.")
-    intro = t("What devices show, and what is in the log.")
-    return p.listing(
-        "DICOM status codes", [part], intro=intro, search=t("Status code"), query=wanted
+        return device_page(p, form, [at_field(one, name) for one in p.again(refusal)])
+    words = (
+        p.t("{name} was deleted.", name=old_name)
+        if p.form("event") == "delete"
+        else p.t("{name} was saved.", name=name)
     )
+    return p.tell(safe_path(p.form("next"), "/devices"), words)
 
 
-def register_action(t: Translator, calling: str, address: str) -> Action:
-    """Return the button that registers a caller as a device."""
-    fields = (("name", calling), ("ae_title", calling), ("host", address))
-    return Action("/devices/save", t("Register"), fields)
+def sent_settings(p: PageRequest) -> dict[str, str]:
+    """Return the settings of a form, by key; a profile that was chosen and not filled in is."""
+    sent, profile = p.request.forms.decode(), p.form("profile")
+    texts = {key: ", ".join(filter(None, map(str.strip, sent.getall(key)))) for key in BY_SETTING}
+    return texts | (profile_settings(profile) if profile != p.form("filled") else {})
 
 
-def what_was_done(t: Translator, one: Ended) -> str:
-    """Return the operations of an association, and the classes it proposed in vain."""
-    words = [done_words(t, *each) for each in one.done] or [t("nothing")]
-    if one.not_served:
-        words.append(t("not provided here: {names}", names=t.listed(one.not_served)))
-    return "; ".join(words)
-
-
-def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
-    """Return an operation with its count, and its status if that is not success."""
-    operation, status = message
-    known = status in STATUS_WORDS and status
-    said = f" {status:04X} {t(STATUS_WORDS[status][0])}" if known else ""
-    return f"{operation} × {count}{said}"
+def at_field(problem: Problem, name: str) -> Problem:
+    """Return a problem with the key of the field that it stands at: what is taken is a name or a title."""
+    words = problem.words
+    if words.key != TAKEN:
+        return problem
+    named = {"key": "name" if words.values["value"] == name else "ae_title", "value": words.values["value"],
+             "words": Message("already belongs to {name}", name=words.values["name"])}  # fmt: skip
+    return Problem(0, Message("{key}: {value} {words}", **named))
 
 
 def text_of_value(value: Any, between: str = ", ") -> str:
@@ -28858,7 +29130,7 @@ def setting_choices(setting: Setting, t: Translator) -> tuple[tuple[str, str], .
     kind, *words = setting.kind.split(" ")
     if kind == "bool":
         return (("yes", t("yes")), ("no", t("no")))
-    return tuple((word, t(word)) for word in words) if kind == "choice" else ()
+    return tuple((word, t(word).replace("_", " ")) for word in words) if kind == "choice" else ()
 
 
 def settings_of(device: Device) -> dict[str, str]:
@@ -30330,6 +30602,15 @@ def qr_code(text: str) -> bytes:
     return stream.getvalue()
 
 
+def qr_lines(text: str) -> str:
+    """Return a QR code of a text in the characters of a terminal."""
+    import segno
+
+    stream = io.StringIO()
+    segno.make(text, micro=False).terminal(out=stream, compact=True, border=2)
+    return stream.getvalue().rstrip("\n")
+
+
 def sizes_of(key: str) -> tuple[tuple[str, str], ...]:
     """Return the sizes of a kind of paper, by its setting, and as they are shown."""
     [kind] = [one.kind for one in SETTINGS if (one.section, one.key) == ("clinic", key)]
@@ -30552,7 +30833,10 @@ def password_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
         Field("new_password", p.t("New password"), "password", required=True),
     ]
     groups = [(p.login.name, fields)]
-    return show_form(p, "Change the password", groups, problems, submit=p.t("Save"))
+    return show_form(
+        p, "Change the password", groups, problems, submit=p.t("Save"),
+        hidden=[("next", p.query("next") or p.form("next"))],
+    )  # fmt: skip
 
 
 def post_password(p: PageRequest) -> str:
@@ -30570,7 +30854,7 @@ def post_password(p: PageRequest) -> str:
             p.login = None
             raise
         return password_page(p, p.again(refusal))
-    return p.tell("/password", p.t("Saved."))
+    return p.tell(safe_path(p.form("next"), "/password"), p.t("Saved."))
 
 
 def choose_page_language(p: PageRequest) -> str:
@@ -30940,6 +31224,211 @@ def find_part(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.machines.devices
+# Devices and their troubleshooting; associations; status codes.
+# ------------------------------------------------------------------------------------------------
+
+SHEET_PAGE = """
+<article class="sheet">
+<p>{{clinic}}</p>
+<h2>{{name}}</h2>
+<p>{{t('Enter this at the machine, for worklist and performed procedure step:')}}</p>
+<dl class="big">
+% for words, value in facts:
+<dt>{{words}}</dt><dd>{{value}}</dd>
+% end
+</dl>
+<img src="/devices/sheet.svg" alt="{{told}}" width="180" height="180">
+<p>{{t('The machine itself is {ae} here.', ae=theirs)}} {{t('Then press “Echo” or “Verify” at the machine.')}}</p>
+<p class="noprint"><a href="/devices">{{t('Back')}}</a></p>
+</article>
+"""
+
+
+class WaysToUs(NamedTuple):
+    """What is entered at a machine: our AE title, the addresses that it may use, the port."""
+
+    ae_title: str
+    addresses: list[str]
+    port: int
+
+
+def ways_to_us(p: PageRequest) -> WaysToUs:
+    """Return what is entered at a machine; the port of TLS where there is no other."""
+    box, dicom = p.web.box, p.web.config.dicom
+    return WaysToUs(dicom.ae_title, own_addresses(dicom.host), box.dicom_port or box.dicom_tls_port)
+
+
+def devices_page(p: PageRequest) -> str:
+    """GET /devices: the list of devices, and of rejected callers, with C-ECHO and registration."""
+    t = p.t
+    known = [
+        Row((device.name, ", ".join(device.ae_titles), device.modality,
+             f"{device.host}:{device.port}" if device.host else "",
+             "\\".join(device.character_set) or t("as asked"),
+             t("config.ini") if device.from_file else ""),
+            f"/devices/edit?name={urllib.parse.quote(device.name)}",
+            (Action("/devices/echo", "C-ECHO", (("name", device.name),)),
+             Action("/devices/doctor", t("Troubleshoot"), (("name", device.name),), get=True)))
+        for device in p.devices
+    ]  # fmt: skip
+    tried = []
+    for (calling, address), (at, words) in reversed(p.web.box.associations.rejected.copy().items()):
+        when = t.moment(datetime.datetime.fromtimestamp(at, p.web.config.zone))
+        new = calling and not p.device(calling)
+        actions = (register_action(t, calling, address),) if new else ()
+        tried.append(Row((calling or "?", address, t.said(words), when), "", actions))
+    parts = [
+        p.listed("Device | AE titles | Modality | Address | Character set | ", known,
+                 "There are none."),
+        p.listed("AE title | Address | Why | Last", tried, "There are none.",
+                 t("Rejected since start-up")),
+    ]  # fmt: skip
+    return p.listing("Devices", parts, links=[("/devices/edit", t("New device"))])
+
+
+def device_named(p: PageRequest, name: str) -> Device:
+    """Return a device by its name. Refuses 0112."""
+    device = next((one for one in p.devices if one.name == name), None)
+    if not device:
+        raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name))
+    return device
+
+
+def told_at_machine(p: PageRequest) -> list[tuple[str, str]]:
+    """Return label and value of each thing that is entered at a machine."""
+    t, ours = p.t, ways_to_us(p)
+    addresses = [(t("Address"), one) for one in ours.addresses]
+    return [(t("AE title"), ours.ae_title), *addresses, (t("Port"), str(ours.port))]
+
+
+def sheet_page(p: PageRequest) -> str:
+    """GET /devices/sheet: what the engineer enters at a machine, to be printed."""
+    device, facts = device_named(p, p.query("name")), told_at_machine(p)
+    return p.show(
+        SHEET_PAGE, "Setup sheet", name=device.name, facts=facts,
+        theirs=device.ae_title, told=", ".join(value for _, value in facts),
+    )  # fmt: skip
+
+
+def sheet_svg(p: PageRequest) -> str | bytes:
+    """GET /devices/sheet.svg: the same as a QR code."""
+    return p.svg(qr_code("\n".join(f"{label}: {value}" for label, value in told_at_machine(p))))
+
+
+def doctor_page(p: PageRequest) -> str:
+    """GET /devices/doctor: the findings about a device, and what to do next."""
+    t, device, server = p.t, device_named(p, p.query("name")), p.web.box.associations
+    outcome = echo_outcome(p.web.config, device)
+    called = Called(server.called.copy(), server.rejected.copy())  # the event loop changes them
+    found = p.read(examine, p.ctx, device, called, outcome)
+    findings = [Row((LIGHTS[one.light][0], t(one.words)), "", mending(t, device, one), one.light)
+                for one in found]  # fmt: skip
+    first = found[0]
+    verdict = t("{name} works.", name=device.name)
+    if first.light != "good":
+        verdict = t.sentences(first.words, first.mend)
+    links = [(one.path, t(one.mend)) for one in found[:1] if one.path and one.mend]
+    links.append(("/devices", t("Devices")))
+    part = p.listed("Status | Details", findings, "", device.name)
+    return p.listing("Troubleshoot", [part], intro=verdict, links=links)
+
+
+def mending(t: Translator, device: Device, finding: Finding) -> tuple[Action, ...]:
+    """Return the button that adds the AE title of a finding to the device."""
+    if not finding.do or device.from_file:
+        return ()
+    fields = (("name", device.name), ("ae_title", finding.do))
+    return (Action("/devices/adopt", t(finding.mend), fields),)
+
+
+def post_adopt(p: PageRequest) -> str:
+    """POST /devices/adopt: add an AE title to a device."""
+    name = p.form("name")
+    change_devices(p, adopt_title, name, p.form("ae_title"))
+    return p.tell(f"/devices/doctor?name={urllib.parse.quote(name)}", p.t("Saved."))
+
+
+def post_echo(p: PageRequest) -> str:
+    """POST /devices/echo: send a C-ECHO to a device."""
+    device = device_named(p, p.form("name"))
+    outcome = echo_outcome(p.web.config, device)
+    words = p.t(echo_words(p.web.config.dicom.ae_title, device, outcome))
+    return p.tell("/devices", words, "" if outcome == "answers" else BAD)
+
+
+def associations_page(p: PageRequest) -> str:
+    """GET /associations: open and past associations, with operations and outcome."""
+    t, server, names = p.t, p.web.box.associations, device_names(p.web)
+    wanted = p.query("q").strip().casefold()
+    ended = []
+    for one in reversed(server.ended.copy()):
+        name = names.get(one.calling, "")
+        if wanted and wanted not in f"{name} {one.calling} {one.address}".casefold():
+            continue
+        failed = one.ending not in ("released", "aborted") or any(
+            is_failure(status) for (_, status), _ in one.done
+        )
+        when = datetime.datetime.fromtimestamp(one.at, p.ctx.config.zone)
+        cells = (t.moment(when, seconds=True), name or t("unknown"), one.calling, one.address,
+                 what_was_done(t, one),
+                 t(ENDINGS[one.ending].key, words=one.words))  # fmt: skip
+        link = f"/devices/doctor?name={urllib.parse.quote(name)}" if name else ""
+        actions = () if name else (register_action(t, one.calling, one.address),)
+        ended.append(Row(cells, link, actions, "warning" if failed else "good"))
+    now = [
+        Row((names.get(one.calling, t("unknown")), one.calling, one.address))
+        for one in server.associations.copy()
+        if one.calling
+    ]
+    parts = [
+        p.listed("Device | AE title | Address", now, "None.", t("Open now")),
+        p.listed("Started | Device | AE title | Address | What was done | How it ended", ended,
+                 "None.", t("Since start-up, newest first")),
+    ]  # fmt: skip
+    intro = t("Repeated calls are shown once, with the latest time.")
+    return p.listing("Connections", parts, intro=intro, search=t("Device or address"),
+                     query=wanted, links=[("/statuses", t("DICOM status codes"))])  # fmt: skip
+
+
+def statuses_page(p: PageRequest) -> str:
+    """GET /statuses: the list of DICOM status codes, with meaning and remedy."""
+    t, wanted = p.t, p.query("q").strip().upper().removeprefix("0X")
+    found = [
+        Row((f"{status:04X}", t(meaning), t(mend)))
+        for status, (meaning, mend) in STATUS_WORDS.items()
+        if wanted in f"{status:04X}"
+    ]
+    part = p.listed("Status code | Meaning | What to do", found, "Nothing found.")
+    intro = t("What devices show, and what is in the log.")
+    return p.listing(
+        "DICOM status codes", [part], intro=intro, search=t("Status code"), query=wanted
+    )
+
+
+def register_action(t: Translator, calling: str, address: str) -> Action:
+    """Return the button that registers a caller as a device."""
+    fields = (("name", calling), ("ae_title", calling), ("host", address))
+    return Action("/devices/save", t("Register"), fields)
+
+
+def what_was_done(t: Translator, one: Ended) -> str:
+    """Return the operations of an association, and the classes it proposed in vain."""
+    words = [done_words(t, *each) for each in one.done] or [t("nothing")]
+    if one.not_served:
+        words.append(t("not provided here: {names}", names=t.listed(one.not_served)))
+    return "; ".join(words)
+
+
+def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
+    """Return an operation with its count, and its status if that is not success."""
+    operation, status = message
+    known = status in STATUS_WORDS and status
+    said = f" {status:04X} {t(STATUS_WORDS[status][0])}" if known else ""
+    return f"{operation} × {count}{said}"
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.settings
 # The settings: those that a page may change, and all others as they are.
 # ------------------------------------------------------------------------------------------------
@@ -31020,7 +31509,7 @@ def settings_page(
     fields = setting_fields(p, SETTING_FIELDS, form or {}, wrong)
     return show_form(
         p, "Settings", [(t("The clinic and this system"), fields)], others, submit=t("Save"),
-        hidden=[p.mark(SETTINGS_THING)], intro=intro, below=parts,
+        hidden=[p.mark(SETTINGS_THING), ("next", p.form("next"))], intro=intro, below=parts,
     )  # fmt: skip
 
 
@@ -31048,6 +31537,229 @@ def post_settings(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.welcome
+# The first day: a list that leads to the first patient on a machine.
+# ------------------------------------------------------------------------------------------------
+
+WELCOME_PAGE = """
+% def head(number, done, title, said):
+<b class="sign"{{!' data-done' if done else ''}}>{{'✓' if done else number}}</b>
+<div><h2>{{title}}</h2><small>{{said}}</small></div>
+% end
+% def settings_form(fields):
+<form method="post" action="/settings" class="rest">
+<input type="hidden" name="csrf" value="{{csrf}}"><input type="hidden" name="next" value="/welcome">
+<input type="hidden" name="{{mark[0]}}" value="{{mark[1]}}">
+<fieldset>
+% for f in fields:
+% field(f)
+% end
+</fieldset><button class="main">{{t('Save')}}</button></form>
+% end
+<p>{{t('Six steps to the first patient on a machine. You can leave at any time; what is done stays done.')}}</p>
+<div class="steps">
+<section class="step">
+% head(1, done.clinic, t('Your clinic'), clinic_words)
+% if done.clinic:
+<details class="rest"><summary>{{t('Change')}}</summary>
+% settings_form(clinic_fields)
+</details>
+% else:
+% settings_form(clinic_fields)
+% end
+</section>
+<section class="step">
+% head(2, done.password, t('Your password'), t('The password of the first start was replaced.') if done.password else t('The password of the first start is still in use.'))
+% if not done.password:
+<a class="button" href="/password?next=/welcome">{{t('Choose your own')}}</a>
+% end
+</section>
+<section class="step">
+<div id="board" data-part="/welcome?part=board">
+{{!board}}
+</div>
+% if machines:
+<details class="rest"{{!' open' if typed else ''}}><summary>{{t('Add another machine')}}</summary>
+% else:
+<div class="rest">
+% end
+<form method="post" action="/devices/save">
+<input type="hidden" name="csrf" value="{{csrf}}"><input type="hidden" name="next" value="/welcome"><input type="hidden" id="host" name="host" value="{{host}}">
+<fieldset>
+% for f in machine_fields:
+% field(f)
+% end
+</fieldset><button class="main">{{t('Add')}}</button></form>
+% if machines:
+</details>
+% else:
+</div>
+% end
+<p class="rest enter">{{t('Enter at the machine:')}} {{t('AE title')}} <code>{{ours.ae_title}}</code> {{t('Address')}}
+% for address in ours.addresses:
+<code>{{address}}</code>
+% end
+{{t('Port')}} <code>{{ours.port}}</code>
+% for path, name in sheets:
+<a href="{{path}}">{{t('Setup sheet for {name}', name=name)}}</a>
+% end
+</p>
+</section>
+<section class="step">
+% head(4, done.people, t('People'), people_words)
+<a class="button" href="/users/new">{{t('Add')}}</a>
+</section>
+<section class="step">
+% head(5, done.backups, t('Backups'), backup_words)
+<details class="rest"><summary>{{t('Choose')}}</summary>
+% settings_form(backup_fields)
+</details>
+</section>
+<section class="step">
+% head(6, done.tried, t('Try it'), t('A test patient goes to the machine and is taken away again.'))
+% for one in trying:
+<form method="post" action="/welcome" class="rest">
+<input type="hidden" name="csrf" value="{{csrf}}"><input type="hidden" name="patient_id" value="{{one.patient_id}}">
+<p class="warning">{{t('Look at the machine {ae} now: its worklist has {patient_id}.', ae=one.ae_title, patient_id=one.patient_id)}}</p>
+<button name="event" value="end">{{t('Take it away again')}}</button></form>
+% end
+% if machines and not trying:
+<form method="post" action="/welcome" class="rest"><input type="hidden" name="csrf" value="{{csrf}}">
+% for name in machines:
+<button name="name" value="{{name}}">{{t('Send a test patient to {name}', name=name)}}</button>
+% end
+</form>
+% end
+</section>
+</div>
+<p id="offline" class="problem" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
+<form method="post" action="/welcome" class="actions"><input type="hidden" name="csrf" value="{{csrf}}">
+<a class="button" href="/?by=device">{{t('Back to today')}}</a>
+<button name="event" value="put away">{{t('Do not show this list again')}}</button></form>
+"""
+WELCOME_PART = """
+<b class="sign"{{!' data-done' if done else ''}}>{{'✓' if done else 3}}</b>
+<div><h2>{{t('Your first machine')}}</h2>
+% if not lines:
+<small>{{t('Three answers; the rest can wait.')}}</small>
+% end
+% for good, words in lines:
+% if good:
+<p class="told">✓ {{words}}</p>
+% else:
+<p class="warning">◔ {{words}}</p>
+% end
+% end
+% for one in callers:
+<p class="warning">{{one['words']}}
+% if one['fill']:
+<a class="button" href="/welcome?{{one['fill']}}" data-fill="{{one['fill']}}">{{t('Use {ae}', ae=one['ae'])}}</a>
+% end
+</p>
+% end
+</div>
+"""
+SHOWN = ("clinic", "housekeeping")  # the sections of the settings that the list tells
+CLINIC_KEYS = ("name", "timezone", "opens", "closes", "closed_days")
+
+
+def home_page(p: PageRequest) -> str | bytes:
+    """GET /: the board; for an administrator the list of the first day, as long as that leads."""
+    if p.request.query_string or not p.may("admin") or not p.read(list_leads, p.ctx):
+        return board_page(p)
+    return welcome_page(p)
+
+
+def modalities_of(p: PageRequest) -> list[Device]:
+    """Return the machines that ask for a worklist."""
+    return [device for device in p.devices if device.role == "modality"]
+
+
+def welcome_page(p: PageRequest) -> str:
+    """GET /welcome: what is to be done on the first day, and what is done; ?part=board: the live part."""
+    t, config = p.t, p.web.config
+    done, machines = p.read(first_day, p.ctx), modalities_of(p)
+    lines = machine_lines(p, machines)
+    wanted = not lines or not all(good for good, _ in lines)
+    board = p.part(WELCOME_PART, done=done.machine, lines=lines,
+                   callers=unknown_callers(p) if wanted else [])  # fmt: skip
+    if p.query("part") == "board":
+        return board
+    shown = {one.key: setting_text(config, one) for one in SETTINGS if one.section in SHOWN}
+    hours = f"{shown['opens']}–{shown['closes']}"
+    trying: list[SimulatedPatient] = p.read(simulated_patients)
+    people, second = len(p.read(logins_of, p.ctx)), config.second_backup_folder
+    nightly = shown["backup_time"]
+    typed = {key: p.query(key) for key in ("name", "ae_title", "modality")}
+    return p.show(
+        WELCOME_PAGE, "Welcome to minris", done=done, board=board, mark=p.mark(SETTINGS_THING),
+        clinic_words=" · ".join(filter(None, (shown["name"], shown["timezone"], hours))),
+        clinic_fields=setting_fields(p, CLINIC_KEYS, {}, {}),
+        people_words=t("{count} people can log in.", count=people) if done.people
+        else t("A login for reception, one for the technologists."),
+        backup_words=t("Every night at {time}, and copied to {folder}.", time=nightly, folder=second)
+        if second else t("Every night at {time}. Choose a second place: a USB stick or a network folder.", time=nightly),
+        backup_fields=setting_fields(p, ["second_backup_folder"], {}, {}),
+        machines=[one.name for one in machines], typed=any(typed.values()), host=p.query("host"),
+        machine_fields=device_fields(p, typed, {}, ("name", "ae_title", "modality")),
+        ours=ways_to_us(p), trying=trying,
+        sheets=[(f"/devices/sheet?name={urllib.parse.quote(one.name)}", one.name) for one in machines],
+    )  # fmt: skip
+
+
+def machine_lines(p: PageRequest, machines: list[Device]) -> list[tuple[bool, str]]:
+    """Return for each machine whether it has called, and a sentence about that."""
+    t, called, found = p.t, p.web.box.associations.called, []
+    for device in machines:
+        calls = [call for title in device.ae_titles if (call := called.get(title))]
+        query = p.read(last_query, device.ae_titles)
+        if not calls and not query:
+            words = t(
+                "Waiting for {ae} to call … press “Echo” or “Verify” at the machine.",
+                ae=device.ae_title,
+            )
+            found.append((False, words))
+            continue
+        words = t("{name} has called.", name=device.name)
+        if calls:
+            last = max(calls, key=lambda call: call.at)
+            at = datetime.datetime.fromtimestamp(last.at, p.ctx.config.zone)
+            words = t("{name} called at {at} from {address}.", name=device.name,
+                      at=f"{at:%H:%M}", address=last.address)  # fmt: skip
+        if query:
+            words += " " + t("Last worklist query: {count} exams.", count=query.answers)
+        found.append((True, words))
+    return found
+
+
+def unknown_callers(p: PageRequest) -> list[dict[str, Any]]:
+    """Return who was rejected since the start, the newest first, and what fills the form for each."""
+    t, found = p.t, []
+    for (calling, address), (_, words) in reversed(p.web.box.associations.rejected.copy().items()):
+        new = calling and not p.device(calling)
+        fields = {"ae_title": calling, "name": calling, "host": address}
+        found.append({
+            "words": t("{ae} called from {address}: {words}.", ae=calling or "?", address=address, words=words),
+            "fill": urllib.parse.urlencode(fields) if new else "", "ae": calling,
+        })  # fmt: skip
+    return found[:5]
+
+
+def post_welcome(p: PageRequest) -> str:
+    """POST /welcome: put a test patient on a machine's worklist or take it away; put the list away."""
+    event = p.form("event")
+    if event == "put away":
+        p.write(put_list_away)
+        return p.redirect("/")
+    if event == "end":
+        p.write(take_test_patient_away, p.form("patient_id"))
+        return p.tell("/welcome", p.t("The test patient was erased."))
+    device = device_named(p, p.form("name"))
+    p.write(make_simulated, device.ae_title, device.modality or "OT")
+    return p.redirect("/welcome")
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.site
 # The table of pages: which function answers which path.
 # ------------------------------------------------------------------------------------------------
@@ -31059,7 +31771,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/logout",                         "desk",         None,                  post_logout),
     ("/password",                       "desk",         password_page,         post_password),
     ("/language",                       "",             choose_page_language,  None),
-    ("/",                               "desk",         board_page,            None,                  "Today",                 "Front desk"),
+    ("/",                               "desk",         home_page,             None,                  "Today",                 "Front desk"),
     ("/calendar",                       "desk",         calendar_page,         None,                  "Calendar",              "Front desk"),
     ("/blocked",                        "desk",         blocked_page,          post_blocked),
     ("/slots",                          "desk",         slots_part,            None),
@@ -31099,6 +31811,8 @@ PAGES = tuple(Page(*row) for row in (
     ("/devices/save",                   "technologist", None,                  post_device),
     ("/devices/echo",                   "technologist", None,                  post_echo),
     ("/devices/adopt",                  "technologist", None,                  post_adopt),
+    ("/devices/sheet",                  "technologist", sheet_page,            None),
+    ("/devices/sheet.svg",              "technologist", sheet_svg,             None),
     ("/devices/doctor",                 "technologist", doctor_page,           None),
     ("/passed-on",                      "technologist", passed_on_page,        post_passed_on,        "Forwarding",            "/devices"),
     ("/why",                            "desk",         why_page,              None,                  "Not on the machine?",   "Devices"),
@@ -31120,6 +31834,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/figures.csv",                    "technologist", figures_csv,           None),
     ("/figures.svg",                    "technologist", figures_svg,           None),
     ("/audit",                          "admin",        audit_page,            None,                  "Audit log",             "Administration"),
+    ("/welcome",                        "admin",        welcome_page,          post_welcome,          "First day",             "Administration"),
     ("/settings",                       "admin",        settings_page,         post_settings,         "Settings",              "Administration"),
 ))  # fmt: skip
 
@@ -33523,6 +34238,13 @@ class Appliance:
         if self.writer:
             self.writer.call(self._load_access)
 
+    def _first_call(self, ae_title: str) -> None:
+        """Show pages that wait for it that a machine has called, and keep that; nobody waits."""
+        device = self.access_rules.device(ae_title)
+        if device and device.role == "modality":
+            self.writer.submit(note_first_call, self.context(), ae_title)
+        self.changes.bump()
+
     def _load_access(self) -> None:
         for words in self.config.take(stored_settings()):
             log.error("%s", words)
@@ -33545,6 +34267,7 @@ class Appliance:
         dicom, most = config.dicom, config.dicom.maximum_pdu_length
         negotiator = Negotiator(PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, most)
         self.associations = AssociationServer(dicom, self.access, negotiator, self.dimse.dispatch)
+        self.associations.on_first_call = self._first_call
         self.associations.on_rejected = functools.partial(note_rejection, self)
         listen = self.associations.listen
         if dicom.port != "off":
@@ -33751,7 +34474,7 @@ class Appliance:
         if User.select().exists():
             return
         password = secrets.token_urlsafe(9)
-        make_user(self.context(), FIRST_USER, "admin", password)
+        make_first_user(self.context(), password)
         if sys.stdout and sys.stdout.isatty():
             self.say(f"First start: log in as admin with the password {password}")
         else:
@@ -33802,6 +34525,10 @@ class Appliance:
         dicom = f"{config.dicom.ae_title} at {config.dicom.host}{plain}{tls}"
         files = f"store {config.store_path}, configuration {config.path or 'defaults'}"
         self.say(f"minris {__version__}: DICOM {dicom}, pages at {self.web_url}, {files}")
+        if urls := page_urls(config, self.web_port):
+            self.say(f"On other computers and phones: {' or '.join(urls)}")
+            if sys.stdout and sys.stdout.isatty():
+                self.say(qr_lines(urls[0]))
         notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
         self.until, database.condition.on_reopen = until, self._start_again
         try:

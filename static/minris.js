@@ -296,8 +296,21 @@ const field = (name) => document.getElementById(name);
 // A filter applies at once.
 document.addEventListener("change", (event) => {
   const sends = event.target.matches("select[data-send]") || event.target.matches("[data-send]") && event.target.value;
-  if (sends) event.target.form.requestSubmit();
+  if (sends) event.target.form.requestSubmit(event.target.form.querySelector(`button[value="${event.target.name}"]`));
 });
+
+// The first day: a rejected caller fills the form; the time zone is that of the browser.
+document.addEventListener("click", (event) => {
+  const fill = event.target.closest("[data-fill]");
+  if (!fill) return;
+  event.preventDefault();
+  for (const [name, value] of new URLSearchParams(fill.dataset.fill)) field(name).value = value;
+  const folded = field("modality").closest("details");
+  if (folded) folded.open = true;
+  field("modality").focus();
+});
+const zone = document.querySelector(".steps #clinic_timezone");
+if (zone && !zone.value) zone.value = Intl.DateTimeFormat().resolvedOptions().timeZone;
 
 // Menus behind dots: one is open at a time; a click beside it or Escape closes it.
 document.addEventListener("toggle", (event) => {

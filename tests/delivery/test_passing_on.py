@@ -73,7 +73,7 @@ from minris.outbox import (
     note_sent,
     retry_events,
 )
-from minris.pages.machines.devices import settings_of
+from minris.pages.machines.device_form import settings_of
 from minris.standard.status import Refusal
 from minris.standard.uids import (
     EXPLICIT_VR_LITTLE_ENDIAN,

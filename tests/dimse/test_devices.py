@@ -11,7 +11,6 @@ import socket
 import struct
 import threading
 import types
-import urllib.parse
 
 import httpx
 import peers
@@ -32,7 +31,7 @@ from minris.dimse.senders import DimseSender
 from minris.images.references import Reference
 from minris.mpps.linking import does_report
 from minris.outbox import PASSED_ON_LANE, Event, due_receivers, pass_on
-from minris.pages.machines.devices import settings_of
+from minris.pages.machines.device_form import settings_of
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Refusal
 from minris.standard.uids import (
@@ -603,11 +602,20 @@ def test_a_ready_profile_is_in_order_and_its_device_is_answered(appliance, profi
 
 @pytest.mark.parametrize("profile", DEVICE_PROFILES)
 def test_a_ready_profile_fills_in_the_form(technologist, profile):
-    page = technologist.get("/devices/edit").text
-    links = {html.unescape(link) for link in re.findall(r'href="(/devices/edit[^"]*)"', page)}
-    [link] = [link for link in links if urllib.parse.quote(profile) in link]
-    form = form_of(technologist.get(link).text, "/devices/save")
+    typed = {"name": "PET", "ae_title": "PET1", "host": "10.0.0.9", "profile": profile}
+    page = save(technologist, **typed, event="profile")
+    form = form_of(page.text, "/devices/save")
     assert {key: form[key] for key in DEVICE_PROFILES[profile]} == DEVICE_PROFILES[profile]
+    assert {key: form[key] for key in typed} == typed, "what was typed stays"
+
+
+def test_a_profile_is_filled_in_when_it_is_only_chosen_and_saved(appliance, technologist):
+    sent(technologist, save(technologist, **MG, profile="Chinese, GBK"))
+    assert made(appliance)["Mammography"]["character_set"] == "GBK"
+    page = technologist.get("/devices/edit", params={"name": "Mammography"}).text
+    assert form_of(page, "/devices/save")["profile"] == "Chinese, GBK"
+    sent(technologist, save(technologist, "Mammography", character_set="GB18030"))
+    assert made(appliance)["Mammography"]["character_set"] == "GB18030", "typed, not of the profile"
 
 
 def test_a_ready_profile_leaves_what_is_known_of_the_device(appliance, technologist):
@@ -662,7 +670,11 @@ def forms_of(text, action):
         fields = {}
         for tag in re.findall(r"<input[^>]*>", form):
             name, value = (re.search(rf'{a}="([^"]*)"', tag) for a in ("name", "value"))
-            fields[name[1]] = html.unescape(value[1]) if value else ""
+            text, is_box = html.unescape(value[1]) if value else "", 'type="checkbox"' in tag
+            if is_box and " checked" in tag:
+                fields[name[1]] = ", ".join(filter(None, (fields[name[1]], text)))
+            elif not is_box:
+                fields[name[1]] = text
         for name, options in re.findall(r'<select[^>]* name="(\w+)".*?>(.*?)</select>', form, re.S):
             values = re.findall(r'<option value="([^"]*)"( selected)?', options)
             fields[name] = next((v for v, chosen in values if chosen), values[0][0])
@@ -734,6 +746,7 @@ def test_every_setting_of_a_device_can_be_seen_and_set_on_the_page(appliance, te
         "events": "both",
         "events_without_role": "yes",
         "combined_pdvs": "no",
+        "hours": "",
     }
     assert set(given) == {setting.key for setting in DEVICE_SETTINGS}
     sent(technologist, save(technologist, **given, name="Mammography"))
@@ -787,7 +800,18 @@ def test_a_device_of_the_file_is_shown_with_its_settings(technologist):
 def test_a_device_of_the_file_has_nothing_to_change_it_by(technologist):
     page = technologist.get("/devices/edit", params={"name": "X-ray"}).text
     shown = page[page.index('action="/devices/save"') :]
-    assert "<button" not in shown[: shown.index("</form>")]
+    form = shown[: shown.index("</form>")]
+    assert "<button" not in form
+    fields = re.findall('<(?:input(?! type="hidden")|select)[^>]*>', form)
+    assert len(fields) > 20
+    assert all(" disabled" in field for field in fields)
+
+
+def test_a_wrong_device_is_told_at_its_field_which_has_focus_and_is_unfolded(technologist):
+    page = save(technologist, **MG, port="eleven").text
+    assert re.search('<input id="port"[^>]* aria-invalid="true"[^>]* autofocus', page)
+    assert page.count("&#039;eleven&#039; is not a whole number") == 2, "above and at the field"
+    assert re.search(r"<details[^>]* open><summary>If minris calls the machine", page)
 
 
 @pytest.mark.parametrize(
@@ -807,18 +831,18 @@ def test_a_device_of_the_file_is_not_changed_by_a_form_that_was_tampered_with(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"ae_title": "CT1"}, "CT1 belongs to CT room already"),
-        ({"ae_title": "MG1, US1"}, "US1 belongs to Ultrasound already"),
-        ({"name": "X-ray", "old_name": ""}, "X-ray belongs to X-ray already"),
-        ({"ae_title": ""}, "ae_title"),
-        ({"ae_title": "A_TITLE_THAT_IS_TOO_LONG"}, "ae_title"),
-        ({"port": "eleven"}, "port: 'eleven' is not a whole number from 1 to 65535"),
+        ({"ae_title": "CT1"}, "CT1 already belongs to CT room"),
+        ({"ae_title": "MG1, US1"}, "US1 already belongs to Ultrasound"),
+        ({"name": "X-ray", "old_name": ""}, "Name: X-ray already belongs to X-ray"),
+        ({"ae_title": ""}, "AE title at the machine: Please fill this in."),
+        ({"ae_title": "A_TITLE_THAT_IS_TOO_LONG"}, "machine: 'A_TITLE_THAT_IS_TOO_LONG' is not an AE title"),
+        ({"port": "eleven"}, "Port: 'eleven' is not a whole number from 1 to 65535"),
         ({"character_set": "GB2312"}, "'GB2312' is not a character set known here"),
         ({"character_set": r"GB18030\ISO 2022 IR 58"}, "GB18030 stands alone"),
-        ({"check_address": "yes", "host": ""}, "check_address needs host"),
-        ({"days_back": "-1"}, "days_back"),
-        ({"answer_limit": "0"}, "answer_limit"),
-        ({"name": ""}, "A name has 1 to 64 characters"),
+        ({"check_address": "yes", "host": ""}, "Address: Please fill this in."),
+        ({"days_back": "-1"}, "Days back: '-1' is not a whole number"),
+        ({"answer_limit": "0"}, "Most answers: '0' is not a whole number"),
+        ({"name": ""}, "Name: Please fill this in."),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )  # fmt: skip
@@ -838,7 +862,7 @@ def test_a_wrong_device_is_refused_in_words_with_what_was_typed(
 
 def test_everything_that_is_wrong_with_a_device_is_said_at_once(technologist):
     words = words_of(save(technologist, **MG | {"port": "x", "days_ahead": "soon"}).text)
-    assert "port: 'x'" in words and "days_ahead: 'soon'" in words
+    assert "Port: 'x'" in words and "Days ahead: 'soon'" in words
 
 
 def test_an_ae_title_that_was_given_up_may_be_another_device_s(appliance, technologist):
@@ -862,7 +886,7 @@ def test_a_refused_change_leaves_the_device_as_it_was(appliance, technologist):
 def turned_away(client):
     """The rows of those who were turned away: their cells."""
     page = client.get("/devices").text
-    rows = re.findall(r"<tr>(.*?)</tr>", page[page.index("Turned away") :], re.S)
+    rows = re.findall(r"<tr>(.*?)</tr>", page[page.index("Rejected since start-up") :], re.S)
     cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.S) for row in rows[1:]]
     return [[words_of(cell) for cell in row] for row in cells]
 
@@ -963,7 +987,9 @@ def echo(appliance, client, name="Mammography", **settings):
     forms = forms_of(client.get("/devices").text, "/devices/echo")
     [form] = [form for form in forms if form["name"] == name]
     page = sent(client, client.post("/devices/echo", data=form))
-    return words_of(re.search(r'<div class="told" role="status"><p>(.*?)</p>', page, re.S)[1])
+    return words_of(
+        re.search(r'<div class="(?:told|problem)" role="\w+"><p>(.*?)</p>', page, re.S)[1]
+    )
 
 
 def test_a_device_that_answers_is_said_to(appliance, technologist):

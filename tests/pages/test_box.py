@@ -14,7 +14,7 @@ from minris.access.users import authenticate, delete_user, make_user
 from minris.config.ini import load_config
 from minris.config.settings import SETTINGS
 from minris.config.values import ROLES
-from minris.pages.machines.devices import setting_text
+from minris.pages.machines.device_form import setting_text
 from minris.standard.status import Refusal, Status
 from minris.store.models import database
 

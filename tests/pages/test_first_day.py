@@ -4,14 +4,26 @@ import re
 
 import pytest
 from conftest import Running
-from test_pages import employ, hidden_fields, problem_at, value_of, visiting, words_of
+from test_pages import (
+    csrf_of,
+    employ,
+    hidden_fields,
+    problem_at,
+    value_of,
+    visiting,
+    words_of,
+)
 
-from minris.access.page_settings import save_settings, stored_settings
-from minris.cli import main
+from minris.access.context import audit_lines
+from minris.access.devices import save_device
+from minris.access.page_settings import stored_settings
+from minris.access.users import make_user, open_session
 from minris.config.ini import load_config
-from minris.config.settings import PAGE_SETTINGS
+from minris.config.settings import DEVICE_SETTINGS, PAGE_SETTINGS
+from minris.pages.machines.device_form import FIRST_KEYS, GROUPS, LABELS
 from minris.pages.settings import SETTING_FIELDS, field_name
-from minris.standard.status import Refusal
+from minris.simulator.modality import Modality
+from minris.simulator.peer import SimulationError
 
 EMPTY = "[dicom]\nhost = 127.0.0.1\nport = 0\n[web]\nhost = 127.0.0.1\nport = 0\n"
 
@@ -57,7 +69,8 @@ def test_a_setting_of_the_page_is_taken_at_once(box, admin):
     shown = admin.get("/settings").text
     assert "<title>Settings - Lakeside</title>" in shown
     assert value_of(shown, "clinic_opens") == "07:30"
-    assert "opens: -&gt; 07:30" in re.sub(" +", " ", admin.get("/audit?q=setting").text)
+    lines = box.read(audit_lines, "setting changed")
+    assert [one.detail for one in lines if "opens" in one.detail] == ["opens:  -> 07:30"]
 
 
 def test_an_empty_field_gives_the_default_back(box, admin):
@@ -122,33 +135,61 @@ def test_two_who_change_the_settings_do_not_overwrite_each_other(box, admin):
     assert box.config.clinic.name == "Hillside"
 
 
-def test_settings_of_the_page_outlive_a_start_and_are_known_to_commands(tmp_path, capsys):
-    box = new_box(tmp_path / "box")
-    texts = {("clinic", "name"): "Lakeside", ("dicom", "ae_title"): "CLINIC"}
-    box.write(save_settings, box.context(), texts)
-    box.stop()
-    path = str(box.config.path)
-    assert load_config(box.config.path).clinic.name == "minris"
-    box = Running(load_config(box.config.path))
-    assert (box.config.clinic.name, box.config.dicom.ae_title) == ("Lakeside", "CLINIC")
-    box.stop()
-    main(["check", "--config", path])
-    assert "[dicom] ae_title: from the page Settings: ok" in capsys.readouterr().out
-    main(["conformance", "--config", path])
-    assert "CLINIC" in capsys.readouterr().out
-    main(["settings"])
-    assert "# name of the clinic, shown on the pages (page)\n" in capsys.readouterr().out
+# The list of the first day.
 
 
-def test_a_stored_setting_that_is_no_longer_valid_is_left_out(ctx):
-    stored = {("clinic", "opens"): "late", ("clinic", "closes"): "19:00"}
-    del ctx.config.sources["clinic", "name"]
-    (words,) = ctx.config.take(stored)
-    assert "late" in words
-    assert (ctx.config.clinic.opens, ctx.config.clinic.closes) == ((8, 0), (19, 0))
+def test_an_administrator_is_led_until_somebody_works_with_it(box, admin):
+    shown = words_of(admin.get("/"))
+    assert "Welcome to minris" in shown
+    assert 'id="board" data-part="/?' in admin.get("/?by=device").text
+    with visiting(box) as client:
+        client.cookies.update(desk_cookies(box))
+        assert "Welcome to minris" not in client.get("/").text
 
 
-def test_a_setting_is_never_partly_saved(ctx):
-    with pytest.raises(Refusal):
-        save_settings(ctx, {("clinic", "opens"): "07:00", ("clinic", "closes"): "never"})
-    assert stored_settings() == {}
+def desk_cookies(box):
+    """The cookie of somebody of reception."""
+
+    def logged_in():
+        user = make_user(box.context(), "rita", "desk", "blue-kettle-9")
+        return open_session(box.context(), user.id)
+
+    return {box.cookie: box.write(logged_in)}
+
+
+def test_each_setting_of_a_device_has_its_place_in_the_form():
+    placed = [key for _, keys in GROUPS for key in keys] + list(FIRST_KEYS)
+    assert len(placed) == len(set(placed))
+    assert (
+        set(placed) == LABELS.keys() == {one.key for one in DEVICE_SETTINGS} | {"name", "profile"}
+    )
+
+
+def test_a_rejected_caller_fills_the_form(box, admin):
+    with pytest.raises(SimulationError):
+        Modality("MR7", "MR", "127.0.0.1", box.port, "MINRIS", lambda line: None).echo()
+    part = admin.get("/welcome?part=board").text
+    assert "MR7 called from 127.0.0.1: &#039;MR7&#039; is not a registered device" in part
+    link = re.search(r'href="(/welcome\?[^"]*)"', part)[1].replace("&amp;", "&")
+    page = admin.get(link).text
+    assert value_of(page, "ae_title") == value_of(page, "name") == "MR7"
+    assert '<input type="hidden" id="host" name="host" value="127.0.0.1">' in page
+
+
+def test_a_setup_sheet_has_what_is_entered_at_the_machine(box, admin):
+    box.write(save_device, box.context(), "MR room", {"ae_title": "MR1"})
+    box.appliance.reload_access()
+    shown = words_of(admin.get("/devices/sheet?name=MR room"))
+    assert f"AE title MINRIS Address 127.0.0.1 Port {box.port}" in shown
+    assert "The machine itself is MR1 here." in shown
+    assert "<svg " in admin.get("/devices/sheet.svg").text
+
+
+def test_an_echo_in_vain_is_told_in_red(box, admin):
+    box.write(save_device, box.context(), "Old US", {"ae_title": "US9"})
+    box.appliance.reload_access()
+    token = csrf_of(admin.get("/devices").text)
+    admin.post("/devices/echo", data={"csrf": token, "name": "Old US"})
+    assert (
+        '<div class="problem" role="alert"><p>Old US has no address' in admin.get("/devices").text
+    )

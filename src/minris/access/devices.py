@@ -134,6 +134,10 @@ def _unknown(name: str) -> Message:
     return Message("There is no device {name}", name=name)
 
 
+def _wrong(key: str, value: str, words: Message) -> Message:
+    return Message("{key}: {value} {words}", key=key, value=repr(value or "nothing"), words=words)
+
+
 def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: str = "") -> None:
     """Add or change a device from the page.
 
@@ -149,10 +153,10 @@ def save_device(ctx: Context, name: str, settings: Mapping[str, str], old_name: 
     if any(device.from_file and device.name == old_name for device in ctx.devices):
         words.append(Message("It is set in config.ini and can only be changed there"))
     if not re.fullmatch(r"[^\[\]\n]{1,64}", name.strip()):
-        words.append(Message("A name has 1 to 64 characters"))
+        words.append(_wrong("name", name, Message("is not a name of 1 to 64 characters")))
     for key in ("check_address", "passed_on"):
         if section.__dict__.get(key) and not section.__dict__.get("host"):
-            words.append(Message("{key} needs host", key=key))
+            words.append(_wrong("host", "", Message("is needed for {key}", key=key)))
     if words:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, w) for w in words])
     # those of this moment, not of the request: another may have been saved since

@@ -15,6 +15,7 @@ from minris.config.values import ROLES
 from minris.standard.dictionary import is_ae_title
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.store.models import LoginFailure, Session, Token, User, database
+from minris.store.rows import get_mark, set_mark
 
 
 def hash_password(password: str) -> str:
@@ -60,6 +61,21 @@ def _forget_first_password(ctx: Context, name: str) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("cannot delete %s: %s", path, error)
+
+
+FIRST_PASSWORD = "first password"  # the mark with the digest of its hash
+
+
+def make_first_user(ctx: Context, password: str) -> None:
+    """Add the user of the first start, and remember that nobody has chosen this password."""
+    user = make_user(ctx, FIRST_USER, "admin", password)
+    set_mark(FIRST_PASSWORD, digest_of(user.password))
+
+
+def has_first_password() -> bool:
+    """Whether the password of the first start is still in use."""
+    user = User.get_or_none(User.name == FIRST_USER)
+    return user is not None and digest_of(user.password) == get_mark(FIRST_PASSWORD)
 
 
 def make_user(ctx: Context, name: str, role: str, password: str) -> User:

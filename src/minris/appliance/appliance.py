@@ -22,7 +22,7 @@ from minris.access.audit_end import AuditEnd, note_cut_off
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.access.page_settings import stored_settings
-from minris.access.users import FIRST_USER, first_password_file, make_user
+from minris.access.users import first_password_file, make_first_user
 from minris.appliance.backups import (
     Kept,
     ToRestore,
@@ -70,9 +70,11 @@ from minris.dimse.archive import ArchiveSearch
 from minris.dimse.dispatcher import Dimse
 from minris.dimse.senders import DimseSender
 from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS
+from minris.housekeeping.first_day import note_first_call
 from minris.housekeeping.restoring import restore
 from minris.housekeeping.stuck import correct_stamps
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE
+from minris.pages.day.paper import qr_lines
 from minris.pages.site import build_app
 from minris.standard.status import Refusal
 from minris.store.checking import Checker, check_after_sudden_end
@@ -85,6 +87,7 @@ from minris.store.writer import Writer
 from minris.upper_layer.negotiation import Negotiator
 from minris.upper_layer.server import AssociationServer
 from minris.ups.events import announce, can_be_told
+from minris.web.addresses import page_urls
 from minris.web.api import add_control
 from minris.web.request import Web
 from minris.web.server import Changes, WebServer
@@ -211,6 +214,13 @@ class Appliance:
         if self.writer:
             self.writer.call(self._load_access)
 
+    def _first_call(self, ae_title: str) -> None:
+        """Show pages that wait for it that a machine has called, and keep that; nobody waits."""
+        device = self.access_rules.device(ae_title)
+        if device and device.role == "modality":
+            self.writer.submit(note_first_call, self.context(), ae_title)
+        self.changes.bump()
+
     def _load_access(self) -> None:
         for words in self.config.take(stored_settings()):
             log.error("%s", words)
@@ -233,6 +243,7 @@ class Appliance:
         dicom, most = config.dicom, config.dicom.maximum_pdu_length
         negotiator = Negotiator(PRESENTATION_CONTEXTS, EXTENDED_NEGOTIATION, most)
         self.associations = AssociationServer(dicom, self.access, negotiator, self.dimse.dispatch)
+        self.associations.on_first_call = self._first_call
         self.associations.on_rejected = functools.partial(note_rejection, self)
         listen = self.associations.listen
         if dicom.port != "off":
@@ -439,7 +450,7 @@ class Appliance:
         if User.select().exists():
             return
         password = secrets.token_urlsafe(9)
-        make_user(self.context(), FIRST_USER, "admin", password)
+        make_first_user(self.context(), password)
         if sys.stdout and sys.stdout.isatty():
             self.say(f"First start: log in as admin with the password {password}")
         else:
@@ -490,6 +501,10 @@ class Appliance:
         dicom = f"{config.dicom.ae_title} at {config.dicom.host}{plain}{tls}"
         files = f"store {config.store_path}, configuration {config.path or 'defaults'}"
         self.say(f"minris {__version__}: DICOM {dicom}, pages at {self.web_url}, {files}")
+        if urls := page_urls(config, self.web_port):
+            self.say(f"On other computers and phones: {' or '.join(urls)}")
+            if sys.stdout and sys.stdout.isatty():
+                self.say(qr_lines(urls[0]))
         notify_systemd(f"READY=1\nMAINPID={os.getpid()}")
         self.until, database.condition.on_reopen = until, self._start_again
         try:

@@ -254,27 +254,28 @@ def setting_problems(
 def show_form(
     p: PageRequest,
     title: str,
-    groups: list[tuple[str, list[Field]]],
+    groups: Sequence[tuple[str, list[Field]] | tuple[str, list[Field], bool]],
     problems: Iterable[Problem] = (),
     seen: Mapping[str, str] | None = None,
     **values: Any,
 ) -> str:
     """Return a page with one form.
 
-    groups    legends with their fields
+    groups    legends with their fields, and True if it is folded until somebody opens it
     problems  those that belong to no field
     seen      the form of the store, by which changes by others are found
     values    submit: text of the button, "" for none; action: URL, default is that of the page;
               other variables of form.html
     """
+    shown = [f for _, fields, *_ in groups for f in fields]
     whole = set(map(p.t, WANTED.values()))
     said = [
         f.problem if f.problem in whole else p.t.labelled(f.label, f.problem)
-        for _, fields in groups for f in fields if f.problem
+        for f in shown if f.problem
     ]  # fmt: skip
     said += [p.t(problem.words) for problem in problems]
     values = {"action": p.request.path} | values
-    wrong = [f.name for _, fields in groups for f in fields if f.problem]
+    wrong = [f.name for f in shown if f.problem]
     values["focus"] = (wrong or [values.get("focus", "")])[0]
     if seen is not None:
         values["hidden"] = [("seen", encoded_form(seen)), *values.get("hidden", [])]

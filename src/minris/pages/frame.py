@@ -12,6 +12,7 @@ from minris import log
 from minris.access.context import Actor, Context
 from minris.access.users import Login, permit
 from minris.config.ini import Device
+from minris.housekeeping.first_day import lines_left
 from minris.housekeeping.stuck import orphans
 from minris.mpps.linking import doubtful_steps, unscheduled_steps
 from minris.orders.lookup import leftovers
@@ -62,6 +63,7 @@ class Action(NamedTuple):
     get: bool = False  # changes nothing
 
 
+BAD = "bad"  # what a message is about that tells of a failure
 LIGHTS = {  # sign and words
     "good": ("\N{BLACK CIRCLE}", Message("OK")),
     "warning": ("\N{BLACK UP-POINTING TRIANGLE}", Message("Check")),
@@ -139,7 +141,7 @@ class Site:
         if (language := web.config.clinic.language) not in self.catalogues:
             log.warning("[clinic] language: there is no static/i18n/%s.json", language)
         self.light_until, self.lights = 0.0, ["good"]
-        self.count_until, self.counts = 0.0, dict[str, int]()
+        self.count_until, self.counts, self.first_day_left = 0.0, dict[str, int](), 0
 
     def light(self) -> tuple[str, int]:
         """Return the worst status of all components, and how many to check, at most 10 s old."""
@@ -155,6 +157,7 @@ class Site:
         now = time.monotonic()
         if now > self.count_until:
             self.count_until, read = now + 15, self.web.read
+            self.first_day_left = read(lines_left, ctx)
             self.counts = {
                 "/unscheduled": len(read(unscheduled_steps)) + len(read(doubtful_steps)),
                 "/leftovers": len(read(leftovers, ctx.today())),
@@ -311,7 +314,7 @@ class PageRequest:
         box = self.web.box
         shared = {
             "here": here, "login": login, "refresh": refresh, "clinic": self.web.config.clinic.name,
-            "bare": bare, "told": told, "told_undo": None,
+            "bare": bare, "told": told, "told_bad": False, "told_undo": None,
             "csrf": login.form_token if login else "",
         }  # fmt: skip
         if login and not told and not public:
@@ -356,7 +359,8 @@ class PageRequest:
         """Return the menu, by heading, and the tabs of this page: path, words, here or not, count."""
         above = page_above(self.site.menu, here)
         family = family_of(above) if above else ""
-        counts = self.site.attention(self.ctx) if self.login else {}
+        counts = dict(self.site.attention(self.ctx)) if self.login else {}
+        counts["/welcome"] = self.site.first_day_left
         menu: dict[str, list[Any]] = {}
         tabs = []
         for page in self.site.menu:
@@ -380,6 +384,7 @@ class PageRequest:
         """Render the message about the last action alone, for a page that stays as it is."""
         shared = {
             "told": "",
+            "told_bad": False,
             "told_undo": None,
             "csrf": self.login.form_token if self.login else "",
         }
@@ -394,7 +399,7 @@ class PageRequest:
         told, _, about = urllib.parse.unquote(text).partition("\n")
         found = self.undo_of(about) if re.fullmatch("(step|patient) [0-9]{1,18}", about) else None
         if not found or found[2].who != self.ctx.actor.name:
-            return {"told": told}
+            return {"told": told, "told_bad": about == BAD}
         path, words, note = found
         again = ()  # a reason can be given afterwards
         if note.what == "CANCELED":
@@ -404,7 +409,7 @@ class PageRequest:
     def tell(self, path: str, text: str, about: str = "") -> str:
         """Redirect to a page that shows a message about what was done.
 
-        about  `step 7` or `patient 3`: the message offers to undo it
+        about  `step 7` or `patient 3`: the message offers to undo it; BAD: it was in vain
         """
         told = f"{text[:1000]}\n{about}" if about else text[:1000]
         self.set_cookie("told", urllib.parse.quote(told), max_age=60)

@@ -136,7 +136,10 @@ def password_page(p: PageRequest, problems: Iterable[Problem] = ()) -> str:
         Field("new_password", p.t("New password"), "password", required=True),
     ]
     groups = [(p.login.name, fields)]
-    return show_form(p, "Change the password", groups, problems, submit=p.t("Save"))
+    return show_form(
+        p, "Change the password", groups, problems, submit=p.t("Save"),
+        hidden=[("next", p.query("next") or p.form("next"))],
+    )  # fmt: skip
 
 
 def post_password(p: PageRequest) -> str:
@@ -154,7 +157,7 @@ def post_password(p: PageRequest) -> str:
             p.login = None
             raise
         return password_page(p, p.again(refusal))
-    return p.tell("/password", p.t("Saved."))
+    return p.tell(safe_path(p.form("next"), "/password"), p.t("Saved."))
 
 
 def choose_page_language(p: PageRequest) -> str:

@@ -11,7 +11,7 @@ from minris.pages.day.paper import sizes_of
 from minris.pages.forms import Field, setting_problems, show_form
 from minris.pages.frame import PageRequest, Row, safe_path
 from minris.pages.language import WEEKDAY_WORDS
-from minris.pages.machines.devices import setting_text
+from minris.pages.machines.device_form import setting_text
 from minris.seen import ChangedMeanwhile, as_seen
 from minris.standard.status import Message, Problem, Refusal
 
@@ -91,7 +91,7 @@ def settings_page(
     fields = setting_fields(p, SETTING_FIELDS, form or {}, wrong)
     return show_form(
         p, "Settings", [(t("The clinic and this system"), fields)], others, submit=t("Save"),
-        hidden=[p.mark(SETTINGS_THING)], intro=intro, below=parts,
+        hidden=[p.mark(SETTINGS_THING), ("next", p.form("next"))], intro=intro, below=parts,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from minris.pages.box import (
     users_page,
 )
 from minris.pages.day.blocked import blocked_page, post_blocked
-from minris.pages.day.board import Boards, board_page, waiting_page
+from minris.pages.day.board import Boards, waiting_page
 from minris.pages.day.calendar import calendar_page, slots_part
 from minris.pages.day.exam import edit_page, post_edit, post_step, step_page
 from minris.pages.day.figures import figures_csv, figures_page, figures_svg
@@ -63,14 +63,15 @@ from minris.pages.login import (
     post_logout,
     post_password,
 )
+from minris.pages.machines.device_form import device_page, post_device
 from minris.pages.machines.devices import (
     associations_page,
-    device_page,
     devices_page,
     doctor_page,
     post_adopt,
-    post_device,
     post_echo,
+    sheet_page,
+    sheet_svg,
     statuses_page,
 )
 from minris.pages.machines.stuck import post_orphans, stuck_page
@@ -106,6 +107,7 @@ from minris.pages.system import (
     restore_page,
     restored_page,
 )
+from minris.pages.welcome import home_page, post_welcome, welcome_page
 from minris.seen import ChangedMeanwhile
 from minris.standard.status import HttpRefusal, Refusal, Status, http_status
 from minris.web.answers import ROW_NUMBER, note_reason
@@ -119,7 +121,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/logout",                         "desk",         None,                  post_logout),
     ("/password",                       "desk",         password_page,         post_password),
     ("/language",                       "",             choose_page_language,  None),
-    ("/",                               "desk",         board_page,            None,                  "Today",                 "Front desk"),
+    ("/",                               "desk",         home_page,             None,                  "Today",                 "Front desk"),
     ("/calendar",                       "desk",         calendar_page,         None,                  "Calendar",              "Front desk"),
     ("/blocked",                        "desk",         blocked_page,          post_blocked),
     ("/slots",                          "desk",         slots_part,            None),
@@ -159,6 +161,8 @@ PAGES = tuple(Page(*row) for row in (
     ("/devices/save",                   "technologist", None,                  post_device),
     ("/devices/echo",                   "technologist", None,                  post_echo),
     ("/devices/adopt",                  "technologist", None,                  post_adopt),
+    ("/devices/sheet",                  "technologist", sheet_page,            None),
+    ("/devices/sheet.svg",              "technologist", sheet_svg,             None),
     ("/devices/doctor",                 "technologist", doctor_page,           None),
     ("/passed-on",                      "technologist", passed_on_page,        post_passed_on,        "Forwarding",            "/devices"),
     ("/why",                            "desk",         why_page,              None,                  "Not on the machine?",   "Devices"),
@@ -180,6 +184,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/figures.csv",                    "technologist", figures_csv,           None),
     ("/figures.svg",                    "technologist", figures_svg,           None),
     ("/audit",                          "admin",        audit_page,            None,                  "Audit log",             "Administration"),
+    ("/welcome",                        "admin",        welcome_page,          post_welcome,          "First day",             "Administration"),
     ("/settings",                       "admin",        settings_page,         post_settings,         "Settings",              "Administration"),
 ))  # fmt: skip
 

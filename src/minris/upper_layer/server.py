@@ -93,6 +93,7 @@ class AssociationServer:
         self.complaints = Repeats(of_group=500)  # by address
         self.rejections = Repeats()  # calling AE title and reason, by address
         self.on_rejected: Callable[[str, str, str], None] = lambda calling, address, words: None
+        self.on_first_call: Callable[[str], None] = lambda calling: None  # since the start
         self.rejected: Recent[tuple[str, str], tuple[float, str]] = Recent(100)
         self.called: Recent[str, Call] = Recent(500)
         self.ended: collections.deque[Ended] = collections.deque(maxlen=200)
@@ -199,7 +200,10 @@ class AssociationServer:
         peer = association.peer
         classes = tuple(sorted({one.abstract_syntax for one in peer.contexts.values()}))
         called = Call(time.time(), association.address, classes, peer.not_served)
+        is_first = peer.calling not in self.called
         self.called[peer.calling] = called
+        if is_first:
+            self.on_first_call(peer.calling)
         if peer.not_served:
             words = ", ".join(peer.not_served)
             log.info("%s proposes what is not served here: %s", association, words,

@@ -34,7 +34,7 @@ class Box(Protocol):
     """What routes and pages need from the appliance.
 
     control   the secret by which the command line proves itself
-    web_port  the port of the pages
+    web_port  the port of the pages; dicom_port, dicom_tls_port: those of machines, 0 for none
     """
 
     associations: AssociationServer
@@ -42,6 +42,8 @@ class Box(Protocol):
     restore_problem: str
     control: str
     web_port: int
+    dicom_port: int
+    dicom_tls_port: int
     commitments: Any  # these four are of this floor or above
     dimse: Any
     imports: Any

@@ -52,6 +52,15 @@ def qr_code(text: str) -> bytes:
     return stream.getvalue()
 
 
+def qr_lines(text: str) -> str:
+    """Return a QR code of a text in the characters of a terminal."""
+    import segno
+
+    stream = io.StringIO()
+    segno.make(text, micro=False).terminal(out=stream, compact=True, border=2)
+    return stream.getvalue().rstrip("\n")
+
+
 def sizes_of(key: str) -> tuple[tuple[str, str], ...]:
     """Return the sizes of a kind of paper, by its setting, and as they are shown."""
     [kind] = [one.kind for one in SETTINGS if (one.section, one.key) == ("clinic", key)]

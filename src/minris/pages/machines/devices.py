@@ -2,30 +2,35 @@
 
 import datetime
 import urllib.parse
-from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import NamedTuple
 
-from minris.access.devices import (
-    DEVICE_PROFILES,
-    SAMPLE_NAMES,
-    adopt_title,
-    delete_device,
-    device_of_texts,
-    name_as_sent,
-    profile_settings,
-    save_device,
-)
-from minris.config.ini import Config, Device
-from minris.config.settings import DEVICE_SETTINGS, Setting
+from minris.access.devices import adopt_title
+from minris.config.ini import Device
 from minris.doctor import Called, Finding, echo_outcome, echo_words, examine
-from minris.pages.asking import ask_if_sure, is_sure
-from minris.pages.forms import Field, show_form
-from minris.pages.frame import LIGHTS, Action, PageRequest, Part, Row
+from minris.pages.day.paper import qr_code
+from minris.pages.frame import BAD, LIGHTS, Action, PageRequest, Row
 from minris.pages.language import Translator, device_names
-from minris.seen import ChangedMeanwhile, as_seen
-from minris.standard.status import STATUS_WORDS, Message, Problem, Refusal, Status, is_failure
-from minris.store.writer import Core
+from minris.pages.machines.device_form import change_devices
+from minris.pages.template import template
+from minris.standard.status import STATUS_WORDS, Message, Refusal, Status, is_failure
 from minris.upper_layer.server import ENDINGS, Ended
+from minris.web.addresses import own_addresses
+
+SHEET_PAGE = template("machines/sheet.html")
+
+
+class WaysToUs(NamedTuple):
+    """What is entered at a machine: our AE title, the addresses that it may use, the port."""
+
+    ae_title: str
+    addresses: list[str]
+    port: int
+
+
+def ways_to_us(p: PageRequest) -> WaysToUs:
+    """Return what is entered at a machine; the port of TLS where there is no other."""
+    box, dicom = p.web.box, p.web.config.dicom
+    return WaysToUs(dicom.ae_title, own_addresses(dicom.host), box.dicom_port or box.dicom_tls_port)
 
 
 def devices_page(p: PageRequest) -> str:
@@ -56,90 +61,33 @@ def devices_page(p: PageRequest) -> str:
     return p.listing("Devices", parts, links=[("/devices/edit", t("New device"))])
 
 
-def device_page(
-    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-) -> str:
-    """GET /devices/edit: the settings of a device; read-only for a device of config.ini."""
-    t, name = p.t, p.query("name")
-    mark = p.mark(("device", (form or {}).get("old_name") or name))
-    device = next((d for d in p.devices if d.name == name), None)
-    if not form:
-        known = {"old_name": name, **settings_of(device)} if device else {}
-        form = {"name": name, **known, **profile_settings(p.query("profile"))}
-    fields = [Field("name", t("Name"), "text", form.get("name", ""), True)]
-    for setting in DEVICE_SETTINGS:
-        choices = setting_choices(setting, t)
-        kind = "select" if choices else "text"
-        value = form.get(setting.key) or (setting.default if choices else "")
-        label = f"{setting.key}: {t(setting.meaning)}"
-        required = setting.key == "ae_title"
-        fields.append(Field(setting.key, label, kind, value, required, "", choices))
-    legend, submit, extra = t("Set in config.ini; change it there"), "", []
-    after = [("/devices", t("Back"))]
-    if not (device and device.from_file):
-        legend, submit, extra = t("Device"), t("Save"), [("preview", t("Preview names"))]
-        if form.get("old_name"):
-            extra.append(("delete", t("Delete")))
-        start = f"/devices/edit?name={urllib.parse.quote(name)}&profile="
-        after = [(start + urllib.parse.quote(one), t("Profile: {profile}", profile=one))
-                 for one in DEVICE_PROFILES]  # fmt: skip
-    return show_form(
-        p, "Device", [(legend, fields)], problems, action="/devices/save", submit=submit,
-        hidden=[("old_name", form.get("old_name", "")), mark], shown=names_as_sent(p, form), extra=extra,
-        after=after,
-    )  # fmt: skip
-
-
-def names_as_sent(p: PageRequest, form: Mapping[str, str]) -> list[Part]:
-    """Return the list of sample names as a device with these settings gets them, with bytes."""
-    given = {s.key: form[s.key] for s in DEVICE_SETTINGS if form.get(s.key)}
-    made = device_of_texts(form.get("name", ""), {"ae_title": "ANY"} | given)
-    if not made:
-        return []
-    sent = [(name, *name_as_sent(made, name)) for name in SAMPLE_NAMES]
-    names = [Row((name, text, data.hex(" ").upper())) for name, text, data in sent]
-    heading = p.t("Names as sent to this device")
-    return [p.listed("Patient's name | Sent to the device | Bytes", names, "", heading)]
-
-
-def change_devices(p: PageRequest, core: Core, *arguments: Any) -> None:
-    """Change the devices in the store; what is asked from now on goes by them."""
-    try:
-        p.write(core, *arguments)
-    finally:  # even if that took too long: it may be done all the same
-        p.web.box.reload_access()
-
-
-def post_device(p: PageRequest) -> str:
-    """POST /devices/save: save or delete a device, effective at once; or preview names."""
-    settings = {setting.key: p.form(setting.key).strip() for setting in DEVICE_SETTINGS}
-    name, old_name = p.form("name").strip(), p.form("old_name")
-    form = {"name": name, "old_name": old_name, **settings}
-    if p.form("event") == "preview":
-        return device_page(p, form)
-    if p.form("event") == "delete" and not is_sure(p):
-        words = p.t("Delete the device {name}? Its calls will be rejected. This cannot be "
-                    "undone.", name=old_name)  # fmt: skip
-        return ask_if_sure(p, "Delete", words, p.t("Delete"))
-    seen = [(("device", old_name), p.seen("device"), "")] if old_name else []
-    try:
-        if p.form("event") == "delete":
-            change_devices(p, as_seen, seen, delete_device, old_name)
-        else:
-            change_devices(p, as_seen, seen, save_device, name, settings, old_name)
-    except ChangedMeanwhile:
-        raise
-    except Refusal as refusal:
-        return device_page(p, form, p.again(refusal))
-    return p.tell("/devices", p.t("Saved."))
-
-
 def device_named(p: PageRequest, name: str) -> Device:
     """Return a device by its name. Refuses 0112."""
     device = next((one for one in p.devices if one.name == name), None)
     if not device:
         raise Refusal(Status.NO_SUCH_SOP_INSTANCE, Message("There is no device {name}", name=name))
     return device
+
+
+def told_at_machine(p: PageRequest) -> list[tuple[str, str]]:
+    """Return label and value of each thing that is entered at a machine."""
+    t, ours = p.t, ways_to_us(p)
+    addresses = [(t("Address"), one) for one in ours.addresses]
+    return [(t("AE title"), ours.ae_title), *addresses, (t("Port"), str(ours.port))]
+
+
+def sheet_page(p: PageRequest) -> str:
+    """GET /devices/sheet: what the engineer enters at a machine, to be printed."""
+    device, facts = device_named(p, p.query("name")), told_at_machine(p)
+    return p.show(
+        SHEET_PAGE, "Setup sheet", name=device.name, facts=facts,
+        theirs=device.ae_title, told=", ".join(value for _, value in facts),
+    )  # fmt: skip
+
+
+def sheet_svg(p: PageRequest) -> str | bytes:
+    """GET /devices/sheet.svg: the same as a QR code."""
+    return p.svg(qr_code("\n".join(f"{label}: {value}" for label, value in told_at_machine(p))))
 
 
 def doctor_page(p: PageRequest) -> str:
@@ -178,8 +126,9 @@ def post_adopt(p: PageRequest) -> str:
 def post_echo(p: PageRequest) -> str:
     """POST /devices/echo: send a C-ECHO to a device."""
     device = device_named(p, p.form("name"))
-    ours = p.web.config.dicom.ae_title
-    return p.tell("/devices", p.t(echo_words(ours, device, echo_outcome(p.web.config, device))))
+    outcome = echo_outcome(p.web.config, device)
+    words = p.t(echo_words(p.web.config.dicom.ae_title, device, outcome))
+    return p.tell("/devices", words, "" if outcome == "answers" else BAD)
 
 
 def associations_page(p: PageRequest) -> str:
@@ -251,36 +200,3 @@ def done_words(t: Translator, message: tuple[str, int], count: int) -> str:
     known = status in STATUS_WORDS and status
     said = f" {status:04X} {t(STATUS_WORDS[status][0])}" if known else ""
     return f"{operation} × {count}{said}"
-
-
-def text_of_value(value: Any, between: str = ", ") -> str:
-    """Return a setting's value as config.ini has it; `between` separates ordered values."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, frozenset):
-        return ", ".join(sorted(value))
-    if isinstance(value, tuple):
-        return between.join(map(str, value))
-    return "" if value is None else str(value)
-
-
-def setting_text(config: Config, setting: Setting) -> str:
-    """Return the value of a setting of config.ini for display."""
-    value = getattr(getattr(config, setting.section), setting.key)
-    if value and setting.kind == "clock":
-        return f"{value[0]:02}:{value[1]:02}"
-    return text_of_value(value)
-
-
-def setting_choices(setting: Setting, t: Translator) -> tuple[tuple[str, str], ...]:
-    """Return the choices for a yes/no or choice setting; () for any other."""
-    kind, *words = setting.kind.split(" ")
-    if kind == "bool":
-        return (("yes", t("yes")), ("no", t("no")))
-    return tuple((word, t(word)) for word in words) if kind == "choice" else ()
-
-
-def settings_of(device: Device) -> dict[str, str]:
-    """Return a device's settings as texts, as a form or config.ini has them."""
-    given = {s.key: text_of_value(getattr(device, s.key), "\\") for s in DEVICE_SETTINGS[1:]}
-    return {"ae_title": ", ".join(device.ae_titles), **given}
