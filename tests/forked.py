@@ -1,9 +1,9 @@
-"""minris as a program that need not be loaded: forked from a process that has it loaded.
+"""Programs that need not load minris: forked from a process that has it loaded.
 
-Tests start hundreds of programs; to load it takes each longer than all that it does then. The
-process is a child of ours as any other, with its own arguments, folder, environment and streams,
-signals and exit status. What Python itself must meet as it starts (LD_PRELOAD, PYTHON…) has a
-process that is started as usual.
+Tests start hundreds of programs, minris itself and scripts that use it; to load it takes each
+longer than all that it does then. Such a process is a child of ours as any other, with its own
+arguments, folder, environment and streams, signals and exit status. What is to meet the start of
+Python itself (options such as -B, PYTHON… but for a path) has a process that is started as usual.
 """
 
 import ctypes
@@ -35,22 +35,22 @@ SUBREAPER = 36  # prctl(2)
 Usual = subprocess.Popen
 _how = inspect.signature(Usual._execute_child)
 _one_by_one = threading.Lock()
+_running: list[Usual] = []
 
 
 class Program(Usual):
-    """A process; forked where its command is PROGRAM."""
+    """A process; forked where its command is a script for this Python that uses minris."""
 
     def _execute_child(self, *how: Any) -> None:
         told = _how.bind(self, *how).arguments
         words, environ = told["args"], dict(os.environ if told["env"] is None else told["env"])
-        if not sys.platform.startswith("linux") or not is_forkable(words, environ):
+        if not is_forkable(words, environ):
             super()._execute_child(*how)
             return
         ends = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
         streams = [told["p2cread"], told["c2pwrite"], told["errwrite"]]
         streams = [number if fd == -1 else fd for number, fd in enumerate(streams)]
-        request = {"arguments": list(map(str, words[len(PROGRAM) :])), "environ": environ,
-                   "folder": str(told["cwd"] or Path.cwd()),
+        request = {"arguments": list(map(str, words)), "environ": environ, "folder": str(told["cwd"] or Path.cwd()),
                    "session": told["start_new_session"]}  # fmt: skip
         try:
             self.pid = fork(request, streams)
@@ -60,17 +60,22 @@ class Program(Usual):
 
 
 def is_forkable(words: Any, environ: dict[str, str]) -> bool:
-    """Whether it is minris, and asks nothing of Python's own start."""
-    special = {k: v for k, v in environ.items() if k.startswith(("LD_", "PYTHON"))}
-    usual = special.items() <= os.environ.items()
-    return isinstance(words, list) and tuple(words[: len(PROGRAM)]) == PROGRAM and usual
+    """Whether it is a script that uses minris, and asks nothing else of Python's own start."""
+    if not sys.platform.startswith("linux") or not isinstance(words, list) or len(words) < 3:
+        return False
+    is_ours = words[:2] == [sys.executable, "-c"] and "minris" in words[2]
+    special = {k for k in environ if k.startswith(("FAKETIME", "LD_", "PYTHON"))} - {"LD_PRELOAD"}
+    usual = {k for k in special if environ[k] == os.environ.get(k)}
+    if environ.get("PYTHONPATH") in (str(ROOT), str(ROOT / "src")):
+        usual.add("PYTHONPATH")
+    return is_ours and special == usual
 
 
 def fork(request: dict[str, Any], streams: list[int]) -> int:
-    """A process that runs minris.main: its id. It is our child: whose parent ends falls to us."""
+    """A process that runs a script: its id. It is our child: whose parent ends falls to us."""
     prctl = ctypes.CDLL(None).prctl
     with _one_by_one:
-        channel = loaded()
+        channel = loaded(request["environ"].get("LD_PRELOAD", ""))
         prctl(SUBREAPER, 1, 0, 0, 0)
         try:
             socket.send_fds(channel, [json.dumps(request).encode()], streams)
@@ -81,12 +86,15 @@ def fork(request: dict[str, Any], streams: list[int]) -> int:
 
 
 @functools.cache
-def loaded() -> socket.socket:
-    """The way to the process that has it loaded, which ends with this one."""
+def loaded(preload: str) -> socket.socket:
+    """The way to the process that has it loaded, after a library; it ends with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
+        environ = os.environ | ({"LD_PRELOAD": preload} if preload else {})
         command = [sys.executable, __file__, str(theirs.fileno())]
-        loaded.process = Usual(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        _running.append(
+            Usual(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environ)
+        )
     return ours
 
 
@@ -130,25 +138,26 @@ def begin(request: dict[str, Any], streams: list[int], opened: list[int]) -> Non
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
     sys.stderr.reconfigure(errors="backslashreplace", line_buffering=True)
-    sys.orig_argv = [*PROGRAM, *request["arguments"]]
-    sys.argv = ["-c", *request["arguments"]]
+    sys.orig_argv = request["arguments"]
+    sys.argv = ["-c", *request["arguments"][3:]]
 
 
-def main() -> int:
+def main() -> None:
     sys.modules["requests"] = None  # a test tool brings it, and pydicom would import it
-    os.environ["PYPINYIN_NO_PHRASES"] = "true"  # as main() has it, before the import
-    sys.path[0] = str(ROOT)
-    minris, *_ = map(importlib.import_module, ("minris", *LATER))
+    os.environ["PYPINYIN_NO_PHRASES"] = "true"  # as main() of minris has it, before the import
+    for name in ("made", *LATER):
+        importlib.import_module(name)
+    sys.path[0] = ""
     gc.freeze()
     channel = socket.socket(fileno=int(sys.argv[1]))
     for request, streams in requests(channel):
         if is_forked(channel):
             begin(request, streams, [channel.detach(), *streams])
-            return minris.main()
+            exec(sys.orig_argv[2], {"__name__": "__main__"})
+            return
         for fd in streams:
             os.close(fd)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
