@@ -2242,6 +2242,7 @@ SETTINGS = setting_table(r"""
     dicom | associate_timeout | 10 | seconds 0.1 600 | seconds a caller has to request an association
     dicom | pdu_timeout | 5 | seconds 0.1 600 | seconds to receive one PDU, plus 1 s per 16 KiB
     dicom | idle_timeout | 60 | seconds 0.1 86400 | seconds without a message before an association is aborted
+    dicom | exam_timeout | 14400 | seconds 0.1 86400 | the same while an exam that began on the association goes on
     dicom | send_timeout | 10 | seconds 0.1 600 | seconds a caller has to accept what is sent
     dicom | maximum_associations | 256 | int 1 10000 | maximum associations at once
     dicom | maximum_associations_per_address | 128 | int 1 10000 | maximum per address
@@ -9929,6 +9930,7 @@ class Association(asyncio.Protocol):
         self.began = time.time()
         self.done: collections.Counter[tuple[str, int]] = collections.Counter()
         self.ending = ("lost", "")
+        self.exams = 0  # that began on it and go on
         self.paused = self.pdu_sized = False
         self.combined = True  # command and data set in one PDU, as nearly all peers accept
 
@@ -10201,7 +10203,8 @@ class Association(asyncio.Protocol):
         if self.state in ("Sta1", "Sta13"):
             return
         idle = self.loop.time() - self.active
-        left = self.limits.idle_timeout - (0 if self.current else idle)
+        most = self.limits.exam_timeout if self.exams else self.limits.idle_timeout
+        left = most - (0 if self.current else idle)
         if left <= 0:
             self.refuse(Message("idle for {seconds} s", seconds=round(idle)))
         else:
@@ -22013,6 +22016,17 @@ class ArchiveSearch:
 # Door 1: answer the messages of associations.
 # ------------------------------------------------------------------------------------------------
 
+def exam_change(request: Request) -> int:
+    """1 if a message has begun an exam, -1 if it has ended one.
+
+    Some modalities keep one association for N-CREATE and the final N-SET, and say nothing between.
+    """
+    if request.context.abstract_syntax != MPPS or not request.index:
+        return 0
+    ended = request.index.get("PerformedProcedureStepStatus") in FINAL_MPPS_STATES
+    return {("N-CREATE", False): 1, ("N-SET", True): -1}.get((request.operation, ended), 0)
+
+
 class Dimse:
     """Door 1: answers the messages of associations.
 
@@ -22056,6 +22070,8 @@ class Dimse:
                 await self.finder.answer(ctx, association, request, service.core)
                 return
             fields, data = await self._call(ctx, service, request)
+            if change := exam_change(request):
+                association.exams = max(association.exams + change, 0)
             changed = service.access == "write" and service.sop_class in WATCHED_CLASSES
         except Refusal as refusal:
             fields, data = refused_fields(request, refusal)

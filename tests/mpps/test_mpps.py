@@ -17,7 +17,7 @@ from conftest import PROGRAM, item, write_config
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.dsutils import decode, encode
-from test_dimse import Closed, Wire, create_request, set_request
+from test_dimse import Closed, Wire, create_request, set_request, wait_until
 
 from minris.dataset.dicom_json import from_json
 from minris.dataset.elements import EMPTY, ElementIndex, encode_element
@@ -1615,3 +1615,17 @@ def test_what_a_machine_reports_after_a_person_ended_its_exam_counts(ctx, step, 
     assert states() == [ended]
     change(ctx, discontinuation("110515"))
     assert states() == ["DISCONTINUED"]
+
+
+def test_an_association_waits_for_the_end_of_its_exam_and_no_longer(run_appliance):
+    """An exam may last longer than a machine has nothing to say (dcm4chee-arc-light#4190)."""
+    appliance = run_appliance("[dicom]\nidle_timeout = 0.3\nexam_timeout = 50\n")
+    [step] = appliance.schedule(item())
+    with modality(appliance) as call:
+        assert call.create(creation_for(step), "2.25.8").status == 0
+        [association] = appliance.appliance.associations.associations
+        began = association.loop.time()
+        wait_until(lambda: association.loop.time() > began + 0.8)
+        assert call.set(ending(), "2.25.8").status == 0
+        wait_until(lambda: not appliance.appliance.associations.associations)
+        assert association.ending[0] == "refused"

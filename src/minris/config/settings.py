@@ -47,6 +47,7 @@ SETTINGS = setting_table(r"""
     dicom | associate_timeout | 10 | seconds 0.1 600 | seconds a caller has to request an association
     dicom | pdu_timeout | 5 | seconds 0.1 600 | seconds to receive one PDU, plus 1 s per 16 KiB
     dicom | idle_timeout | 60 | seconds 0.1 86400 | seconds without a message before an association is aborted
+    dicom | exam_timeout | 14400 | seconds 0.1 86400 | the same while an exam that began on the association goes on
     dicom | send_timeout | 10 | seconds 0.1 600 | seconds a caller has to accept what is sent
     dicom | maximum_associations | 256 | int 1 10000 | maximum associations at once
     dicom | maximum_associations_per_address | 128 | int 1 10000 | maximum per address

@@ -13,12 +13,24 @@ from minris.config.ini import Device
 from minris.dimse.encoding import decode_request, refused_fields, response_command
 from minris.dimse.find import Finder
 from minris.dimse.services import ACTIONS, SERVICES, WATCHED_CLASSES, Service
+from minris.standard.mpps import FINAL_MPPS_STATES
 from minris.standard.status import Refusal, Status
-from minris.standard.uids import UPS_CLASSES
+from minris.standard.uids import MPPS, UPS_CLASSES
 from minris.store.sqlite import reading
 from minris.store.writer import Writer
 from minris.upper_layer.association import Association
 from minris.upper_layer.messages import Request
+
+
+def exam_change(request: Request) -> int:
+    """1 if a message has begun an exam, -1 if it has ended one.
+
+    Some modalities keep one association for N-CREATE and the final N-SET, and say nothing between.
+    """
+    if request.context.abstract_syntax != MPPS or not request.index:
+        return 0
+    ended = request.index.get("PerformedProcedureStepStatus") in FINAL_MPPS_STATES
+    return {("N-CREATE", False): 1, ("N-SET", True): -1}.get((request.operation, ended), 0)
 
 
 class Dimse:
@@ -64,6 +76,8 @@ class Dimse:
                 await self.finder.answer(ctx, association, request, service.core)
                 return
             fields, data = await self._call(ctx, service, request)
+            if change := exam_change(request):
+                association.exams = max(association.exams + change, 0)
             changed = service.access == "write" and service.sop_class in WATCHED_CLASSES
         except Refusal as refusal:
             fields, data = refused_fields(request, refusal)

@@ -88,6 +88,7 @@ class Association(asyncio.Protocol):
         self.began = time.time()
         self.done: collections.Counter[tuple[str, int]] = collections.Counter()
         self.ending = ("lost", "")
+        self.exams = 0  # that began on it and go on
         self.paused = self.pdu_sized = False
         self.combined = True  # command and data set in one PDU, as nearly all peers accept
 
@@ -360,7 +361,8 @@ class Association(asyncio.Protocol):
         if self.state in ("Sta1", "Sta13"):
             return
         idle = self.loop.time() - self.active
-        left = self.limits.idle_timeout - (0 if self.current else idle)
+        most = self.limits.exam_timeout if self.exams else self.limits.idle_timeout
+        left = most - (0 if self.current else idle)
         if left <= 0:
             self.refuse(Message("idle for {seconds} s", seconds=round(idle)))
         else:
