@@ -5957,6 +5957,12 @@ def newest_schema() -> int:
 # What SQLite lays beside a database; each holds changes that are not in the database yet.
 JOURNALS = ("-wal", "-journal")
 
+TO_IMPORT = ".to-import-"  # in the name of a file that a command lays beside the store
+# Of use to the process alone that made it: what follows the name of the store in theirs.
+_OF_ONE_RUN = re.compile(
+    r"\.(to-import-[0-9a-f]+|tried|(new|schema-[0-9]+\.part)(-wal|-shm|-journal)?)"
+)
+
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _REFUSED = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM})
@@ -5977,6 +5983,13 @@ def is_there(path: Path) -> bool:
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
+
+
+def sweep_beside(path: Path) -> None:
+    """Delete what a process that was killed left beside the store; the caller holds its lock."""
+    for each in path.parent.iterdir():
+        if each.name.startswith(path.name) and _OF_ONE_RUN.fullmatch(each.name[len(path.name) :]):
+            each.unlink(missing_ok=True)
 
 
 # Whose
@@ -6791,6 +6804,7 @@ def open_store(path: Path, migrate: bool = True) -> None:
             _make_or_finish(path)
         for suffix in (".restored", ".restored.part"):  # of a restore that had not begun
             _forget(beside(path, suffix))
+        sweep_beside(path)
     check_store(path)
     bind_store(path)
     with in_words(path), database.connection_context():
@@ -6918,6 +6932,7 @@ def backup_store(
             with in_words(path):
                 source.execute("SELECT count(*) FROM sqlite_master").fetchone()
             with in_words(to):
+                copy.execute("PRAGMA locking_mode=EXCLUSIVE")  # it shows that it is worked at
                 source.backup(copy)  # in one step: a snapshot that no write delays
                 copy.execute("PRAGMA journal_mode=DELETE")
                 add(copy)
@@ -6930,6 +6945,22 @@ def backup_store(
     except StoreError:
         _forget(part)
         raise
+
+
+def sweep_copies(folder: Path, names: str) -> None:
+    """Delete the unfinished copies in a folder that nobody works at any more.
+
+    names  of the finished ones, as a pattern
+    """
+    for part in folder.glob(f"{names}.part"):
+        try:
+            with contextlib.closing(sqlite3.connect(part, 0, isolation_level=None)) as connection:
+                connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:  # in use; what is no database is another error
+            continue
+        except sqlite3.DatabaseError:
+            pass
+        _forget(part)
 
 
 # Restore. At any time there is either the old database with its journals or the checked backup,
@@ -20587,7 +20618,8 @@ def add_control(
             web.box.reload_access()  # an import may bring devices
             return json.dumps({"done": done})
         except Refusal as refusal:
-            return json.dumps({"refused": refusal.detail})
+            of_store = isinstance(refusal, StoreTrouble)
+            return json.dumps({"refused": refusal.detail, "of_store": of_store})
 
 
 # ------------------------------------------------------------------------------------------------
@@ -32549,6 +32581,13 @@ def backups(folder: Path) -> list[Path]:
     return [each for each in found if taken_at(each)]
 
 
+def sweep(folder: Path) -> None:
+    """Delete what a backup that was killed left in a folder, and an audit file likewise."""
+    sweep_copies(folder, "minris-????????-??????.db")
+    for each in folder.glob("audit-????????-*.jsonl.new"):
+        each.unlink(missing_ok=True)
+
+
 def taken_at(backup: Path) -> datetime.datetime | None:
     """When a backup was made, by the clinic's clock: its name says so; None for another file."""
     with contextlib.suppress(ValueError):
@@ -32583,6 +32622,7 @@ def thin(config: Config, folder: Path, least: int) -> int:
 
     least  the last ones are kept also where there is no room
     """
+    sweep(folder)
     found = backups(folder)
     kept = to_keep(config, found) or found[-1:]
     for each in set(found) - set(kept):
@@ -32962,7 +33002,6 @@ NOT_STORABLE = (
 )  # fmt: skip
 
 
-TO_IMPORT = ".to-import-"  # in the name of a file that a command lays beside the store
 LARGEST_EXPORT = 1 << 20  # bytes of an export that is imported beside a running appliance
 
 
@@ -34593,9 +34632,13 @@ def run_store_command(config: Config, command: str, **arguments: Any) -> str:
         return ask_running(config, command, arguments)
     with lock:
         open_store(config.store_path, migrate=False)
+        if control_file(config).exists():
+            check_after_sudden_end(config.store_path)
+        if trouble := database.condition.trouble:
+            raise CommandError(f"{config.store_path}: {trouble.words}")
         devices = AccessRules(config).devices
         ctx = Context(config, Actor("console", role="admin"), devices=devices)
-        with database.connection_context(), database.atomic():
+        with in_words(config.store_path), database.connection_context(), database.atomic():
             try:
                 return STORE_COMMANDS[command](ctx, **arguments)
             except Refusal as refusal:
@@ -34621,7 +34664,7 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
         told = {"name": arguments["name"], "number": answer["number"]}
         answer = post_control(where, command, told)
     if "refused" in answer:
-        raise CommandError(answer["refused"])
+        raise CommandError(f"{config.store_path}: " * answer["of_store"] + answer["refused"])
     return str(answer["done"])
 
 
@@ -34693,7 +34736,7 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
 def command_export(config: Config, arguments: argparse.Namespace) -> None:
     """Export everything as JSON, which import reads back, or the scheduled steps as CSV."""
     read_store(config.store_path)
-    with database.connection_context(), database.atomic("DEFERRED"):
+    with in_words(config.store_path), database.connection_context(), database.atomic("DEFERRED"):
         if arguments.format == "csv":
             text = "\ufeff" + export_csv()
         else:

@@ -36,7 +36,7 @@ from minris.appliance.machine import (
     say,
     set_up_logging,
 )
-from minris.appliance.store_commands import STORE_COMMANDS, TO_IMPORT, control_file
+from minris.appliance.store_commands import STORE_COMMANDS, control_file
 from minris.config.ini import Config, ConfigError, find_config, load_config, settings_reference
 from minris.config.values import ROLES
 from minris.conformance.statement import conformance_statement
@@ -57,7 +57,15 @@ from minris.simulator.workstation import Workstation
 from minris.standard.dictionary import is_ae_title, value_problem
 from minris.standard.encodings import read_encoding
 from minris.standard.status import Refusal
-from minris.store.files import beside, is_there, open_private, write_private
+from minris.store.checking import check_after_sudden_end
+from minris.store.files import (
+    TO_IMPORT,
+    beside,
+    in_words,
+    is_there,
+    open_private,
+    write_private,
+)
 from minris.store.models import StoreError, StoreInUse, database
 from minris.store.sqlite import (
     StoreLock,
@@ -97,9 +105,13 @@ def run_store_command(config: Config, command: str, **arguments: Any) -> str:
         return ask_running(config, command, arguments)
     with lock:
         open_store(config.store_path, migrate=False)
+        if control_file(config).exists():
+            check_after_sudden_end(config.store_path)
+        if trouble := database.condition.trouble:
+            raise CommandError(f"{config.store_path}: {trouble.words}")
         devices = AccessRules(config).devices
         ctx = Context(config, Actor("console", role="admin"), devices=devices)
-        with database.connection_context(), database.atomic():
+        with in_words(config.store_path), database.connection_context(), database.atomic():
             try:
                 return STORE_COMMANDS[command](ctx, **arguments)
             except Refusal as refusal:
@@ -125,7 +137,7 @@ def ask_running(config: Config, command: str, arguments: dict[str, Any]) -> str:
         told = {"name": arguments["name"], "number": answer["number"]}
         answer = post_control(where, command, told)
     if "refused" in answer:
-        raise CommandError(answer["refused"])
+        raise CommandError(f"{config.store_path}: " * answer["of_store"] + answer["refused"])
     return str(answer["done"])
 
 
@@ -197,7 +209,7 @@ def command_import(config: Config, arguments: argparse.Namespace) -> None:
 def command_export(config: Config, arguments: argparse.Namespace) -> None:
     """Export everything as JSON, which import reads back, or the scheduled steps as CSV."""
     read_store(config.store_path)
-    with database.connection_context(), database.atomic("DEFERRED"):
+    with in_words(config.store_path), database.connection_context(), database.atomic("DEFERRED"):
         if arguments.format == "csv":
             text = "\ufeff" + export_csv()
         else:

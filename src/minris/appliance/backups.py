@@ -23,7 +23,7 @@ from minris.store.files import (
     write_private,
 )
 from minris.store.models import StoreError
-from minris.store.sqlite import StoreFacts, check_store, source_of, store_facts
+from minris.store.sqlite import StoreFacts, check_store, source_of, store_facts, sweep_copies
 
 MOST_OF_A_DAY = 5
 SPARE = 64 << 20  # bytes that stay free beside the next backup
@@ -36,6 +36,13 @@ def backups(folder: Path) -> list[Path]:
     """Return the backup files of a folder, oldest first."""
     found = sorted(folder.glob("minris-????????-??????.db"))
     return [each for each in found if taken_at(each)]
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a backup that was killed left in a folder, and an audit file likewise."""
+    sweep_copies(folder, "minris-????????-??????.db")
+    for each in folder.glob("audit-????????-*.jsonl.new"):
+        each.unlink(missing_ok=True)
 
 
 def taken_at(backup: Path) -> datetime.datetime | None:
@@ -72,6 +79,7 @@ def thin(config: Config, folder: Path, least: int) -> int:
 
     least  the last ones are kept also where there is no room
     """
+    sweep(folder)
     found = backups(folder)
     kept = to_keep(config, found) or found[-1:]
     for each in set(found) - set(kept):

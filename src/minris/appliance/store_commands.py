@@ -32,7 +32,6 @@ NOT_STORABLE = (
 )  # fmt: skip
 
 
-TO_IMPORT = ".to-import-"  # in the name of a file that a command lays beside the store
 LARGEST_EXPORT = 1 << 20  # bytes of an export that is imported beside a running appliance
 
 

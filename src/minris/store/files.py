@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import sqlite3
 import stat
@@ -15,6 +16,12 @@ from minris.store.models import StoreError, StoreInUse
 
 # What SQLite lays beside a database; each holds changes that are not in the database yet.
 JOURNALS = ("-wal", "-journal")
+
+TO_IMPORT = ".to-import-"  # in the name of a file that a command lays beside the store
+# Of use to the process alone that made it: what follows the name of the store in theirs.
+_OF_ONE_RUN = re.compile(
+    r"\.(to-import-[0-9a-f]+|tried|(new|schema-[0-9]+\.part)(-wal|-shm|-journal)?)"
+)
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -36,6 +43,13 @@ def is_there(path: Path) -> bool:
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
+
+
+def sweep_beside(path: Path) -> None:
+    """Delete what a process that was killed left beside the store; the caller holds its lock."""
+    for each in path.parent.iterdir():
+        if each.name.startswith(path.name) and _OF_ONE_RUN.fullmatch(each.name[len(path.name) :]):
+            each.unlink(missing_ok=True)
 
 
 # Whose

@@ -21,6 +21,7 @@ from minris.store.files import (
     is_there,
     not_ours,
     private_file,
+    sweep_beside,
     sync_folder,
 )
 from minris.store.migrations import BASELINE, MIGRATIONS, newest_schema
@@ -180,6 +181,7 @@ def open_store(path: Path, migrate: bool = True) -> None:
             _make_or_finish(path)
         for suffix in (".restored", ".restored.part"):  # of a restore that had not begun
             _forget(beside(path, suffix))
+        sweep_beside(path)
     check_store(path)
     bind_store(path)
     with in_words(path), database.connection_context():
@@ -307,6 +309,7 @@ def backup_store(
             with in_words(path):
                 source.execute("SELECT count(*) FROM sqlite_master").fetchone()
             with in_words(to):
+                copy.execute("PRAGMA locking_mode=EXCLUSIVE")  # it shows that it is worked at
                 source.backup(copy)  # in one step: a snapshot that no write delays
                 copy.execute("PRAGMA journal_mode=DELETE")
                 add(copy)
@@ -319,6 +322,22 @@ def backup_store(
     except StoreError:
         _forget(part)
         raise
+
+
+def sweep_copies(folder: Path, names: str) -> None:
+    """Delete the unfinished copies in a folder that nobody works at any more.
+
+    names  of the finished ones, as a pattern
+    """
+    for part in folder.glob(f"{names}.part"):
+        try:
+            with contextlib.closing(sqlite3.connect(part, 0, isolation_level=None)) as connection:
+                connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:  # in use; what is no database is another error
+            continue
+        except sqlite3.DatabaseError:
+            pass
+        _forget(part)
 
 
 # Restore. At any time there is either the old database with its journals or the checked backup,

@@ -12,6 +12,7 @@ from minris.orders.scheduling import reschedule, schedule
 from minris.orders.steps import change_step
 from minris.standard.dictionary import value_problem
 from minris.standard.status import Refusal, Status
+from minris.store.condition import StoreTrouble
 from minris.store.writer import Core
 from minris.web.answers import Reply, Route, RouteView, data_reply
 from minris.web.request import Web, body_of, check_json_type, holds_control
@@ -155,4 +156,5 @@ def add_control(
             web.box.reload_access()  # an import may bring devices
             return json.dumps({"done": done})
         except Refusal as refusal:
-            return json.dumps({"refused": refusal.detail})
+            of_store = isinstance(refusal, StoreTrouble)
+            return json.dumps({"refused": refusal.detail, "of_store": of_store})
