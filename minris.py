@@ -19840,6 +19840,7 @@ class Tile(NamedTuple):
 class Box(Protocol):
     """What routes and pages need from the appliance.
 
+    backup_since  when the backup that is under way began, empty if none is
     control   the secret by which the command line proves itself
     web_port  the port of the pages; dicom_port, dicom_tls_port: those of machines, 0 for none
     """
@@ -19847,6 +19848,7 @@ class Box(Protocol):
     associations: AssociationServer
     backup_problem: str
     restore_problem: str
+    backup_since: str
     control: str
     web_port: int
     dicom_port: int
@@ -19859,6 +19861,7 @@ class Box(Protocol):
     def alarms(self) -> list[Message]: ...
     def backups(self) -> list[Any]: ...
     def back_up(self) -> None: ...
+    def backup_under_way(self) -> list[Message]: ...
     def clear_numbers(self, count: int = 1) -> None: ...
     def health(self) -> Mapping[str, str]: ...
     def neighbours(self) -> Mapping[str, str]: ...
@@ -25625,7 +25628,6 @@ document.addEventListener("keydown", (event) => {
  "change taken back": "修改已撤销",
  "told by WebSocket": "经 WebSocket 通知",
  "All OK": "全部正常",
- "Backed up.": "备份完成。",
  "Backups": "备份",
  "Certificate until": "证书有效期至",
  "Checks": "检查项",
@@ -25935,7 +25937,10 @@ document.addEventListener("keydown", (event) => {
  "{name} was saved.": "{name} 已保存。",
  "Hours": "开放时间",
  "Images and forwarding": "影像与转发",
- "Its exams": "它的检查"
+ "Its exams": "它的检查",
+ "under way since {at}: {done} of {whole} MiB": "{at} 开始，进行中：{done} / {whole} MiB",
+ "The backup has begun. This page says when it is done.": "备份已开始。完成后本页会显示结果。",
+ "the same while an exam that began on the association goes on": "同上，当在该连接上开始的检查仍在进行时"
 }
 """,
 }
@@ -29478,7 +29483,7 @@ SYSTEM_PAGE = """
 </ul>
 <div class="actions">
 <form method="post" action="/box"><input type="hidden" name="csrf" value="{{csrf}}">
-<button name="do" value="backup">{{t('Back up now')}}</button></form>
+<button name="do" value="backup"{{!' disabled' if busy else ''}}>{{t('Back up now')}}</button></form>
 <a href="/backups" class="button">{{t('Backups')}}</a>
 </div>
 <h2>{{t('Checks')}}</h2>
@@ -29511,15 +29516,15 @@ def box_page(p: PageRequest) -> str:
     return p.show(
         SYSTEM_PAGE, "System", tiles=tiles, signs={one: LIGHTS[one][0] for one in LIGHTS},
         checks=p.listed("Status | Component | Details", checks), technical=technical,
+        busy=bool(box.backup_since), refresh=bool(box.backup_since),
     )  # fmt: skip
 
 
 def post_box(p: PageRequest) -> str:
-    """POST /box, /backups: back up now."""
+    """POST /box, /backups: begin a backup; the page says how far it is, and how it ended."""
     p.web.box.back_up()
-    if problem := p.web.box.backup_problem:
-        return p.tell(p.request.path, p.t("The last backup failed: {problem}", problem=problem))
-    return p.tell(p.request.path, p.t("Backed up."))
+    words = p.t("The backup has begun. This page says when it is done.")
+    return p.tell(p.request.path, words)
 
 
 def backups_page(p: PageRequest) -> str:
@@ -29539,8 +29544,11 @@ def backups_page(p: PageRequest) -> str:
     if config.second_backup_folder:
         told.append(t("Second place: {folder}", folder=config.second_backup_folder))
     part = p.listed("Made | Size | Content | Checked", rows, "No backup yet")
+    told += [t(words) for words in p.web.box.backup_under_way()]
     now = Action("/backups", t("Back up now"), (("do", "backup"),))
-    return p.listing("Backups", [part], intro=". ".join(told), deeds=[now])
+    busy = bool(p.web.box.backup_since)
+    deeds = [] if busy else [now]
+    return p.listing("Backups", [part], intro=". ".join(told), deeds=deeds, refresh=busy)
 
 
 def backup_named(p: PageRequest, name: str) -> Any:
@@ -33356,8 +33364,11 @@ class Parts(Box, Protocol):
     failed_jobs: dict[str, Failed]
     start_time: float
     began_at: float  # by the monotonic clock
+    backing_up: threading.Lock
+    job_threads: concurrent.futures.ThreadPoolExecutor
 
     def context(self) -> Context: ...
+    def run_job(self, job: Any) -> None: ...
 
 
 def health(box: Parts) -> dict[str, str]:
@@ -33439,7 +33450,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     last = Message("Last: {name}", name=kept[-1].name) if kept else Message("No backup yet")
     failed = failed_backup(box)
     light = "bad" if failed else "good" if kept else "warning"
-    found.append((Message("Backup"), light, (failed or [last])[0]))
+    found.append((Message("Backup"), light, (backup_under_way(box) or failed or [last])[0]))
     if box.config.second_backup_folder:
         known = Message("Last: {name}", name=box.second.last)
         known = known if box.second.last else Message("No backup yet")
@@ -33495,6 +33506,16 @@ def failed_copy(box: Parts) -> list[Message]:
         return []
     return [Message("The backup could not be copied to {folder}: {problem}. It will be retried.",
                     folder=folder, problem=problem)]  # fmt: skip
+
+
+def backup_under_way(box: Parts) -> list[Message]:
+    """Return how far the backup is that is made now, if one is."""
+    if not box.backup_since:
+        return []
+    parts = [one.stat().st_size for one in box.config.backup_folder.glob("minris-*.db.part")]
+    at = clinic_time(box.context(), box.backup_since)
+    return [Message("under way since {at}: {done} of {whole} MiB", at=at, done=sum(parts) >> 20,
+                    whole=box.config.store_path.stat().st_size >> 20)]  # fmt: skip
 
 
 def failed_backup(box: Parts) -> list[Message]:
@@ -33897,8 +33918,24 @@ def job_backup(appliance: Parts) -> None:
         log.error("backup failed: %s", error)
 
 
+def start_backup(appliance: Parts) -> None:
+    """Let a backup be made where nightly ones are, unless one is under way; nobody waits for it."""
+    if not appliance.backup_since:
+        appliance.backup_since = appliance.context().stamp()
+        appliance.job_threads.submit(appliance.run_job, Job("backup", 0, job_backup))
+
+
 def nightly_backup(appliance: Parts) -> None:
     """Back up the store, and delete the oldest backups. Raises StoreError or OSError."""
+    with appliance.backing_up:
+        appliance.backup_since = appliance.context().stamp()
+        try:
+            _back_up(appliance)
+        finally:
+            appliance.backup_since = ""
+
+
+def _back_up(appliance: Parts) -> None:
     config = appliance.config
     folder, now = config.backup_folder, appliance.context().local_now()
     try:
@@ -34086,7 +34123,7 @@ def _backup(box: Parts, ctx: Context) -> Tile:
     if kept:
         taken = taken_at(kept[-1]).replace(tzinfo=ctx.config.zone)
         value = at_words(ctx, taken)
-    lines = [*failed, next_backup(ctx)]
+    lines = [*(backup_under_way(box) or failed), next_backup(ctx)]
     lines.append(second_place(box))
     light = "bad" if failed or box.second.problem else "good" if kept else "warning"
     return Tile(Message("Last backup"), value, tuple(lines), light, "/backups")
@@ -34191,17 +34228,20 @@ class Appliance:
     say  takes the lines for the console
     """
 
-    health, lights, metrics, back_up = health, lights, metrics, job_backup
+    health, lights, metrics, back_up = health, lights, metrics, start_backup
     alarms, notices, neighbours = alarms, notices, neighbours
-    tiles, second_place = tiles, second_place
+    tiles, second_place, backup_under_way = tiles, second_place, backup_under_way
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
         self.dicom_tls = open_certificate(config, config.dicom)
         self.web_tls = open_certificate(config, config.web)
         self.certificates = [one for one in (self.dicom_tls, self.web_tls) if one]
-        self.backup_problem = self.restore_problem = ""
+        self.backup_problem = self.backup_since = self.restore_problem = ""
+        self.backing_up = threading.Lock()
         self.lock = open_to_serve(config.store_path)
+        with contextlib.suppress(OSError):  # of a disk that is only read
+            sweep(config.backup_folder)
         if control_file(config).exists():
             check_after_sudden_end(config.store_path)
         if self.lock and (order := take_order(config)):
@@ -34314,8 +34354,8 @@ class Appliance:
         config, loop = self.config, asyncio.get_running_loop()
         self.loop = loop
         self.changes, self.beginning = Changes(loop), asyncio.Lock()
-        # one for each job, and one for what else may wait
-        self.job_threads = concurrent.futures.ThreadPoolExecutor(len(JOBS) + 1, "job")
+        # one for each job, one for a backup by hand, one for what else may wait
+        self.job_threads = concurrent.futures.ThreadPoolExecutor(len(JOBS) + 2, "job")
         self.writer = Writer(self._committed)
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "reader")
         self.dimse = Dimse(self.context, self.access, self.writer, self.readers)

@@ -210,11 +210,11 @@ WRITING = [
 @pytest.mark.parametrize("command", WRITING, ids=" ".join)
 @pytest.mark.parametrize(("harm", "table"), [(zero, "patient"), (zero, "mark"), (lose_schema, "")])
 def test_a_command_writes_nothing_to_a_damaged_store_and_names_it(
-    folder,
-    here,
+    folder,  # noqa: F811
+    here,  # noqa: F811
     command,
     harm,
-    table,  # noqa: F811
+    table,
 ):
     config = load_config(folder / "config.ini")
     open_store(config.store_path)
@@ -233,7 +233,7 @@ def test_a_command_writes_nothing_to_a_damaged_store_and_names_it(
 
 def test_a_command_beside_a_running_appliance_whose_store_is_damaged_says_so(
     run_appliance,
-    here,
+    here,  # noqa: F811
     folder,  # noqa: F811
 ):
     first = run_appliance(folder=folder)

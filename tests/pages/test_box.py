@@ -7,6 +7,7 @@ import sqlite3
 import peewee
 import pytest
 from conftest import item
+from test_dimse import wait_until
 from test_pages import csrf_of, employ, visiting, words_of
 
 from minris.access.context import AuditChain, audit, audit_lines, check_audit, purge_audit
@@ -169,6 +170,7 @@ def test_the_box_shows_a_light_for_each_thing(appliance, admin):
 
 def test_a_backup_is_made_at_once(appliance, admin):
     assert send(admin, "/box", do="backup").status_code == 303
+    wait_until(lambda: not appliance.appliance.backup_since)
     [path] = appliance.config.backup_folder.glob("minris-*.db")
     assert f"Last: {path.name}" in words_of(admin.get("/box"))
 
@@ -176,6 +178,7 @@ def test_a_backup_is_made_at_once(appliance, admin):
 def test_a_backup_that_fails_is_a_red_light(appliance, admin):
     appliance.config.backup_folder.write_text("a file where the folder should be")
     send(admin, "/box", do="backup")
+    wait_until(lambda: not appliance.appliance.backup_since)
     assert "Failed Backup The last backup failed" in words_of(admin.get("/box"))
 
 

@@ -29,12 +29,14 @@ from minris.appliance.backups import (
     backups,
     listed_backups,
     order_restore,
+    sweep,
     take_order,
 )
 from minris.appliance.health import (
     Failed,
     SecondPlace,
     alarms,
+    backup_under_way,
     health,
     lights,
     metrics,
@@ -47,10 +49,10 @@ from minris.appliance.jobs import (
     DAILY,
     JOBS,
     Job,
-    job_backup,
     job_withheld,
     minute_trigger,
     note_rejection,
+    start_backup,
 )
 from minris.appliance.machine import (
     ClockWatch,
@@ -112,17 +114,20 @@ class Appliance:
     say  takes the lines for the console
     """
 
-    health, lights, metrics, back_up = health, lights, metrics, job_backup
+    health, lights, metrics, back_up = health, lights, metrics, start_backup
     alarms, notices, neighbours = alarms, notices, neighbours
-    tiles, second_place = tiles, second_place
+    tiles, second_place, backup_under_way = tiles, second_place, backup_under_way
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
         self.dicom_tls = open_certificate(config, config.dicom)
         self.web_tls = open_certificate(config, config.web)
         self.certificates = [one for one in (self.dicom_tls, self.web_tls) if one]
-        self.backup_problem = self.restore_problem = ""
+        self.backup_problem = self.backup_since = self.restore_problem = ""
+        self.backing_up = threading.Lock()
         self.lock = open_to_serve(config.store_path)
+        with contextlib.suppress(OSError):  # of a disk that is only read
+            sweep(config.backup_folder)
         if control_file(config).exists():
             check_after_sudden_end(config.store_path)
         if self.lock and (order := take_order(config)):
@@ -235,8 +240,8 @@ class Appliance:
         config, loop = self.config, asyncio.get_running_loop()
         self.loop = loop
         self.changes, self.beginning = Changes(loop), asyncio.Lock()
-        # one for each job, and one for what else may wait
-        self.job_threads = concurrent.futures.ThreadPoolExecutor(len(JOBS) + 1, "job")
+        # one for each job, one for a backup by hand, one for what else may wait
+        self.job_threads = concurrent.futures.ThreadPoolExecutor(len(JOBS) + 2, "job")
         self.writer = Writer(self._committed)
         self.readers = concurrent.futures.ThreadPoolExecutor(2, "reader")
         self.dimse = Dimse(self.context, self.access, self.writer, self.readers)

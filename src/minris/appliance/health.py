@@ -1,5 +1,6 @@
 """Health of the running appliance, and the checks before a start."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import peewee
 
@@ -22,7 +23,7 @@ from minris.appliance.backups import backups
 from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import OF_PAGE, Config, Device
 from minris.doctor import clock_words_of, last_report
-from minris.housekeeping.restoring import gaps, notice_of_gap
+from minris.housekeeping.restoring import clinic_time, gaps, notice_of_gap
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting, failing_receivers
 from minris.standard.status import Message
 from minris.store.checking import Checker, damage_of, is_mendable
@@ -85,8 +86,11 @@ class Parts(Box, Protocol):
     failed_jobs: dict[str, Failed]
     start_time: float
     began_at: float  # by the monotonic clock
+    backing_up: threading.Lock
+    job_threads: concurrent.futures.ThreadPoolExecutor
 
     def context(self) -> Context: ...
+    def run_job(self, job: Any) -> None: ...
 
 
 def health(box: Parts) -> dict[str, str]:
@@ -168,7 +172,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     last = Message("Last: {name}", name=kept[-1].name) if kept else Message("No backup yet")
     failed = failed_backup(box)
     light = "bad" if failed else "good" if kept else "warning"
-    found.append((Message("Backup"), light, (failed or [last])[0]))
+    found.append((Message("Backup"), light, (backup_under_way(box) or failed or [last])[0]))
     if box.config.second_backup_folder:
         known = Message("Last: {name}", name=box.second.last)
         known = known if box.second.last else Message("No backup yet")
@@ -224,6 +228,16 @@ def failed_copy(box: Parts) -> list[Message]:
         return []
     return [Message("The backup could not be copied to {folder}: {problem}. It will be retried.",
                     folder=folder, problem=problem)]  # fmt: skip
+
+
+def backup_under_way(box: Parts) -> list[Message]:
+    """Return how far the backup is that is made now, if one is."""
+    if not box.backup_since:
+        return []
+    parts = [one.stat().st_size for one in box.config.backup_folder.glob("minris-*.db.part")]
+    at = clinic_time(box.context(), box.backup_since)
+    return [Message("under way since {at}: {done} of {whole} MiB", at=at, done=sum(parts) >> 20,
+                    whole=box.config.store_path.stat().st_size >> 20)]  # fmt: skip
 
 
 def failed_backup(box: Parts) -> list[Message]:

@@ -174,8 +174,24 @@ def job_backup(appliance: Parts) -> None:
         log.error("backup failed: %s", error)
 
 
+def start_backup(appliance: Parts) -> None:
+    """Let a backup be made where nightly ones are, unless one is under way; nobody waits for it."""
+    if not appliance.backup_since:
+        appliance.backup_since = appliance.context().stamp()
+        appliance.job_threads.submit(appliance.run_job, Job("backup", 0, job_backup))
+
+
 def nightly_backup(appliance: Parts) -> None:
     """Back up the store, and delete the oldest backups. Raises StoreError or OSError."""
+    with appliance.backing_up:
+        appliance.backup_since = appliance.context().stamp()
+        try:
+            _back_up(appliance)
+        finally:
+            appliance.backup_since = ""
+
+
+def _back_up(appliance: Parts) -> None:
     config = appliance.config
     folder, now = config.backup_folder, appliance.context().local_now()
     try:

@@ -7,7 +7,13 @@ import time
 from minris import __version__
 from minris.access.context import Context, archive_of
 from minris.appliance.backups import backups, taken_at
-from minris.appliance.health import Parts, clock_problem, failed_backup, failed_copy
+from minris.appliance.health import (
+    Parts,
+    backup_under_way,
+    clock_problem,
+    failed_backup,
+    failed_copy,
+)
 from minris.config.ini import Device
 from minris.doctor import last_report
 from minris.orders.trace import last_query
@@ -103,7 +109,7 @@ def _backup(box: Parts, ctx: Context) -> Tile:
     if kept:
         taken = taken_at(kept[-1]).replace(tzinfo=ctx.config.zone)
         value = at_words(ctx, taken)
-    lines = [*failed, next_backup(ctx)]
+    lines = [*(backup_under_way(box) or failed), next_backup(ctx)]
     lines.append(second_place(box))
     light = "bad" if failed or box.second.problem else "good" if kept else "warning"
     return Tile(Message("Last backup"), value, tuple(lines), light, "/backups")

@@ -42,15 +42,15 @@ def box_page(p: PageRequest) -> str:
     return p.show(
         SYSTEM_PAGE, "System", tiles=tiles, signs={one: LIGHTS[one][0] for one in LIGHTS},
         checks=p.listed("Status | Component | Details", checks), technical=technical,
+        busy=bool(box.backup_since), refresh=bool(box.backup_since),
     )  # fmt: skip
 
 
 def post_box(p: PageRequest) -> str:
-    """POST /box, /backups: back up now."""
+    """POST /box, /backups: begin a backup; the page says how far it is, and how it ended."""
     p.web.box.back_up()
-    if problem := p.web.box.backup_problem:
-        return p.tell(p.request.path, p.t("The last backup failed: {problem}", problem=problem))
-    return p.tell(p.request.path, p.t("Backed up."))
+    words = p.t("The backup has begun. This page says when it is done.")
+    return p.tell(p.request.path, words)
 
 
 def backups_page(p: PageRequest) -> str:
@@ -70,8 +70,11 @@ def backups_page(p: PageRequest) -> str:
     if config.second_backup_folder:
         told.append(t("Second place: {folder}", folder=config.second_backup_folder))
     part = p.listed("Made | Size | Content | Checked", rows, "No backup yet")
+    told += [t(words) for words in p.web.box.backup_under_way()]
     now = Action("/backups", t("Back up now"), (("do", "backup"),))
-    return p.listing("Backups", [part], intro=". ".join(told), deeds=[now])
+    busy = bool(p.web.box.backup_since)
+    deeds = [] if busy else [now]
+    return p.listing("Backups", [part], intro=". ".join(told), deeds=deeds, refresh=busy)
 
 
 def backup_named(p: PageRequest, name: str) -> Any:

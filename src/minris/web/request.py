@@ -33,6 +33,7 @@ class Tile(NamedTuple):
 class Box(Protocol):
     """What routes and pages need from the appliance.
 
+    backup_since  when the backup that is under way began, empty if none is
     control   the secret by which the command line proves itself
     web_port  the port of the pages; dicom_port, dicom_tls_port: those of machines, 0 for none
     """
@@ -40,6 +41,7 @@ class Box(Protocol):
     associations: AssociationServer
     backup_problem: str
     restore_problem: str
+    backup_since: str
     control: str
     web_port: int
     dicom_port: int
@@ -52,6 +54,7 @@ class Box(Protocol):
     def alarms(self) -> list[Message]: ...
     def backups(self) -> list[Any]: ...
     def back_up(self) -> None: ...
+    def backup_under_way(self) -> list[Message]: ...
     def clear_numbers(self, count: int = 1) -> None: ...
     def health(self) -> Mapping[str, str]: ...
     def neighbours(self) -> Mapping[str, str]: ...
