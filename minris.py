@@ -5419,6 +5419,7 @@ class PerformedProcedureStep(Stored):
     created_at, updated_at, remark = text_columns(3)
     raw = peewee.BlobField(null=True)  # type: ignore[assignment]  # as received, if recovered
     settled = peewee.TextField(default="")  # why a user left it without an order
+    patient_id = peewee.TextField(default="")
 
 
 class PerformedScheduledStep(Stored):
@@ -5703,6 +5704,20 @@ class ImportedStep(Stored):
     Meta = keyed_by("import_id", "step_id")
 
 
+class ImportedPatient(Stored):
+    """A patient as it was before an import changed it, until that has ended; triggers keep it.
+
+    after  as the import left it last; one zero byte if somebody else changed it in between
+    """
+
+    import_id = peewee.IntegerField()
+    patient = peewee.ForeignKeyField(Patient, on_delete="CASCADE")
+    before = peewee.BlobField()
+    after = peewee.BlobField(default=b"")
+
+    Meta = keyed_by("import_id", "patient")
+
+
 class Mark(Stored):
     """A named value of the system, such as the time of its last start or of a job."""
 
@@ -5939,6 +5954,38 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             id INTEGER NOT NULL PRIMARY KEY, about TEXT NOT NULL, at TEXT NOT NULL,
             who TEXT NOT NULL, what TEXT NOT NULL, before TEXT NOT NULL, after TEXT NOT NULL);
         CREATE INDEX value_change_about ON value_change (about);
+        """,
+    ),
+    (
+        23,
+        "patients that an import changed; performed steps by patient; names found as typed now",
+        """
+        CREATE TABLE imported_patient (import_id INTEGER NOT NULL,
+            patient_id INTEGER NOT NULL REFERENCES patient (id) ON DELETE CASCADE,
+            before BLOB NOT NULL, after BLOB NOT NULL DEFAULT x'',
+            PRIMARY KEY (import_id, patient_id)) WITHOUT ROWID;
+        CREATE INDEX imported_patient_patient_id ON imported_patient (patient_id);
+        CREATE TRIGGER imported_patient_before BEFORE UPDATE OF data ON patient
+            WHEN EXISTS (SELECT 1 FROM mark WHERE name = 'importing')
+            BEGIN INSERT OR IGNORE INTO imported_patient (import_id, patient_id, before)
+                SELECT CAST(value AS INTEGER), OLD.id, OLD.data FROM mark WHERE name = 'importing'; END;
+        CREATE TRIGGER imported_patient_after AFTER UPDATE OF data ON patient
+            WHEN EXISTS (SELECT 1 FROM mark WHERE name = 'importing')
+            BEGIN UPDATE imported_patient
+                SET after = CASE WHEN after IN (x'', OLD.data) THEN NEW.data ELSE x'00' END
+                WHERE patient_id = NEW.id AND import_id =
+                (SELECT CAST(value AS INTEGER) FROM mark WHERE name = 'importing'); END;
+        ALTER TABLE performed_procedure_step ADD COLUMN patient_id TEXT NOT NULL DEFAULT '';
+        UPDATE performed_procedure_step SET patient_id = text_of(data, 'PatientID');
+        CREATE INDEX performed_procedure_step_patient_id ON performed_procedure_step (patient_id);
+        CREATE INDEX performed_scheduled_step_told ON performed_scheduled_step (performed_id)
+            WHERE told <> x'';
+        UPDATE patient SET name_key = name_key(patient_name)
+            WHERE name_key <> name_key(patient_name);
+        UPDATE scheduled_procedure_step SET name_key = name_key(text_of(data, 'PatientName'))
+            WHERE name_key GLOB '*[^ -~]*';
+        UPDATE workitem SET name_key = name_key(text_of(data, 'PatientName'))
+            WHERE name_key GLOB '*[^ -~]*';
         """,
     ),
 )
@@ -6406,9 +6453,12 @@ INDEXES = body_rows("""
     UNIQUE | performed_procedure_step_sop_instance_uid    | performed_procedure_step | sop_instance_uid                          |
            | performed_procedure_step_created_at          | performed_procedure_step | created_at                                |
            | performed_procedure_step_station             | performed_procedure_step | performed_station_ae_title                |
+           | performed_procedure_step_patient_id          | performed_procedure_step | patient_id                                |
            | performed_procedure_step_updated_at          | performed_procedure_step | updated_at                                |
            | performed_scheduled_step_scheduled_id        | performed_scheduled_step | scheduled_id                              |
            | performed_scheduled_step_differs             | performed_scheduled_step | performed_id                              | patient = 'differs'
+           | performed_scheduled_step_told                | performed_scheduled_step | performed_id                              | told <> x''
+           | imported_patient_patient_id                  | imported_patient         | patient_id                                |
            | workitem_ended_at                            | workitem                 | ended_at                                  | ended_at <> ''
     UNIQUE | workitem_sop_instance_uid                    | workitem                 | sop_instance_uid                          |
            | workitem_state                               | workitem                 | state, worklist_label, start_at           |
@@ -6443,13 +6493,29 @@ INDEXES = body_rows("""
            | blocked_time_last                            | blocked_time             | last, ae_title                            |
     """)
 
-TRIGGERS = """
+# What an import changes of patients, while a mark with its number is set.
+KEEP_IMPORTED = """
+    CREATE TRIGGER imported_patient_before BEFORE UPDATE OF data ON patient
+        WHEN EXISTS (SELECT 1 FROM mark WHERE name = 'importing')
+        BEGIN INSERT OR IGNORE INTO imported_patient (import_id, patient_id, before)
+            SELECT CAST(value AS INTEGER), OLD.id, OLD.data FROM mark WHERE name = 'importing'; END;
+    CREATE TRIGGER imported_patient_after AFTER UPDATE OF data ON patient
+        WHEN EXISTS (SELECT 1 FROM mark WHERE name = 'importing')
+        BEGIN UPDATE imported_patient
+            SET after = CASE WHEN after IN (x'', OLD.data) THEN NEW.data ELSE x'00' END
+            WHERE patient_id = NEW.id AND import_id =
+            (SELECT CAST(value AS INTEGER) FROM mark WHERE name = 'importing'); END;
+"""
+TRIGGERS = (
+    KEEP_IMPORTED
+    + """
     CREATE TRIGGER audit_not_changed BEFORE UPDATE ON audit
         BEGIN SELECT RAISE(ABORT, 'the audit log is never changed'); END;
     CREATE TRIGGER audit_not_erased BEFORE DELETE ON audit
         WHEN NOT EXISTS (SELECT 1 FROM mark WHERE name = 'audit purge')
         BEGIN SELECT RAISE(ABORT, 'the audit log is never erased'); END;
 """
+)
 
 
 def _column(field: peewee.Field) -> str:
@@ -6725,6 +6791,8 @@ def _migrate(connection: sqlite3.Connection, path: Path, copy: bool = True) -> N
                     newest_schema(), aside)  # fmt: skip
         for _, older in _copies_before_migrations(path)[:-2]:
             older.unlink()
+    connection.create_function("name_key", 1, name_key, deterministic=True)
+    connection.create_function("text_of", 2, lambda data, keyword: ElementIndex(data).get(keyword))
     for number, what, sql in MIGRATIONS:
         if number > version:
             log.info("database migrated to schema %d: %s", number, what)
@@ -13676,6 +13744,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
                 updated_at=ctx.stamp(),
                 remark=noted_problems(forgiven),
                 raw=raw,
+                patient_id=index.get("PatientID"),
             )
         except peewee.IntegrityError:
             raise exists_already(uid) from None

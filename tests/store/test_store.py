@@ -18,6 +18,8 @@ from conftest import MADE, write_config
 from pydicom.dataset import Dataset
 from pynetdicom import AE
 
+from minris.dataset.elements import ElementIndex
+from minris.dataset.names import name_key
 from minris.standard.status import Refusal, Status
 from minris.standard.uids import EXPLICIT_VR_LITTLE_ENDIAN, MPPS
 from minris.store.condition import StoreTrouble
@@ -1076,3 +1078,28 @@ def test_a_change_that_was_cut_off_in_a_rollback_journal_is_taken_back(make, pat
     make(cut)
     backup_store(cut, tmp_path / "backup.db")
     assert counted(tmp_path / "backup.db") == {"whole"}
+
+
+def test_names_stored_with_typographic_signs_are_found_after_the_upgrade(released):
+    """U+02BC is a letter, and was in the key."""
+    with connect(released) as connection:
+        name = "O\u02bcBrien^Ann"
+        connection.execute(
+            "UPDATE patient SET patient_name = ?, name_key = ?", (name, "o\u02bcbrienann")
+        )
+        connection.execute("UPDATE scheduled_procedure_step SET name_key = 'o\u02bcbrienann'")
+        connection.execute("UPDATE workitem SET name_key = 'o\u02bcbrienann'")
+    open_store(released)
+    assert set(told_from(released, "SELECT name_key FROM patient")) == {("obrienann",)}
+    for table in ("scheduled_procedure_step", "workitem"):
+        keys = told_from(released, f"SELECT name_key, data FROM {table}")
+        assert keys
+        for key, data in keys:
+            assert key == name_key(ElementIndex(data).get("PatientName"))
+
+
+def test_performed_steps_are_found_by_their_patient_after_the_upgrade(released):
+    open_store(released)
+    rows = told_from(released, "SELECT patient_id, data FROM performed_procedure_step")
+    assert rows
+    assert all(known == ElementIndex(data).get("PatientID") for known, data in rows)

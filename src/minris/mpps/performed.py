@@ -71,6 +71,7 @@ def create_mpps(ctx: Context, uid: str, data: bytes, raw: bytes | None = None) -
                 updated_at=ctx.stamp(),
                 remark=noted_problems(forgiven),
                 raw=raw,
+                patient_id=index.get("PatientID"),
             )
         except peewee.IntegrityError:
             raise exists_already(uid) from None

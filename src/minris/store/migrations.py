@@ -162,6 +162,38 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX value_change_about ON value_change (about);
         """,
     ),
+    (
+        23,
+        "patients that an import changed; performed steps by patient; names found as typed now",
+        """
+        CREATE TABLE imported_patient (import_id INTEGER NOT NULL,
+            patient_id INTEGER NOT NULL REFERENCES patient (id) ON DELETE CASCADE,
+            before BLOB NOT NULL, after BLOB NOT NULL DEFAULT x'',
+            PRIMARY KEY (import_id, patient_id)) WITHOUT ROWID;
+        CREATE INDEX imported_patient_patient_id ON imported_patient (patient_id);
+        CREATE TRIGGER imported_patient_before BEFORE UPDATE OF data ON patient
+            WHEN EXISTS (SELECT 1 FROM mark WHERE name = 'importing')
+            BEGIN INSERT OR IGNORE INTO imported_patient (import_id, patient_id, before)
+                SELECT CAST(value AS INTEGER), OLD.id, OLD.data FROM mark WHERE name = 'importing'; END;
+        CREATE TRIGGER imported_patient_after AFTER UPDATE OF data ON patient
+            WHEN EXISTS (SELECT 1 FROM mark WHERE name = 'importing')
+            BEGIN UPDATE imported_patient
+                SET after = CASE WHEN after IN (x'', OLD.data) THEN NEW.data ELSE x'00' END
+                WHERE patient_id = NEW.id AND import_id =
+                (SELECT CAST(value AS INTEGER) FROM mark WHERE name = 'importing'); END;
+        ALTER TABLE performed_procedure_step ADD COLUMN patient_id TEXT NOT NULL DEFAULT '';
+        UPDATE performed_procedure_step SET patient_id = text_of(data, 'PatientID');
+        CREATE INDEX performed_procedure_step_patient_id ON performed_procedure_step (patient_id);
+        CREATE INDEX performed_scheduled_step_told ON performed_scheduled_step (performed_id)
+            WHERE told <> x'';
+        UPDATE patient SET name_key = name_key(patient_name)
+            WHERE name_key <> name_key(patient_name);
+        UPDATE scheduled_procedure_step SET name_key = name_key(text_of(data, 'PatientName'))
+            WHERE name_key GLOB '*[^ -~]*';
+        UPDATE workitem SET name_key = name_key(text_of(data, 'PatientName'))
+            WHERE name_key GLOB '*[^ -~]*';
+        """,
+    ),
 )
 
 

@@ -112,6 +112,7 @@ class PerformedProcedureStep(Stored):
     created_at, updated_at, remark = text_columns(3)
     raw = peewee.BlobField(null=True)  # type: ignore[assignment]  # as received, if recovered
     settled = peewee.TextField(default="")  # why a user left it without an order
+    patient_id = peewee.TextField(default="")
 
 
 class PerformedScheduledStep(Stored):
@@ -394,6 +395,20 @@ class ImportedStep(Stored):
     step_id = peewee.IntegerField()
 
     Meta = keyed_by("import_id", "step_id")
+
+
+class ImportedPatient(Stored):
+    """A patient as it was before an import changed it, until that has ended; triggers keep it.
+
+    after  as the import left it last; one zero byte if somebody else changed it in between
+    """
+
+    import_id = peewee.IntegerField()
+    patient = peewee.ForeignKeyField(Patient, on_delete="CASCADE")
+    before = peewee.BlobField()
+    after = peewee.BlobField(default=b"")
+
+    Meta = keyed_by("import_id", "patient")
 
 
 class Mark(Stored):

@@ -31,9 +31,12 @@ INDEXES = body_rows("""
     UNIQUE | performed_procedure_step_sop_instance_uid    | performed_procedure_step | sop_instance_uid                          |
            | performed_procedure_step_created_at          | performed_procedure_step | created_at                                |
            | performed_procedure_step_station             | performed_procedure_step | performed_station_ae_title                |
+           | performed_procedure_step_patient_id          | performed_procedure_step | patient_id                                |
            | performed_procedure_step_updated_at          | performed_procedure_step | updated_at                                |
            | performed_scheduled_step_scheduled_id        | performed_scheduled_step | scheduled_id                              |
            | performed_scheduled_step_differs             | performed_scheduled_step | performed_id                              | patient = 'differs'
+           | performed_scheduled_step_told                | performed_scheduled_step | performed_id                              | told <> x''
+           | imported_patient_patient_id                  | imported_patient         | patient_id                                |
            | workitem_ended_at                            | workitem                 | ended_at                                  | ended_at <> ''
     UNIQUE | workitem_sop_instance_uid                    | workitem                 | sop_instance_uid                          |
            | workitem_state                               | workitem                 | state, worklist_label, start_at           |
@@ -68,13 +71,29 @@ INDEXES = body_rows("""
            | blocked_time_last                            | blocked_time             | last, ae_title                            |
     """)
 
-TRIGGERS = """
+# What an import changes of patients, while a mark with its number is set.
+KEEP_IMPORTED = """
+    CREATE TRIGGER imported_patient_before BEFORE UPDATE OF data ON patient
+        WHEN EXISTS (SELECT 1 FROM mark WHERE name = 'importing')
+        BEGIN INSERT OR IGNORE INTO imported_patient (import_id, patient_id, before)
+            SELECT CAST(value AS INTEGER), OLD.id, OLD.data FROM mark WHERE name = 'importing'; END;
+    CREATE TRIGGER imported_patient_after AFTER UPDATE OF data ON patient
+        WHEN EXISTS (SELECT 1 FROM mark WHERE name = 'importing')
+        BEGIN UPDATE imported_patient
+            SET after = CASE WHEN after IN (x'', OLD.data) THEN NEW.data ELSE x'00' END
+            WHERE patient_id = NEW.id AND import_id =
+            (SELECT CAST(value AS INTEGER) FROM mark WHERE name = 'importing'); END;
+"""
+TRIGGERS = (
+    KEEP_IMPORTED
+    + """
     CREATE TRIGGER audit_not_changed BEFORE UPDATE ON audit
         BEGIN SELECT RAISE(ABORT, 'the audit log is never changed'); END;
     CREATE TRIGGER audit_not_erased BEFORE DELETE ON audit
         WHEN NOT EXISTS (SELECT 1 FROM mark WHERE name = 'audit purge')
         BEGIN SELECT RAISE(ABORT, 'the audit log is never erased'); END;
 """
+)
 
 
 def _column(field: peewee.Field) -> str:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import peewee
 
 from minris import __version__, log
+from minris.dataset.elements import ElementIndex
+from minris.dataset.names import name_key
 from minris.store.condition import Condition, Trouble
 from minris.store.files import (
     JOURNALS,
@@ -102,6 +104,8 @@ def _migrate(connection: sqlite3.Connection, path: Path, copy: bool = True) -> N
                     newest_schema(), aside)  # fmt: skip
         for _, older in _copies_before_migrations(path)[:-2]:
             older.unlink()
+    connection.create_function("name_key", 1, name_key, deterministic=True)
+    connection.create_function("text_of", 2, lambda data, keyword: ElementIndex(data).get(keyword))
     for number, what, sql in MIGRATIONS:
         if number > version:
             log.info("database migrated to schema %d: %s", number, what)
