@@ -13,7 +13,8 @@ from test_store import Gate
 
 from minris.appliance.store_commands import LARGEST_EXPORT
 from minris.cli import CommandError, run_store_command
-from minris.housekeeping.erasing import purge
+from minris.dataset.elements import ElementIndex, text_elements
+from minris.housekeeping.retention import purge
 from minris.interchange import imports
 from minris.interchange.imports import (
     How,
@@ -23,9 +24,16 @@ from minris.interchange.imports import (
     known_import,
     open_imports,
 )
+from minris.orders.patients import correct_patient
 from minris.orders.scheduling import schedule
 from minris.standard.status import Refusal, Status
-from minris.store.models import ImportedFile, Patient, RequestedProcedure, ScheduledProcedureStep
+from minris.store.models import (
+    ImportedFile,
+    ImportedPatient,
+    Patient,
+    RequestedProcedure,
+    ScheduledProcedureStep,
+)
 from minris.store.rows import fetch_rows
 
 
@@ -313,3 +321,29 @@ def test_a_page_shows_how_far_a_long_import_is(web, appliance, monkeypatch):
     while "Refresh" in answer.headers:
         answer = web.get(where)
     assert "100 rows" in answer.text
+
+
+def test_an_import_that_is_taken_back_gives_patients_back_what_it_changed(ctx, small_slices):
+    known = [item(PatientID=f"P{n}", name=f"Doe^{n}", PatientWeight="70") for n in range(3)]
+    for one in known:
+        schedule(ctx, imports.read_items("b.json", json_of(one))[0])
+    before = [bytes(row.data) for row in Patient.select().order_by(Patient.id)]
+    content = json_of(
+        *(item(PatientID=f"P{n}", name=f"Doe^{n}", PatientWeight="80") for n in range(3)),
+        item(StudyInstanceUID="2.25.7", PatientID="P9"),
+    )
+    number = entered(ctx, content, name="a.json")
+    with pytest.raises(Killed):
+        worked(ctx, number, killed_at(9))
+    changed = [bytes(row.data) for row in Patient.select().order_by(Patient.id)]
+    assert changed[:2] != before[:2]
+    correct_patient(ctx, 2, bytes(text_elements(PatientComments="changed by a person since")))
+    ours = item(StudyInstanceUID="2.25.7", PatientID="P8", name="Li^Na")
+    schedule(ctx, imports.read_items("b.json", json_of(ours))[0])
+    one = worked(ctx, number)
+    assert one.state == "taken back"
+    after = [bytes(row.data) for row in Patient.select().order_by(Patient.id)]
+    assert (after[0], after[2]) == (before[0], before[2])
+    assert ElementIndex(after[1]).get("PatientWeight") == "80"
+    assert "patients stay as the import left them" in json.loads(one.problem)[1]
+    assert fetch_rows(ImportedPatient, "1 = 1") == []

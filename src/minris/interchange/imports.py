@@ -17,23 +17,37 @@ from minris.access.context import Actor, Context, audit
 from minris.dataset.elements import ElementIndex
 from minris.interchange.decoding import ReadAs
 from minris.interchange.files import is_csv, left_out, numbered, read_items, refused_items
+from minris.orders.identities import forget_undone
 from minris.orders.scheduling import schedule
+from minris.orders.steps import write_patient
 from minris.recent import Recent
 from minris.standard.status import HttpRefusal, Message, Refusal, Status, joined
 from minris.standard.worklist import WAITING_STEP_STATES
 from minris.store.models import (
     ImportedFile,
+    ImportedPatient,
+    Patient,
     RequestedProcedure,
     ScheduledProcedureStep,
     database,
 )
-from minris.store.rows import erase, fetch_rows, first_row, insert_row, known_row, update_row
+from minris.store.rows import (
+    erase,
+    fetch_rows,
+    first_row,
+    insert_row,
+    known_row,
+    set_mark,
+    update_row,
+)
 
 SLICE_S = 0.1  # seconds that an import holds the store at a time
 MOST_NUMBERS = 2000  # made identifiers that are looked up in the archive before
 LOOKED_AT = 20  # files that were looked at and not imported, kept for a day
 MARK_DAYS = 30  # as long is the same file known again
 NO_IMPORT = Message("There is no such import")
+BEGUN_STAY = Message("exams that had begun stay: {count}")
+CHANGED_STAY = Message("patients stay as the import left them, as they were changed since: {count}")
 UNDER_WAY = ("checking", "importing", "taking back")
 
 
@@ -149,12 +163,14 @@ def import_slice(
             "SELECT coalesce(max(id), 0) FROM scheduled_procedure_step"
         ).fetchone()
         place = first
+        set_mark("importing", str(row_id))  # what it changes of patients is kept, by triggers
         for number, item in _a_slice(items, first):
             try:
                 schedule(ctx, item, how.same_id)
             except Refusal as refusal:
                 raise numbered(refusal, number, word) from None
             place += 1
+        erase("mark WHERE name = 'importing'")
         database.execute_sql(
             "INSERT INTO imported_step (import_id, step_id)"
             " SELECT ?, id FROM scheduled_procedure_step WHERE id > ?",
@@ -178,6 +194,25 @@ def take_back_slice(ctx: Context, row_id: int) -> tuple[int, int]:
                 count += 1
             erase("imported_step WHERE import_id = ? AND step_id = ?", row_id, step_id)
     return count, len(ids) - count
+
+
+def give_back_slice(ctx: Context, row_id: int) -> tuple[int, int]:
+    """Give some patients back what an import changed; return how many, and how many stay.
+
+    One stays whom somebody else has changed since
+    """
+    count = 0
+    with database.atomic():
+        found = fetch_rows(ImportedPatient, "import_id = ? LIMIT 50", row_id)
+        for one in found:
+            patient = Patient.get_by_id(one.patient_id)
+            if bytes(patient.data) == bytes(one.after):
+                write_patient(patient, ElementIndex(one.before), ctx.stamp())
+                forget_undone({patient.id})
+                audit(ctx, "patient given back", patient.patient_id)
+                count += 1
+            erase("imported_patient WHERE import_id = ? AND patient_id = ?", row_id, patient.id)
+    return count, len(found) - count
 
 
 def _erase_step(row_id: int, step: Any) -> None:
@@ -224,6 +259,7 @@ def end_import(
         counts = Message("{done} of {count} rows", done=one.done, count=one.total)
         audit(ctx, "file imported" if state == "done" else "import refused", one.name, counts)
         log.info("import %d by %s: %s", row_id, ctx.actor, state)
+        erase("imported_patient WHERE import_id = ?", row_id)
     note_state(row_id, state, refusal)
 
 
@@ -313,12 +349,18 @@ class Importer:
             self.call(end_import, ctx, row_id, "refused", refusal)
             return
         self.call(note_state, row_id, "taking back", refusal)
-        stay = 0
-        while sum(found := self.call(take_back_slice, ctx, row_id)):
-            stay += found[1]
-        if stay:
-            log.warning("import %d is taken back; exams that had begun stay: %d", row_id, stay)
-        self.call(end_import, ctx, row_id, "taken back")
+        words = [refusal.detail]
+        for core, told in ((take_back_slice, BEGUN_STAY), (give_back_slice, CHANGED_STAY)):
+            stay = 0
+            while sum(found := self.call(core, ctx, row_id)):
+                stay += found[1]
+            if stay:
+                words.append(Message(told.key, count=stay))
+                log.warning("import %d is taken back; %s", row_id, words[-1])
+        refusal = Refusal(refusal.status, joined(words, "\n"), refusal.problems)
+        with self.lock:
+            self.refusals[row_id] = refusal
+        self.call(end_import, ctx, row_id, "taken back", refusal)
 
     def refusal_of(self, one: Any) -> Refusal:
         """Why an import was refused or taken back."""
