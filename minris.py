@@ -11748,6 +11748,7 @@ _COLUMNS = {
     "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, initials,"
     " patient_birth_date, created_at, data",
     "requested_procedure": "patient_id, accession_number, requested_procedure_id, data",
+    "former_identity": "patient_id, former_id, at, merged, data",
     "scheduled_procedure_step": "status, arrived_at, started_at, ended_at, told_by, remark, data",
 }
 
@@ -11778,7 +11779,7 @@ def can_be_undone(
 
     what    the change, in words: a Message or a state
     about   the page that offers to undo it: `patient 3`, `step 7`
-    places  the rows that may change: patients first, then orders, then steps
+    places  the rows that may change: patients first, then what is theirs
     always  note it whoever makes the change, not only if it is a person
     """
     if not (always or ctx.actor.role):
@@ -12935,12 +12936,13 @@ def known_with_zeros(index: ElementIndex) -> str:
 
 
 def rows_of(*patients: Any) -> list[Place]:
-    """The rows of patients and of their orders."""
+    """The rows of patients, of their orders and of their former identities."""
     ids = ", ".join(str(patient.id) for patient in patients)
-    orders = database.execute_sql(
+    theirs = database.execute_sql(
         f"SELECT 'requested_procedure', id FROM requested_procedure WHERE patient_id IN ({ids})"
+        f" UNION ALL SELECT 'former_identity', id FROM former_identity WHERE patient_id IN ({ids})"
     )
-    return [*(("patient", patient.id) for patient in patients), *orders]
+    return [*(("patient", patient.id) for patient in patients), *theirs]
 
 
 def move_changes(ctx: Context, patient: Patient, target: Patient) -> None:
@@ -13071,8 +13073,8 @@ def undoable(ctx: Context, about: str) -> tuple[Any, Message | None]:
         now, was_removed = row_as_noted((table, row_id)), bool(old and not new)
         if now | new != now or was_removed == bool(now):
             return note, Message("It was changed again since then and cannot be undone")
-        gone_on = database.execute_sql(_EXAMS_GONE_ON[table], (row_id, note.at)).fetchone()
-        if gone_on and old.keys() - {"state"}:
+        changed = old.keys() - {"state"} and table in _EXAMS_GONE_ON
+        if changed and database.execute_sql(_EXAMS_GONE_ON[table], (row_id, note.at)).fetchone():
             return note, Message("An exam has progressed since then: this cannot be undone")
     return note, None
 
@@ -13099,6 +13101,8 @@ def undo(ctx: Context, about: str) -> None:
                 patients.add(row_id)
             elif table == "requested_procedure":
                 _put_back_procedure(row_id, old)
+            elif table == "former_identity":
+                _put_back_identity(row_id, old, bool(new))
             else:
                 patients.add(_put_back_step(ctx, row_id, old))
         forget_undone(patients)
@@ -13121,6 +13125,14 @@ def _put_back_patient(ctx: Context, row_id: int, old: Mapping[str, Any], there: 
         where = "patient_id = ? AND issuer_of_patient_id = ? AND id <> ?"
         if first_row(Patient, where, patient.patient_id, patient.issuer_of_patient_id, row_id):
             raise belongs_to_another("PatientID", patient.patient_id)
+
+
+def _put_back_identity(row_id: int, old: Mapping[str, Any], there: bool) -> None:
+    """Give a former identity back to the patient who had it."""
+    if old and there:
+        update_row(FormerIdentity, row_id, **old)
+    elif old:
+        insert_row(FormerIdentity, id=row_id, **old)
 
 
 def _put_back_procedure(row_id: int, old: Mapping[str, Any]) -> None:

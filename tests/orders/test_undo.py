@@ -12,7 +12,9 @@ from test_pages import csrf_of, employ, visiting, words_of
 
 from minris.access.context import Actor, audit_lines
 from minris.dataset.elements import ElementIndex, text_elements
-from minris.housekeeping.erasing import erase_patient, purge
+from minris.housekeeping.erasing import erase_patient
+from minris.housekeeping.retention import purge
+from minris.orders.history import visit_of
 from minris.orders.lookup import step_key, step_row
 from minris.orders.patients import correct_patient, merge_patients
 from minris.orders.scheduling import move_step, reschedule
@@ -360,3 +362,36 @@ def test_a_correction_is_taken_back_on_the_page_of_the_patient(appliance):
         assert 'value="Wang"' in client.get("/patient/1").text
         again = client.post("/patient/1", data={"csrf": csrf_of(page), "event": "undo"})
         assert "nothing to take back" in again.text
+
+
+def identities():
+    cursor = database.execute_sql(
+        "SELECT id, patient_id, former_id, merged, data FROM former_identity ORDER BY id"
+    )
+    return cursor.fetchall()
+
+
+@pytest.mark.parametrize("by", ["merge", "identifying"])
+def test_former_identities_come_back_to_the_patient_who_had_them(desk, by):
+    schedule(desk, PatientID="P1", PatientBirthDate="19780312")
+    schedule(desk, PatientID="P9", PatientName="Doe^Jane", PatientBirthDate="19780312")
+    for row, own in ((1, "P10"), (2, "P90")):
+        correct(desk, row, PatientID=own)
+    before = identities()
+    if by == "merge":
+        merge_patients(desk, 2, "P10", "Typed twice")
+    else:
+        correct(desk, 2, PatientID="P10", PatientName="Wang^XiaoDong=王^小东")
+    assert {owner for _, owner, *_ in identities()} == {1}
+    undo(desk, "patient 1")
+    assert identities() == before
+
+
+def test_an_undone_cancelling_is_on_the_time_line(desk, ctx):
+    schedule(desk)
+    change_step(desk, "cancel", *step_key(1), "wrong exam")
+    undo(desk, "step 1")
+    told = [str(moment.what) for moment in visit_of(1)]
+    assert told[-3:] == ["Ended: CANCELED", "Back on the list", "Taken back"], told
+    change_step(desk, "cancel", *step_key(1))
+    assert [str(moment.what) for moment in visit_of(1)].count("Ended: CANCELED") == 2

@@ -20,6 +20,7 @@ _COLUMNS = {
     "patient": "patient_id, issuer_of_patient_id, patient_name, name_key, initials,"
     " patient_birth_date, created_at, data",
     "requested_procedure": "patient_id, accession_number, requested_procedure_id, data",
+    "former_identity": "patient_id, former_id, at, merged, data",
     "scheduled_procedure_step": "status, arrived_at, started_at, ended_at, told_by, remark, data",
 }
 
@@ -50,7 +51,7 @@ def can_be_undone(
 
     what    the change, in words: a Message or a state
     about   the page that offers to undo it: `patient 3`, `step 7`
-    places  the rows that may change: patients first, then orders, then steps
+    places  the rows that may change: patients first, then what is theirs
     always  note it whoever makes the change, not only if it is a person
     """
     if not (always or ctx.actor.role):

@@ -182,12 +182,13 @@ def known_with_zeros(index: ElementIndex) -> str:
 
 
 def rows_of(*patients: Any) -> list[Place]:
-    """The rows of patients and of their orders."""
+    """The rows of patients, of their orders and of their former identities."""
     ids = ", ".join(str(patient.id) for patient in patients)
-    orders = database.execute_sql(
+    theirs = database.execute_sql(
         f"SELECT 'requested_procedure', id FROM requested_procedure WHERE patient_id IN ({ids})"
+        f" UNION ALL SELECT 'former_identity', id FROM former_identity WHERE patient_id IN ({ids})"
     )
-    return [*(("patient", patient.id) for patient in patients), *orders]
+    return [*(("patient", patient.id) for patient in patients), *theirs]
 
 
 def move_changes(ctx: Context, patient: Patient, target: Patient) -> None:

@@ -14,6 +14,7 @@ from minris.orders.notes import UNDO_HOURS, note_change, row_as_noted
 from minris.orders.steps import enter_state, refold, refold_open
 from minris.standard.status import Message, Refusal, Status
 from minris.store.models import (
+    FormerIdentity,
     Patient,
     RequestedProcedure,
     ScheduledProcedureStep,
@@ -46,8 +47,8 @@ def undoable(ctx: Context, about: str) -> tuple[Any, Message | None]:
         now, was_removed = row_as_noted((table, row_id)), bool(old and not new)
         if now | new != now or was_removed == bool(now):
             return note, Message("It was changed again since then and cannot be undone")
-        gone_on = database.execute_sql(_EXAMS_GONE_ON[table], (row_id, note.at)).fetchone()
-        if gone_on and old.keys() - {"state"}:
+        changed = old.keys() - {"state"} and table in _EXAMS_GONE_ON
+        if changed and database.execute_sql(_EXAMS_GONE_ON[table], (row_id, note.at)).fetchone():
             return note, Message("An exam has progressed since then: this cannot be undone")
     return note, None
 
@@ -74,6 +75,8 @@ def undo(ctx: Context, about: str) -> None:
                 patients.add(row_id)
             elif table == "requested_procedure":
                 _put_back_procedure(row_id, old)
+            elif table == "former_identity":
+                _put_back_identity(row_id, old, bool(new))
             else:
                 patients.add(_put_back_step(ctx, row_id, old))
         forget_undone(patients)
@@ -96,6 +99,14 @@ def _put_back_patient(ctx: Context, row_id: int, old: Mapping[str, Any], there: 
         where = "patient_id = ? AND issuer_of_patient_id = ? AND id <> ?"
         if first_row(Patient, where, patient.patient_id, patient.issuer_of_patient_id, row_id):
             raise belongs_to_another("PatientID", patient.patient_id)
+
+
+def _put_back_identity(row_id: int, old: Mapping[str, Any], there: bool) -> None:
+    """Give a former identity back to the patient who had it."""
+    if old and there:
+        update_row(FormerIdentity, row_id, **old)
+    elif old:
+        insert_row(FormerIdentity, id=row_id, **old)
 
 
 def _put_back_procedure(row_id: int, old: Mapping[str, Any]) -> None:
