@@ -2326,6 +2326,7 @@ SETTINGS = setting_table(r"""
     housekeeping | cancel_expired_workitems | no | bool | cancel scheduled workitems past their expiration
     housekeeping | keep_audit_days | 0 | int 0 36500 | days to keep audit lines (0: for ever)
     housekeeping | audit_megabytes | 64 | int 1 65536 | maximum audit entries in the database, MB; older ones move to compressed files in the backup folder
+    housekeeping | audit_files_megabytes | 1024 | int 1 1048576 | maximum size of all these files, MB; the oldest are deleted first, at night
     log | level | INFO | choice DEBUG INFO WARNING ERROR | minimum log level; at DEBUG the log may hold patient data
     log | format | text | choice text json | log format
     log | file | | text | log file, rotated at 10 MB; empty: standard error
@@ -8561,11 +8562,12 @@ def audit_lines(text: str, before: int = 0, most: int = 200) -> list[Any]:
     )  # fmt: skip
 
 
-def purge_audit(old: str) -> int:
-    """Delete the audit lines before the first one since a time; return their number."""
+def purge_audit(old: str, most: int = 1 << 60) -> int:
+    """Delete the oldest audit lines before the first one since a time; return their number."""
     first = "SELECT coalesce(min(id), (SELECT max(id) + 1 FROM audit)) FROM audit WHERE at >= ?"
     (row_id,) = database.execute_sql(first, (old,)).fetchone()
-    return let_audit_go(row_id or 0)
+    (begin,) = database.execute_sql("SELECT coalesce(min(id), 0) FROM audit").fetchone()
+    return let_audit_go(min(row_id or 0, begin + most))
 
 
 def let_audit_go(row_id: int) -> int:
@@ -16454,20 +16456,6 @@ def follow_results(ctx: Context, requester: str, problem: str) -> None:
         audit(ctx, "commitment not told", uid, problem[:200])
 
 
-def purge_commitments(ctx: Context) -> int:
-    """Erase old results, but not their Transaction UIDs; return their number."""
-    old = ctx.stamp(days=-ctx.config.commitment.keep_days)
-    over = "state IN ('told', 'given up') OR (state = 'judged' AND door = 'web')"
-    ended = f"({over}) AND judged_at < ?"
-    of_ended = f"commitment_id IN (SELECT id FROM commitment WHERE {ended})"
-    for what in (f"commitment_instance WHERE {of_ended}", f"outbox WHERE {of_ended}",
-                 "availability WHERE at < ?", "study_seen WHERE since < ?",
-                 "availability_notice WHERE created_at < ?"):  # fmt: skip
-        erase(what, old)
-    sql = f"UPDATE commitment SET state = 'dropped', data = x'' WHERE {ended}"
-    return database.execute_sql(sql, (old,)).rowcount
-
-
 def try_commitment_again(ctx: Context, uid: str) -> None:
     """Retry the check or the delivery of a result now. Refuses 0112; C300 if it has ended.
 
@@ -18084,7 +18072,7 @@ def _import_performed(performed: dict[str, Any]) -> None:
 # The audit log within its bound: the oldest lines go to compressed files, and none is lost.
 # ------------------------------------------------------------------------------------------------
 
-MOVED_AT_ONCE = 8 << 20  # bytes of lines moved at once
+MOVED_AT_ONCE = 4 << 20  # bytes of lines moved at once, while nobody else writes
 _LINE = "at, who, what, about, detail, digest"
 _BYTES = "length(CAST(at || who || what || about || detail || digest AS BLOB)) + 50"
 
@@ -18137,16 +18125,38 @@ def _write(path: Path, lines: list[list[object]]) -> None:
     made.replace(path)
 
 
-def purge_archives(ctx: Context) -> int:
-    """Delete the files whose lines are all older than [housekeeping] keep_audit_days."""
-    days, count = ctx.config.housekeeping.keep_audit_days, 0
-    if days:
-        old = ctx.stamp(days=-days)[:10].replace("-", "")
-        for path in ctx.config.backup_folder.glob("audit-????????-*.jsonl.gz"):
-            if path.name[6:14] < old:
-                path.unlink()
-                count += 1
-    return count
+def purge_archives(ctx: Context) -> bool:
+    """Delete the oldest file beyond [housekeeping]; whether there was one.
+
+    One goes whose lines are all older than keep_audit_days, or while all have more bytes than
+    audit_files_megabytes. The digest from which the next file follows is in the audit log.
+    """
+    keep, old = ctx.config.housekeeping, ""
+    if keep.keep_audit_days:
+        old = ctx.stamp(days=-keep.keep_audit_days)[:10].replace("-", "")
+    found = sorted(ctx.config.backup_folder.glob("audit-????????-*.jsonl.gz"))
+    size = sum(path.stat().st_size for path in found)
+    if not found or not (found[0].name[6:14] < old or size > keep.audit_files_megabytes << 20):
+        return False
+    try:
+        ending = _ending(found[0])
+        found[0].unlink()
+    except OSError as error:
+        log.error("the old audit file %s stays: %s", found[0], error)
+        return False
+    audit(ctx, "audit file deleted", found[0].name, ending)
+    return True
+
+
+def _ending(path: Path) -> str:
+    """How far a file goes, in words, with its last digest."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", errors="surrogatepass") as file:
+            ((count, last),) = collections.deque(enumerate(file, 1), 1)
+        _, at, *_, digest = json.loads(last)
+    except (EOFError, zlib.error, ValueError, OSError) as error:
+        return f"it could not be read: {error}"
+    return f"{count} until {at}; their last digest is {digest}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -18702,86 +18712,168 @@ def _workitems_where(where: str, *values: Any) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.housekeeping.erasing
-# Erasing: old data by [housekeeping], and a patient's data on request.
+# minris.housekeeping.retention
+# What has passed its time is erased, in slices between which others write.
 # ------------------------------------------------------------------------------------------------
 
-def purge(ctx: Context) -> dict[str, int]:
-    """Erase what is older than [housekeeping] says, 0 for never; return the counts by kind."""
-    keep, erased = ctx.config.housekeeping, {}
-    with database.atomic():
-        if keep.keep_steps_days:
-            erased["steps"] = _purge_steps(ctx, ctx.stamp(days=-keep.keep_steps_days))
-        if keep.keep_patients_days:
-            gone = (
-                "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
-                " WHERE r.patient_id = patient.id)"
-            )
-            old = ctx.stamp(days=-keep.keep_patients_days)
-            erase(f"value_change WHERE about IN (SELECT 'patient ' || id FROM {gone})", old)
-            erased["patients"] = erase(gone, old)
-        erased["queries"] = erase(
-            "query_trace WHERE last_at < ?", ctx.stamp(days=-keep.keep_queries_days)
-        )
-        if keep.keep_audit_days:
-            erased["audit lines"] = purge_audit(ctx.stamp(days=-keep.keep_audit_days))
-            erased["audit files"] = purge_archives(ctx)
-        erased["commitments"] = purge_commitments(ctx)
-        erased["imports"] = purge_imports(ctx)
-        erased["blocked times"] = purge_blocked(ctx)
-        erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
-        erased["deliveries"] = erase(
-            "outbox WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')"
-            " AND commitment_id IS NULL",
-            ctx.stamp(days=-keep.keep_deliveries_days),
-        )
-        erased["initial reports"] = erase(
-            "workitem_event WHERE initial = 1 AND NOT EXISTS"
-            " (SELECT 1 FROM outbox o WHERE o.event_id = workitem_event.id)"
-        )
-        if keep.keep_workitem_history_days:
-            erased["workitem events"] = erase(
-                "workitem_event WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM outbox o"
-                " WHERE o.event_id = workitem_event.id) AND NOT EXISTS (SELECT 1 FROM workitem w"
-                " WHERE w.sop_instance_uid = workitem_event.sop_instance_uid)",
-                ctx.stamp(days=-keep.keep_workitem_history_days),
-            )
-        if erased := {what: count for what, count in erased.items() if count}:
-            words = _counts(erased)
-            audit(ctx, "purged", "store", words)
-            log.info("purged: %s", words)
-    return erased
+LOOKED_THROUGH = 1000  # looked at in one slice
+MOST_S = 0.1  # seconds of a slice, whatever the machine
+LINES_AT_ONCE = 2000  # audit lines of a slice
 
 
-def _counts(erased: Mapping[str, int]) -> str:
+class Ageing(NamedTuple):
+    """What is erased of a table.
+
+    words   what is counted; "" for what goes with something else
+    table   with the column by which its rows are gone through
+    days    section and setting of the days they are kept, 0 for ever; `undo`, or "" for not at all
+    where   a condition on a row and :old
+    first   what goes before the row: SQL for a row of :key
+    last    the SQL that erases it, if it is not deleted
+    told    called with the columns of `of` of each row
+    """
+
+    words: str
+    table: str
+    key: str
+    days: str
+    where: str
+    first: tuple[str, ...] = ()
+    last: str = ""
+    told: Callable[[Context, str], None] | None = None
+    of: str = ""
+
+
+# Performed steps of old exams alone; a link to an exam that stays keeps one.
+_OF_OLD_EXAMS = (
+    "updated_at < :old AND NOT EXISTS (SELECT 1 FROM performed_scheduled_step l"
+    " JOIN scheduled_procedure_step s ON s.id = l.scheduled_id"
+    " WHERE l.performed_id = performed_procedure_step.id"
+    " AND NOT (s.ended_at <> '' AND s.ended_at < :old))"
+)
+_NOT_SENT = "NOT EXISTS (SELECT 1 FROM outbox o WHERE o.event_id = workitem_event.id)"
+_OVER = "(state IN ('told', 'given up') OR (state = 'judged' AND door = 'web'))"
+
+AGEING = (
+    Ageing("", "performed_procedure_step", "id", "housekeeping keep_steps_days", _OF_OLD_EXAMS,
+         ("DELETE FROM performed_scheduled_step WHERE performed_id = :key",),
+         told=lambda ctx, uid: notify_of_mpps(ctx, uid, "deleted"), of="sop_instance_uid"),
+    Ageing("steps", "scheduled_procedure_step", "id", "housekeeping keep_steps_days",
+         "ended_at <> '' AND ended_at < :old",
+         ("DELETE FROM performed_scheduled_step WHERE scheduled_id = :key",
+          "DELETE FROM scheduled_station WHERE step_id = :key",
+          "DELETE FROM step_seen WHERE step_id = :key",
+          "DELETE FROM value_change WHERE about = 'step ' || :key")),
+    Ageing("", "requested_procedure", "id", "housekeeping keep_steps_days",
+         "created_at < :old AND NOT EXISTS (SELECT 1 FROM scheduled_procedure_step s"
+         " WHERE s.procedure_id = requested_procedure.id)"),
+    Ageing("patients", "patient", "id", "housekeeping keep_patients_days",
+         "updated_at < :old AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
+         " WHERE r.patient_id = patient.id)",
+         ("DELETE FROM value_change WHERE about = 'patient ' || :key",)),
+    Ageing("queries", "query_trace", "id", "housekeeping keep_queries_days", "last_at < :old"),
+    Ageing("commitments", "commitment", "id", "commitment keep_days", f"{_OVER} AND judged_at < :old",
+         ("DELETE FROM commitment_instance WHERE commitment_id = :key",
+          "DELETE FROM outbox WHERE commitment_id = :key"),
+         # its Transaction UID stays used
+         "UPDATE commitment SET state = 'dropped', data = x'' WHERE id = :key"),
+    Ageing("", "availability", "sop_instance_uid", "commitment keep_days", "at < :old"),
+    Ageing("", "study_seen", "study_instance_uid", "commitment keep_days", "since < :old"),
+    Ageing("", "availability_notice", "id", "commitment keep_days", "created_at < :old"),
+    Ageing("changes", "undo_note", "id", "undo", "at < :old"),
+    Ageing("deliveries", "outbox", "id", "housekeeping keep_deliveries_days",
+         "created_at < :old AND (sent_at <> '' OR given_up_at <> '') AND commitment_id IS NULL"),
+    Ageing("initial reports", "workitem_event", "id", "", f"initial = 1 AND {_NOT_SENT}"),
+    Ageing("workitem events", "workitem_event", "id", "housekeeping keep_workitem_history_days",
+         f"created_at < :old AND {_NOT_SENT} AND NOT EXISTS (SELECT 1 FROM workitem w"
+         " WHERE w.sop_instance_uid = workitem_event.sop_instance_uid)"),
+)  # fmt: skip
+
+
+def old_since(ctx: Context, days: str) -> str:
+    """The time before which something is old, by the days of an Ageing; empty for never."""
+    if days in ("", "undo"):
+        return ctx.stamp(hours=-UNDO_HOURS if days else 0)
+    section, _, setting = days.partition(" ")
+    kept = getattr(getattr(ctx.config, section), setting)
+    return ctx.stamp(days=-kept) if kept else ""
+
+
+def _here(core: Callable[..., Any], *arguments: Any) -> Any:
+    return core(*arguments)
+
+
+def purge(ctx: Context, call: Callable[..., Any] = _here) -> dict[str, int]:
+    """Erase what is older than [housekeeping] says; return the counts by kind.
+
+    call  runs a core function, and returns its result after the commit
+    """
+    erased: collections.Counter[str] = collections.Counter()
+    for kind in AGEING:
+        old, place = old_since(ctx, kind.days), 0 if kind.key == "id" else ""
+        while old and place is not None:
+            place, count = call(purge_slice, ctx, kind, old, place)
+            erased[kind.words] += count
+    if days := ctx.config.housekeeping.keep_audit_days:
+        while count := call(purge_audit, ctx.stamp(days=-days), LINES_AT_ONCE):
+            erased["audit lines"] += count
+    while call(purge_archives, ctx):
+        erased["audit files"] += 1
+    erased["imports"] = call(purge_imports, ctx)
+    erased["blocked times"] = call(purge_blocked, ctx)
+    found = {what: count for what, count in erased.items() if what and count}
+    if found:
+        call(_note, ctx, counted(found))
+    return found
+
+
+def counted(erased: dict[str, int]) -> str:
+    """How many of each kind, in words."""
     return ", ".join(f"{count} {what}" for what, count in erased.items() if count)
 
 
-def _purge_steps(ctx: Context, old: str) -> int:
-    """Erase steps that ended before a time, and performed steps of these alone."""
-    ended = "SELECT id FROM scheduled_procedure_step WHERE ended_at <> '' AND ended_at < ?"
-    performed = database.execute_sql(
-        "SELECT p.id, p.sop_instance_uid FROM performed_procedure_step p"
-        " WHERE p.updated_at < ? AND NOT EXISTS"
-        f" (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id"
-        f" AND l.scheduled_id NOT IN ({ended}))",
-        (old, old),
-    ).fetchall()
-    erase(f"performed_scheduled_step WHERE scheduled_id IN ({ended})", old)
-    for row_id, uid in performed:
-        erase("performed_procedure_step WHERE id = ?", row_id)
-        notify_of_mpps(ctx, uid, "deleted")
-    erase(f"value_change WHERE about IN (SELECT 'step ' || id FROM ({ended}))", old)
-    for table in ("scheduled_station", "step_seen"):
-        erase(f"{table} WHERE step_id IN ({ended})", old)
-    count = erase(f"scheduled_procedure_step WHERE id IN ({ended})", old)
-    erase(
-        "requested_procedure WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM"
-        " scheduled_procedure_step s WHERE s.procedure_id = requested_procedure.id)",
-        old,
-    )
-    return count
+def _note(ctx: Context, words: str) -> None:
+    audit(ctx, "purged", "store", words)
+    log.info("purged: %s", words)
 
+
+def purge_slice(ctx: Context, kind: Ageing, old: str, place: Any) -> tuple[Any, int]:
+    """Erase what is old among the next rows of a table; return the place to go on at, and how many.
+
+    The place is that of the last row that was looked at, None at the end of the table
+    """
+    until, count = time.monotonic() + MOST_S, 0
+    key, table = kind.key, kind.table
+    named = {"place": place, "old": old}
+    (last,) = database.execute_sql(
+        f"SELECT max({key}) FROM (SELECT {key} FROM {table} WHERE {key} > :place"
+        f" ORDER BY {key} LIMIT {LOOKED_THROUGH})",
+        named,
+    ).fetchone()
+    if last is None:
+        return None, 0
+    found = database.execute_sql(
+        f"SELECT DISTINCT {key}, {kind.of or key} FROM {table} WHERE {key} > :place"
+        f" AND {key} <= :last AND {kind.where} ORDER BY {key}",
+        named | {"last": last},
+    ).fetchall()
+    with database.atomic():
+        for row, of in found:
+            for sql in kind.first:
+                database.execute_sql(sql, {"key": row})
+            sql = kind.last or f"DELETE FROM {table} WHERE {key} = :key AND {kind.where}"
+            count += database.execute_sql(sql, {"key": row, "old": old}).rowcount
+            if kind.told:
+                kind.told(ctx, of)
+            if time.monotonic() >= until:
+                return row, count
+    return last, count
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.housekeeping.erasing
+# Erasing a patient's data on request.
+# ------------------------------------------------------------------------------------------------
 
 def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
     """Erase a patient's data, with a reason; return the counts by kind.
@@ -18818,7 +18910,7 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
         erase("imported_file WHERE NOT wanted")  # files that were looked at may tell of anybody
         erased["queries"] = _erase_queries(patient)
         erase("patient WHERE id = ?", row_id)
-        counts = _counts(erased)
+        counts = counted(erased)
         audit(ctx, "patient erased", patient.patient_id, f"{why.strip()[:500]} ({counts})")
     log.info("patient data erased by %s: %s", ctx.actor, counts)
     return erased
@@ -18826,10 +18918,11 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
 
 def former_ids(patient: Any) -> set[str]:
     """A patient's former Patient IDs that nobody else has now."""
-    found = {one.former_id for one in fetch_rows(FormerIdentity, "patient_id = ?", patient.id)}
-    others = {one for (one,) in database.execute_sql(
-        "SELECT patient_id FROM patient WHERE id <> ?", (patient.id,)) if one in found}  # fmt: skip
-    return found - others - {patient.patient_id}
+    sql = (
+        "SELECT former_id FROM former_identity WHERE patient_id = ?1 AND NOT EXISTS"
+        " (SELECT 1 FROM patient p WHERE p.patient_id = former_id)"
+    )
+    return {one for (one,) in database.execute_sql(sql, (patient.id,))}
 
 
 def _is_of(patient: Any, former: set[str], index: ElementIndex) -> bool:
@@ -18874,7 +18967,8 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
         PerformedProcedureStep,
         "id IN (SELECT l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
         " ON s.id = l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
-        f" WHERE r.patient_id = ?) OR {' OR '.join(['instr(data, CAST(? AS BLOB))'] * len(ids))}",
+        f" WHERE r.patient_id = ?) OR patient_id IN ({', '.join('?' * len(ids))})"
+        " OR id IN (SELECT performed_id FROM performed_scheduled_step WHERE told <> x'')",
         patient.id,
         *ids,
     )
@@ -18887,6 +18981,7 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
     for one in found:
         owners = {row_id for (row_id,) in database.execute_sql(linked, (one.id,))}
         if owners - {patient.id}:
+            _erase_name(ctx, one, lambda index: _is_of(patient, former, index))
             continue
         if not owners and not _is_of(patient, former, ElementIndex(one.data)):
             continue
@@ -18895,6 +18990,39 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
         count += erase("performed_procedure_step WHERE id = ?", one.id)
         notify_of_mpps(ctx, one.sop_instance_uid, "deleted")
     return count
+
+
+def _erase_name(ctx: Context, performed: Any, names: Callable[[ElementIndex], bool]) -> None:
+    """Erase a patient whom a machine named by mistake from the report of another one's exam."""
+
+    def without(data: bytes) -> bytes:
+        index = ElementIndex(data)
+        of_patient = [tag for tag in index if tag >> 16 == 0x0010]
+        return bytes(index.without(of_patient).merged(text_elements(**dict.fromkeys(IDENTITY, ""))))
+
+    named = names(ElementIndex(performed.data))
+    if named:
+        data = without(performed.data)
+        update_row(PerformedProcedureStep, performed.id, data=data, raw=None, patient_id="")
+        for row in fetch_rows(Outbox, "sop_instance_uid = ?", performed.sop_instance_uid):
+            if names(ElementIndex(row.data)):
+                update_row(Outbox, row.id, data=without(row.data))
+    links = (
+        "SELECT scheduled_id, told, patient FROM performed_scheduled_step WHERE performed_id = ?"
+    )
+    told_too = False
+    for step_id, told, verdict in database.execute_sql(links, (performed.id,)).fetchall():
+        is_told = bool(told) and names(ElementIndex(told))
+        if is_told or (named and not told):
+            told_too = told_too or is_told
+            database.execute_sql(
+                "UPDATE performed_scheduled_step SET told = x'', patient = ?"
+                " WHERE performed_id = ? AND scheduled_id = ?",
+                ("agrees" if verdict == "differs" else verdict, performed.id, step_id),
+            )
+    if named or told_too:
+        about = performed.sop_instance_uid
+        audit(ctx, "erased patient's name removed from report", about)
 
 
 def forget_erased() -> None:
@@ -18910,12 +19038,10 @@ def forget_erased() -> None:
 def _erase_notes(patient_row: int, steps: list[int]) -> None:
     """Erase the notes of changes of a patient, the exams, and records merged into this one."""
     about = {f"patient {patient_row}", *(f"step {one}" for one in steps)}
+    erase("undo_note WHERE instr(images, ?)", f'["patient", {patient_row}, ')  # as json writes it
     for one in about:
+        erase("undo_note WHERE about = ?", one)
         erase("value_change WHERE about = ?", one)
-    for note in fetch_rows(UndoNote, "1 = 1"):
-        places = [(table, row) for table, row, *_ in json.loads(note.images)]
-        if note.about in about or ("patient", patient_row) in places:
-            erase("undo_note WHERE id = ?", note.id)
 
 
 def _erase_queries(patient: Any) -> int:
@@ -26051,7 +26177,10 @@ document.addEventListener("keydown", (event) => {
  "Its exams": "它的检查",
  "under way since {at}: {done} of {whole} MiB": "{at} 开始，进行中：{done} / {whole} MiB",
  "The backup has begun. This page says when it is done.": "备份已开始。完成后本页会显示结果。",
- "the same while an exam that began on the association goes on": "同上，当在该连接上开始的检查仍在进行时"
+ "the same while an exam that began on the association goes on": "同上，当在该连接上开始的检查仍在进行时",
+ "exams that had begun stay: {count}": "已开始的检查保留：{count}",
+ "patients stay as the import left them, as they were changed since: {count}": "之后被修改过的患者保持导入后的内容：{count}",
+ "maximum size of all these files, MB; the oldest are deleted first, at night": "这些文件的总大小上限（MB）；夜间先删除最旧的"
 }
 """,
 }
@@ -33930,8 +34059,8 @@ def note_rejection(appliance: Parts, calling: str, address: str, words: str) -> 
 
 
 def job_purge(appliance: Parts) -> None:
-    """Erase what has passed its retention in [housekeeping]."""
-    appliance.writer.call(purge, appliance.context())
+    """Erase what has passed its retention in [housekeeping]; others write between its slices."""
+    purge(appliance.context(), appliance.writer.call)
     while appliance.writer.call(archive_audit, appliance.context()):
         pass  # in slices, so that others can write between them
     appliance.wake_delivery()  # MPPS Notification reports deletions

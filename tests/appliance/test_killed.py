@@ -23,6 +23,7 @@ from test_pages import csrf_of, words_of
 from minris.appliance.backups import backups, sweep
 from minris.appliance.store_commands import control_file
 from minris.config.ini import load_config
+from minris.store.condition import TROUBLES
 from minris.store.sqlite import backup_store, open_store
 
 
@@ -98,7 +99,7 @@ def done_so_far(folder):  # noqa: F811
         return found.fetchone()
 
 
-ROWS = 3000
+ROWS = 400
 
 
 @pytest.mark.long
@@ -244,4 +245,4 @@ def test_a_command_beside_a_running_appliance_whose_store_is_damaged_says_so(
     for command in WRITING[:2]:
         status, _, errors = here(*command)
         assert status == 1
-        assert f"minris: {running.config.store_path}: The store is damaged" in errors
+        assert f"minris: {running.config.store_path}: {TROUBLES['damaged']}" in errors

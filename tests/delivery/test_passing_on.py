@@ -57,7 +57,7 @@ from minris.config.ini import ConfigError, Device, load_config
 from minris.dataset.elements import EMPTY
 from minris.delivery.receivers import Answered, Delivery, Lane
 from minris.dimse.senders import DimseSender
-from minris.housekeeping.erasing import purge
+from minris.housekeeping.retention import purge
 from minris.images.availability import notify_availability
 from minris.mpps.performed import create_mpps, set_mpps
 from minris.orders.lookup import step_known

@@ -7,8 +7,8 @@ import pytest
 from test_housekeeping import at, keeping
 
 from minris.access.context import audit, audit_digest, audit_lines, check_audit, purge_audit
-from minris.housekeeping.auditing import archive_audit
-from minris.housekeeping.erasing import purge
+from minris.housekeeping.auditing import archive_audit, purge_archives
+from minris.housekeeping.retention import purge
 from minris.store.models import Audit, database
 
 
@@ -104,3 +104,35 @@ def test_a_clock_that_was_wrong_for_a_while_leaves_no_hole(ctx):
     fill(ctx, 2)
     assert purge_audit(ctx.stamp(days=-30)) == 0
     assert check_audit().broken is None
+
+
+def test_files_have_a_bound_in_bytes_and_the_chain_is_checked_from_the_line_about_them(ctx):
+    """The oldest goes first; what is left follows from the digest that the audit log keeps."""
+    for _ in range(3):
+        fill(ctx, 1200)
+        archive_audit(bounded(ctx))
+    first, *others = archived(ctx)
+    assert len(others) >= 2
+    with first.open("ab") as file:  # more than the bound together
+        file.truncate(2 << 20)
+    ctx.config.housekeeping.audit_files_megabytes = 1
+    assert purge(ctx)["audit files"] == 1
+    assert archived(ctx) == others
+    [line] = audit_lines("audit file deleted")
+    assert line.about == first.name
+    assert check_audit().broken is None
+
+
+def test_the_digest_of_a_deleted_file_is_that_from_which_the_next_one_follows(ctx, monkeypatch):
+    for _ in range(2):
+        fill(ctx, 1200)
+        archive_audit(bounded(ctx))
+    first, second = archived(ctx)
+    digest = lines_of(first)[-1][-1]
+    _, *line, said = lines_of(second)[0]
+    assert audit_digest(digest, tuple(line)) == said
+    monkeypatch.setattr(ctx.config.housekeeping, "audit_files_megabytes", 0)
+    assert purge_archives(ctx)
+    [told] = audit_lines("audit file deleted")
+    assert told.detail.endswith(f"their last digest is {digest}")
+    assert archived(ctx) == [second]

@@ -44,7 +44,7 @@ from minris.appliance.watchdog import WATCHDOG_SECONDS
 from minris.cli import main
 from minris.dataset.dicom_json import from_json
 from minris.dataset.elements import ElementIndex, encode_text
-from minris.housekeeping.erasing import purge
+from minris.housekeeping.retention import purge
 from minris.interchange.csv_tables import export_csv
 from minris.interchange.whole_store import export_store
 from minris.mpps.linking import link_by_hand, settle_unscheduled, unscheduled_steps
@@ -1211,3 +1211,50 @@ def test_a_backup_that_failed_before_midnight_is_tried_again_after_it(failing_ba
     at(6, 23, 50)
     job_daily(appliance.appliance)
     assert len(backups(appliance)) == 2
+
+
+def test_purge_goes_in_slices_between_which_others_write(ctx, monkeypatch):
+    for number in range(60):
+        schedule(at(ctx, days=-40), ScheduledProcedureStepStatus="COMPLETED",
+                 AccessionNumber=f"A{number}")  # fmt: skip
+    monkeypatch.setattr("minris.housekeeping.retention.LOOKED_THROUGH", 7)
+    held = []
+
+    def call(core, *arguments):
+        began = time.monotonic()
+        assert not database.in_transaction()
+        done = core(*arguments)
+        held.append(time.monotonic() - began)
+        return done
+
+    assert purge(keeping(ctx, steps=30), call)["steps"] == 60
+    assert (count(ScheduledProcedureStep), count(RequestedProcedure)) == (0, 0)
+    assert len(held) > 2 * 60 / 7
+
+
+@pytest.mark.long
+def test_no_slice_of_a_purge_of_a_million_exams_holds_the_writer_for_half_a_second(ctx):
+    million = int(os.environ.get("ROWS", 1_000_000))
+    schedule(at(ctx, days=-400), ScheduledProcedureStepStatus="COMPLETED")
+    for table in ("patient", "requested_procedure", "scheduled_procedure_step"):
+        names = [name for _, name, *_ in database.execute_sql(f"PRAGMA table_info({table})")]
+        numbered = {"study_instance_uid": "'2.25.' || n", "procedure_id": "n", "id": "n"}
+        numbered |= {"patient_id": "n" if table == "requested_procedure" else "'P' || n"}
+        columns = ", ".join(numbered.get(name, name) for name in names)
+        database.execute_sql(
+            f"WITH RECURSIVE t (n) AS (SELECT 2 UNION ALL SELECT n + 1 FROM t WHERE n < {million})"
+            f" INSERT INTO {table} SELECT {columns} FROM t JOIN {table} WHERE {table}.id = 1"
+        )
+    held = []
+
+    def call(core, *arguments):
+        began = time.monotonic()
+        with database.atomic():
+            done = core(*arguments)
+        held.append(time.monotonic() - began)
+        return done
+
+    assert purge(keeping(ctx, steps=30, patients=30), call)["steps"] == million
+    print(f"{len(held)} slices, the longest {max(held):.2f} s, all {sum(held):.0f} s")
+    assert max(held) < 0.5
+    assert count(Patient) == 0

@@ -54,7 +54,7 @@ from minris.dataset.search import to_syntax
 from minris.delivery.archive import CommitmentDesk
 from minris.delivery.receivers import Delivery, Rounds, due_in_lanes
 from minris.dimse.archive import ArchiveSearch
-from minris.housekeeping.erasing import purge
+from minris.housekeeping.retention import purge
 from minris.images.availability import notify_availability
 from minris.images.commitment import (
     Evidence,
@@ -62,7 +62,6 @@ from minris.images.commitment import (
     commitment_result,
     due_commitments,
     judged_instances,
-    purge_commitments,
     recent_commitments,
     record_evidence,
     request_commitment,
@@ -1047,7 +1046,7 @@ def test_a_result_that_is_not_told_is_not_dropped(noon):
     record_evidence(at(noon, minutes=5), one, NOBODY._replace(found={}))
     record_evidence(at(noon, hours=24), one, NOBODY)
     assert request_row("2.25.900").state == "judged"
-    purge_commitments(at(noon, hours=24 + 25))
+    purge(at(noon, hours=24 + 25))
     assert request_row("2.25.900").state == "judged"
 
 
@@ -1661,12 +1660,12 @@ def test_a_result_that_is_old_is_gone(box, door):
     now = utc_now()
     in_time = dataclasses.replace(box.context(), now=lambda: now + datetime.timedelta(days=89))
     late = dataclasses.replace(box.context(), now=lambda: now + datetime.timedelta(days=91))
-    assert box.write(purge_commitments, in_time) == 0
+    assert box.write(purge, in_time).get("commitments", 0) == 0
     assert get(door, uid).status_code == 200
-    assert box.write(purge_commitments, late) == 1
+    assert box.write(purge, late).get("commitments", 0) == 1
     assert get(door, uid).status_code == 410
     assert post(door, uid, flat(images)).status_code == 409
-    assert box.write(purge_commitments, late) == 0
+    assert box.write(purge, late).get("commitments", 0) == 0
 
 
 def test_a_request_of_the_web_outlives_a_restart(tmp_path, run_appliance, modality, own_archive):

@@ -88,11 +88,11 @@ from minris.dataset.recode import recode
 from minris.delivery.archive import CommitmentDesk
 from minris.delivery.receivers import Delivery
 from minris.dimse.encoding import request_command
+from minris.housekeeping.retention import purge
 from minris.images.commitment import (
     Evidence,
     commitment_result,
     pass_request_on,
-    purge_commitments,
     take_commitment_report,
 )
 from minris.outbox import REQUEST_LANE
@@ -664,7 +664,7 @@ def test_what_was_passed_on_is_dropped_with_its_request(noon, passed_at_noon):
     images = series(1)
     assert passed_at_noon(images, lambda uid: result(uid, images))[0] == "judged"
     assert tell_results(noon) == ["2.25.900"]
-    purge_commitments(at(noon, days=91))
+    purge(at(noon, days=91))
     assert fetch_rows(Outbox, "1 = 1") == []
 
 

@@ -20,7 +20,9 @@ from test_mpps import (
 )
 from test_pages import words_of
 
+from minris.access.context import audit_lines
 from minris.dataset.elements import text_elements
+from minris.housekeeping.erasing import erase_patient
 from minris.interchange.whole_store import export_store
 from minris.mpps.linking import (
     accept_patient,
@@ -30,7 +32,7 @@ from minris.mpps.linking import (
     unlink_step,
     unscheduled_steps,
 )
-from minris.mpps.performed import performed_of, set_mpps
+from minris.mpps.performed import create_mpps, performed_of, set_mpps
 from minris.orders.patients import correct_patient, merge_patients
 from minris.orders.undo import undo
 from minris.standard.status import Refusal, Status
@@ -289,3 +291,31 @@ def test_the_menu_counts_it_until_a_person_has_decided(web, doubtful):
     assert re.search(entry, web.get("/").text, re.S)[1] == "1"
     web.post("/unscheduled/accept", data={"performed": "1", "step": doubtful.rpartition("/")[2]})
     assert '<li><a href="/unscheduled"' not in web.get("/").text
+
+
+def test_erasing_whom_a_machine_named_by_mistake_erases_the_name_in_the_report(ctx, step):
+    schedule(ctx, PatientName="Bloggs^Joe", PatientID="P9", PatientBirthDate="19500101")
+    told = performed(step, PatientID="P9", PatientName="Bloggs^Joe", PatientBirthDate="19500101")
+    create_mpps(ctx, UID, stored_form(told), raw=b"Bloggs^Joe")
+    assert edited(step)
+    erase_patient(ctx, Patient.get(patient_id="P9").id, "asked for it")
+    for table in ("performed_procedure_step", "performed_scheduled_step", "outbox"):
+        for row in database.execute_sql(f"SELECT * FROM {table}"):
+            assert b"Bloggs" not in repr(row).encode()
+    assert (state(step), edited(step)) == ("STARTED", False)
+    change(ctx, ending())
+    assert state(step) == "COMPLETED"
+    assert len(audit_lines("erased patient's name removed from report")) == 1
+
+
+def test_erasing_whom_a_refused_change_named_erases_that_too(ctx, step):
+    schedule(ctx, PatientName="Bloggs^Joe", PatientID="P9")
+    create(ctx, performed(step))
+    told = text_elements(PatientID="P9", PatientName="Bloggs^Joe")
+    with pytest.raises(Refusal) as refusal:
+        set_mpps(ctx, UID, bytes(told))
+    refusal.value.afterwards()
+    assert edited(step)
+    erase_patient(ctx, Patient.get(patient_id="P9").id, "asked for it")
+    assert b"Bloggs" not in repr(performed_of(step_row(step).id)).encode()
+    assert not edited(step)

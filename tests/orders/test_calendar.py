@@ -20,7 +20,7 @@ from minris.config.values import read_hours, read_weekdays
 from minris.dataset.elements import ElementIndex, encode_items, text_elements
 from minris.dataset.items import workitem_code
 from minris.dataset.times import shown_date
-from minris.housekeeping.erasing import purge
+from minris.housekeeping.retention import purge
 from minris.housekeeping.stuck import not_come
 from minris.orders.blocking import block_time, unblock_time
 from minris.orders.catalogue import save_procedure

@@ -13,7 +13,8 @@ from test_pages import csrf_of, employ, visiting, words_of
 from minris.access.context import Actor
 from minris.dataset.elements import EMPTY, text_elements
 from minris.dataset.resident import OTHER_IDS, identity_elements
-from minris.housekeeping.erasing import erase_patient, purge
+from minris.housekeeping.erasing import erase_patient
+from minris.housekeeping.retention import purge
 from minris.orders.history import changes_of, stages_of, visit_of
 from minris.orders.notes import MOST_CHANGES, note_change
 from minris.orders.patients import correct_patient, merge_patients

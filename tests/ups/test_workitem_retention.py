@@ -18,7 +18,7 @@ from minris.appliance.jobs import DAILY, Daily, Job, daily_due, job_clock, job_d
 from minris.appliance.machine import ClockWatch
 from minris.config.ini import Device
 from minris.dataset.elements import ElementIndex, text_elements
-from minris.housekeeping.erasing import purge
+from minris.housekeeping.retention import purge
 from minris.housekeeping.stuck import correct_stamps, due_to_end, orphans
 from minris.outbox import (
     RETRY_AFTER,

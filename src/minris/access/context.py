@@ -121,11 +121,12 @@ def audit_lines(text: str, before: int = 0, most: int = 200) -> list[Any]:
     )  # fmt: skip
 
 
-def purge_audit(old: str) -> int:
-    """Delete the audit lines before the first one since a time; return their number."""
+def purge_audit(old: str, most: int = 1 << 60) -> int:
+    """Delete the oldest audit lines before the first one since a time; return their number."""
     first = "SELECT coalesce(min(id), (SELECT max(id) + 1 FROM audit)) FROM audit WHERE at >= ?"
     (row_id,) = database.execute_sql(first, (old,)).fetchone()
-    return let_audit_go(row_id or 0)
+    (begin,) = database.execute_sql("SELECT coalesce(min(id), 0) FROM audit").fetchone()
+    return let_audit_go(min(row_id or 0, begin + most))
 
 
 def let_audit_go(row_id: int) -> int:

@@ -15,7 +15,7 @@ from minris.appliance.lines import tell_withheld
 from minris.config.ini import Config
 from minris.delivery.sockets import give_up_unfetched
 from minris.housekeeping.auditing import archive_audit
-from minris.housekeeping.erasing import purge
+from minris.housekeeping.retention import purge
 from minris.housekeeping.stuck import due_to_end, note_not_come, orphans
 from minris.orders.lookup import leftovers
 from minris.orders.trace import save_queries, save_shown
@@ -75,8 +75,8 @@ def note_rejection(appliance: Parts, calling: str, address: str, words: str) -> 
 
 
 def job_purge(appliance: Parts) -> None:
-    """Erase what has passed its retention in [housekeeping]."""
-    appliance.writer.call(purge, appliance.context())
+    """Erase what has passed its retention in [housekeeping]; others write between its slices."""
+    purge(appliance.context(), appliance.writer.call)
     while appliance.writer.call(archive_audit, appliance.context()):
         pass  # in slices, so that others can write between them
     appliance.wake_delivery()  # MPPS Notification reports deletions

@@ -131,6 +131,7 @@ SETTINGS = setting_table(r"""
     housekeeping | cancel_expired_workitems | no | bool | cancel scheduled workitems past their expiration
     housekeeping | keep_audit_days | 0 | int 0 36500 | days to keep audit lines (0: for ever)
     housekeeping | audit_megabytes | 64 | int 1 65536 | maximum audit entries in the database, MB; older ones move to compressed files in the backup folder
+    housekeeping | audit_files_megabytes | 1024 | int 1 1048576 | maximum size of all these files, MB; the oldest are deleted first, at night
     log | level | INFO | choice DEBUG INFO WARNING ERROR | minimum log level; at DEBUG the log may hold patient data
     log | format | text | choice text json | log format
     log | file | | text | log file, rotated at 10 MB; empty: standard error

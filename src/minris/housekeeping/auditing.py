@@ -1,8 +1,10 @@
 """The audit log within its bound: the oldest lines go to compressed files, and none is lost."""
 
+import collections
 import gzip
 import json
 import os
+import zlib
 from pathlib import Path
 
 from minris import log
@@ -10,7 +12,7 @@ from minris.access.context import Context, audit, let_audit_go
 from minris.store.files import open_private
 from minris.store.models import database
 
-MOVED_AT_ONCE = 8 << 20  # bytes of lines moved at once
+MOVED_AT_ONCE = 4 << 20  # bytes of lines moved at once, while nobody else writes
 _LINE = "at, who, what, about, detail, digest"
 _BYTES = "length(CAST(at || who || what || about || detail || digest AS BLOB)) + 50"
 
@@ -63,13 +65,35 @@ def _write(path: Path, lines: list[list[object]]) -> None:
     made.replace(path)
 
 
-def purge_archives(ctx: Context) -> int:
-    """Delete the files whose lines are all older than [housekeeping] keep_audit_days."""
-    days, count = ctx.config.housekeeping.keep_audit_days, 0
-    if days:
-        old = ctx.stamp(days=-days)[:10].replace("-", "")
-        for path in ctx.config.backup_folder.glob("audit-????????-*.jsonl.gz"):
-            if path.name[6:14] < old:
-                path.unlink()
-                count += 1
-    return count
+def purge_archives(ctx: Context) -> bool:
+    """Delete the oldest file beyond [housekeeping]; whether there was one.
+
+    One goes whose lines are all older than keep_audit_days, or while all have more bytes than
+    audit_files_megabytes. The digest from which the next file follows is in the audit log.
+    """
+    keep, old = ctx.config.housekeeping, ""
+    if keep.keep_audit_days:
+        old = ctx.stamp(days=-keep.keep_audit_days)[:10].replace("-", "")
+    found = sorted(ctx.config.backup_folder.glob("audit-????????-*.jsonl.gz"))
+    size = sum(path.stat().st_size for path in found)
+    if not found or not (found[0].name[6:14] < old or size > keep.audit_files_megabytes << 20):
+        return False
+    try:
+        ending = _ending(found[0])
+        found[0].unlink()
+    except OSError as error:
+        log.error("the old audit file %s stays: %s", found[0], error)
+        return False
+    audit(ctx, "audit file deleted", found[0].name, ending)
+    return True
+
+
+def _ending(path: Path) -> str:
+    """How far a file goes, in words, with its last digest."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", errors="surrogatepass") as file:
+            ((count, last),) = collections.deque(enumerate(file, 1), 1)
+        _, at, *_, digest = json.loads(last)
+    except (EOFError, zlib.error, ValueError, OSError) as error:
+        return f"it could not be read: {error}"
+    return f"{count} until {at}; their last digest is {digest}"

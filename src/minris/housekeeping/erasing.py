@@ -1,112 +1,30 @@
-"""Erasing: old data by [housekeeping], and a patient's data on request."""
+"""Erasing a patient's data on request."""
 
-import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 from minris import log
-from minris.access.context import Context, audit, needs_reason, purge_audit
-from minris.dataset.elements import ElementIndex
+from minris.access.context import Context, audit, needs_reason
+from minris.dataset.elements import ElementIndex, text_elements
+from minris.dataset.identity import IDENTITY
 from minris.dataset.names import name_key
-from minris.housekeeping.auditing import purge_archives
-from minris.images.commitment import purge_commitments
-from minris.interchange.imports import purge_imports
+from minris.housekeeping.retention import counted
 from minris.mpps.performed import notify_of_mpps
-from minris.orders.blocking import purge_blocked
 from minris.orders.lookup import NO_PATIENT
-from minris.orders.notes import UNDO_HOURS
 from minris.orders.patients import same_person
 from minris.standard.status import Message, Refusal, Status
 from minris.store.models import (
-    FormerIdentity,
+    Outbox,
     Patient,
     PerformedProcedureStep,
     QueryTrace,
     ScheduledProcedureStep,
-    UndoNote,
     Workitem,
     database,
 )
-from minris.store.rows import erase, fetch_rows, first_row, insert_rows, known_row
+from minris.store.rows import erase, fetch_rows, first_row, insert_rows, known_row, update_row
 from minris.ups.search import find_workitem
-
-
-def purge(ctx: Context) -> dict[str, int]:
-    """Erase what is older than [housekeeping] says, 0 for never; return the counts by kind."""
-    keep, erased = ctx.config.housekeeping, {}
-    with database.atomic():
-        if keep.keep_steps_days:
-            erased["steps"] = _purge_steps(ctx, ctx.stamp(days=-keep.keep_steps_days))
-        if keep.keep_patients_days:
-            gone = (
-                "patient WHERE updated_at < ? AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
-                " WHERE r.patient_id = patient.id)"
-            )
-            old = ctx.stamp(days=-keep.keep_patients_days)
-            erase(f"value_change WHERE about IN (SELECT 'patient ' || id FROM {gone})", old)
-            erased["patients"] = erase(gone, old)
-        erased["queries"] = erase(
-            "query_trace WHERE last_at < ?", ctx.stamp(days=-keep.keep_queries_days)
-        )
-        if keep.keep_audit_days:
-            erased["audit lines"] = purge_audit(ctx.stamp(days=-keep.keep_audit_days))
-            erased["audit files"] = purge_archives(ctx)
-        erased["commitments"] = purge_commitments(ctx)
-        erased["imports"] = purge_imports(ctx)
-        erased["blocked times"] = purge_blocked(ctx)
-        erased["changes"] = erase("undo_note WHERE at < ?", ctx.stamp(hours=-UNDO_HOURS))
-        erased["deliveries"] = erase(
-            "outbox WHERE created_at < ? AND (sent_at <> '' OR given_up_at <> '')"
-            " AND commitment_id IS NULL",
-            ctx.stamp(days=-keep.keep_deliveries_days),
-        )
-        erased["initial reports"] = erase(
-            "workitem_event WHERE initial = 1 AND NOT EXISTS"
-            " (SELECT 1 FROM outbox o WHERE o.event_id = workitem_event.id)"
-        )
-        if keep.keep_workitem_history_days:
-            erased["workitem events"] = erase(
-                "workitem_event WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM outbox o"
-                " WHERE o.event_id = workitem_event.id) AND NOT EXISTS (SELECT 1 FROM workitem w"
-                " WHERE w.sop_instance_uid = workitem_event.sop_instance_uid)",
-                ctx.stamp(days=-keep.keep_workitem_history_days),
-            )
-        if erased := {what: count for what, count in erased.items() if count}:
-            words = _counts(erased)
-            audit(ctx, "purged", "store", words)
-            log.info("purged: %s", words)
-    return erased
-
-
-def _counts(erased: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {what}" for what, count in erased.items() if count)
-
-
-def _purge_steps(ctx: Context, old: str) -> int:
-    """Erase steps that ended before a time, and performed steps of these alone."""
-    ended = "SELECT id FROM scheduled_procedure_step WHERE ended_at <> '' AND ended_at < ?"
-    performed = database.execute_sql(
-        "SELECT p.id, p.sop_instance_uid FROM performed_procedure_step p"
-        " WHERE p.updated_at < ? AND NOT EXISTS"
-        f" (SELECT 1 FROM performed_scheduled_step l WHERE l.performed_id = p.id"
-        f" AND l.scheduled_id NOT IN ({ended}))",
-        (old, old),
-    ).fetchall()
-    erase(f"performed_scheduled_step WHERE scheduled_id IN ({ended})", old)
-    for row_id, uid in performed:
-        erase("performed_procedure_step WHERE id = ?", row_id)
-        notify_of_mpps(ctx, uid, "deleted")
-    erase(f"value_change WHERE about IN (SELECT 'step ' || id FROM ({ended}))", old)
-    for table in ("scheduled_station", "step_seen"):
-        erase(f"{table} WHERE step_id IN ({ended})", old)
-    count = erase(f"scheduled_procedure_step WHERE id IN ({ended})", old)
-    erase(
-        "requested_procedure WHERE created_at < ? AND NOT EXISTS (SELECT 1 FROM"
-        " scheduled_procedure_step s WHERE s.procedure_id = requested_procedure.id)",
-        old,
-    )
-    return count
 
 
 def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
@@ -144,7 +62,7 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
         erase("imported_file WHERE NOT wanted")  # files that were looked at may tell of anybody
         erased["queries"] = _erase_queries(patient)
         erase("patient WHERE id = ?", row_id)
-        counts = _counts(erased)
+        counts = counted(erased)
         audit(ctx, "patient erased", patient.patient_id, f"{why.strip()[:500]} ({counts})")
     log.info("patient data erased by %s: %s", ctx.actor, counts)
     return erased
@@ -152,10 +70,11 @@ def erase_patient(ctx: Context, row_id: int, why: str) -> dict[str, int]:
 
 def former_ids(patient: Any) -> set[str]:
     """A patient's former Patient IDs that nobody else has now."""
-    found = {one.former_id for one in fetch_rows(FormerIdentity, "patient_id = ?", patient.id)}
-    others = {one for (one,) in database.execute_sql(
-        "SELECT patient_id FROM patient WHERE id <> ?", (patient.id,)) if one in found}  # fmt: skip
-    return found - others - {patient.patient_id}
+    sql = (
+        "SELECT former_id FROM former_identity WHERE patient_id = ?1 AND NOT EXISTS"
+        " (SELECT 1 FROM patient p WHERE p.patient_id = former_id)"
+    )
+    return {one for (one,) in database.execute_sql(sql, (patient.id,))}
 
 
 def _is_of(patient: Any, former: set[str], index: ElementIndex) -> bool:
@@ -200,7 +119,8 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
         PerformedProcedureStep,
         "id IN (SELECT l.performed_id FROM performed_scheduled_step l JOIN scheduled_procedure_step s"
         " ON s.id = l.scheduled_id JOIN requested_procedure r ON r.id = s.procedure_id"
-        f" WHERE r.patient_id = ?) OR {' OR '.join(['instr(data, CAST(? AS BLOB))'] * len(ids))}",
+        f" WHERE r.patient_id = ?) OR patient_id IN ({', '.join('?' * len(ids))})"
+        " OR id IN (SELECT performed_id FROM performed_scheduled_step WHERE told <> x'')",
         patient.id,
         *ids,
     )
@@ -213,6 +133,7 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
     for one in found:
         owners = {row_id for (row_id,) in database.execute_sql(linked, (one.id,))}
         if owners - {patient.id}:
+            _erase_name(ctx, one, lambda index: _is_of(patient, former, index))
             continue
         if not owners and not _is_of(patient, former, ElementIndex(one.data)):
             continue
@@ -221,6 +142,39 @@ def _erase_performed(ctx: Context, patient: Any, former: set[str]) -> int:
         count += erase("performed_procedure_step WHERE id = ?", one.id)
         notify_of_mpps(ctx, one.sop_instance_uid, "deleted")
     return count
+
+
+def _erase_name(ctx: Context, performed: Any, names: Callable[[ElementIndex], bool]) -> None:
+    """Erase a patient whom a machine named by mistake from the report of another one's exam."""
+
+    def without(data: bytes) -> bytes:
+        index = ElementIndex(data)
+        of_patient = [tag for tag in index if tag >> 16 == 0x0010]
+        return bytes(index.without(of_patient).merged(text_elements(**dict.fromkeys(IDENTITY, ""))))
+
+    named = names(ElementIndex(performed.data))
+    if named:
+        data = without(performed.data)
+        update_row(PerformedProcedureStep, performed.id, data=data, raw=None, patient_id="")
+        for row in fetch_rows(Outbox, "sop_instance_uid = ?", performed.sop_instance_uid):
+            if names(ElementIndex(row.data)):
+                update_row(Outbox, row.id, data=without(row.data))
+    links = (
+        "SELECT scheduled_id, told, patient FROM performed_scheduled_step WHERE performed_id = ?"
+    )
+    told_too = False
+    for step_id, told, verdict in database.execute_sql(links, (performed.id,)).fetchall():
+        is_told = bool(told) and names(ElementIndex(told))
+        if is_told or (named and not told):
+            told_too = told_too or is_told
+            database.execute_sql(
+                "UPDATE performed_scheduled_step SET told = x'', patient = ?"
+                " WHERE performed_id = ? AND scheduled_id = ?",
+                ("agrees" if verdict == "differs" else verdict, performed.id, step_id),
+            )
+    if named or told_too:
+        about = performed.sop_instance_uid
+        audit(ctx, "erased patient's name removed from report", about)
 
 
 def forget_erased() -> None:
@@ -236,12 +190,10 @@ def forget_erased() -> None:
 def _erase_notes(patient_row: int, steps: list[int]) -> None:
     """Erase the notes of changes of a patient, the exams, and records merged into this one."""
     about = {f"patient {patient_row}", *(f"step {one}" for one in steps)}
+    erase("undo_note WHERE instr(images, ?)", f'["patient", {patient_row}, ')  # as json writes it
     for one in about:
+        erase("undo_note WHERE about = ?", one)
         erase("value_change WHERE about = ?", one)
-    for note in fetch_rows(UndoNote, "1 = 1"):
-        places = [(table, row) for table, row, *_ in json.loads(note.images)]
-        if note.about in about or ("patient", patient_row) in places:
-            erase("undo_note WHERE id = ?", note.id)
 
 
 def _erase_queries(patient: Any) -> int:

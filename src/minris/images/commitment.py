@@ -438,20 +438,6 @@ def follow_results(ctx: Context, requester: str, problem: str) -> None:
         audit(ctx, "commitment not told", uid, problem[:200])
 
 
-def purge_commitments(ctx: Context) -> int:
-    """Erase old results, but not their Transaction UIDs; return their number."""
-    old = ctx.stamp(days=-ctx.config.commitment.keep_days)
-    over = "state IN ('told', 'given up') OR (state = 'judged' AND door = 'web')"
-    ended = f"({over}) AND judged_at < ?"
-    of_ended = f"commitment_id IN (SELECT id FROM commitment WHERE {ended})"
-    for what in (f"commitment_instance WHERE {of_ended}", f"outbox WHERE {of_ended}",
-                 "availability WHERE at < ?", "study_seen WHERE since < ?",
-                 "availability_notice WHERE created_at < ?"):  # fmt: skip
-        erase(what, old)
-    sql = f"UPDATE commitment SET state = 'dropped', data = x'' WHERE {ended}"
-    return database.execute_sql(sql, (old,)).rowcount
-
-
 def try_commitment_again(ctx: Context, uid: str) -> None:
     """Retry the check or the delivery of a result now. Refuses 0112; C300 if it has ended.
 
