@@ -2928,32 +2928,47 @@ MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", 
 MONTH_NUMBERS = {name: number for number, name in enumerate(MONTHS, 1)}
 
 
+_IN_NUMBERS = re.compile(r"(\d{1,4})(?:[-./ ]|年)(\d{1,2})(?:[-./ ]|月)(\d{1,4})日?")
+_DAY_FIRST = re.compile(r"(\d{1,2})(?:st|nd|rd|th)?[-./, ]*([a-z]{3,})[-./, ]*(\d{4}|\d{2})")
+_MONTH_FIRST = re.compile(r"([a-z]{3,})[-./, ]*(\d{1,2})(?:st|nd|rd|th)?[-./, ]+(\d{4}|\d{2})")
+
+
+def date_readings(text: str) -> list[tuple[str, str, str]]:
+    """Year, month and day, as digits, that a date as people write it can mean; [] for none.
+
+    Two readings, the day first and the month first, where nothing tells which. Takes 19780312,
+    1978-03-12, 12.3.78, 12/3/1978, 12 Mar 1978, Mar 12 1978 and 1978年3月12日; there may be no such
+    day. A year may have two digits.
+    """
+    text = text.strip().casefold()
+    if whole := re.fullmatch(r"(\d{4})(\d\d)(\d\d)", text):
+        return [(whole[1], whole[2], whole[3])]
+    if numbers := _IN_NUMBERS.fullmatch(text):
+        one, two, three = numbers.groups()
+        if int(one) > 31:
+            return [(one, two, three)]
+        certain = "." in text or int(one) == int(two)  # with dots always the day first
+        return [(three, two, one), (three, one, two)][: 1 if certain else 2]
+    day = month = year = ""
+    if found := _DAY_FIRST.fullmatch(text):
+        day, month, year = found.groups()
+    elif found := _MONTH_FIRST.fullmatch(text):
+        month, day, year = found.groups()
+    number = MONTH_NUMBERS.get(month[:3].capitalize())
+    return [(year, str(number), day)] if number else []
+
+
 def typed_dates(text: str, today: datetime.date) -> list[str]:
     """The dates (DA) that a typed date can mean; two where day and month may be meant either way.
 
-    Takes 19780312, 1978-03-12, 12.3.78, 12/3/1978, 12 Mar 1978, Mar 12 1978 and 1978年3月12日. A year of
-    two digits is the latest one that is not after today.
+    A year of two digits is the latest one that is not after today.
     """
-    month = re.search("[a-z]{3,}", text.casefold())
-    numbers = [int(number) for number in re.findall("[0-9]{1,8}", text)]
-    if month and month[0][:3].capitalize() in MONTH_NUMBERS and len(numbers) == 2:
-        orders = [(numbers[1], MONTH_NUMBERS[month[0][:3].capitalize()], numbers[0])]
-    elif re.fullmatch("[0-9]{8}", text.strip()):
-        orders = [(numbers[0] // 10000, numbers[0] // 100 % 100, numbers[0] % 100)]
-    elif not re.fullmatch(r"[0-9]{1,4}([-./ ]|年)[0-9]{1,2}([-./ ]|月)[0-9]{1,4}日?", text.strip()):
-        return []
-    elif numbers[0] > 31:
-        orders = [(numbers[0], numbers[1], numbers[2])]
-    else:
-        orders = [(numbers[2], numbers[1], numbers[0]), (numbers[2], numbers[0], numbers[1])]
-        if "." in text:  # always the day first
-            orders.pop()
     found = []
-    for year, number, day in orders:
+    for year, month, day in (tuple(map(int, reading)) for reading in date_readings(text)):
         if year < 100:
             year += today.year // 100 * 100
-            year -= 100 if (year, number, day) > (today.year, today.month, today.day) else 0
-        date = f"{year:04}{number:02}{day:02}"
+            year -= 100 if (year, month, day) > (today.year, today.month, today.day) else 0
+        date = f"{year:04}{month:02}{day:02}"
         if is_date(date) and date not in found:
             found.append(date)
     return found
@@ -16617,24 +16632,15 @@ def day_comes_first(texts: Iterable[str]) -> bool | None:
 
 def read_date(text: str, day_first: bool | None = None) -> str:
     """A date as DA; a text that is no date stays as it is. Raises BadCell if it may be two days."""
-    if parts := re.fullmatch(r"(\d{4})([-/.年])(\d{1,2})[-/.月](\d{1,2})日?", text):
-        return f"{parts[1]}{parts[3]:0>2}{parts[4]:0>2}"
-    if parts := re.fullmatch(r"(\d{1,2})\.(\d{1,2})\.(\d{4})", text):
-        return f"{parts[3]}{parts[2]:0>2}{parts[1]:0>2}"
-    if parts := re.fullmatch(r"(\d{1,2})[/-](\d{1,2})[/-](\d{4})", text):
-        if day_first is None and int(parts[1]) != int(parts[2]):
-            one, two = f"{parts[3]}-{parts[2]:0>2}-{parts[1]:0>2}", f"{parts[3]}-{parts[1]:0>2}-{parts[2]:0>2}"  # fmt: skip
+    if found := date_readings(text):
+        year = found[0][0]
+        if len(year) == 2:
+            raise BadCell(Message("{value} has a year of two digits", value=text))
+        if len(found) > 1 and day_first is None:
+            one, two = (f"{year}-{month:0>2}-{day:0>2}" for _, month, day in found)
             raise BadCell(Message("{value} may be {one} or {two}: write one of these", value=text, one=one, two=two))  # fmt: skip
-        day, month = (parts[1], parts[2]) if day_first else (parts[2], parts[1])
-        return f"{parts[3]}{month:0>2}{day:0>2}"
-    words = re.fullmatch(r"(\d{1,2})[- .]+([A-Za-z]{3})[a-z]*[-., ]+(\d{4})", text)
-    if words and words[2].capitalize() in MONTH_NUMBERS:
-        return f"{words[3]}{MONTH_NUMBERS[words[2].capitalize()]:02}{words[1]:0>2}"
-    words = re.fullmatch(r"([A-Za-z]{3})[a-z]*[. ]+(\d{1,2}),? +(\d{4})", text)
-    if words and words[1].capitalize() in MONTH_NUMBERS:
-        return f"{words[3]}{MONTH_NUMBERS[words[1].capitalize()]:02}{words[2]:0>2}"
-    if re.fullmatch(r"\d{1,2}([-/. ])(\d{1,2}|[A-Za-z]{3,})\1\d\d|\d\d[-/]\d\d[-/]\d\d", text):
-        raise BadCell(Message("{value} has a year of two digits", value=text))
+        _, month, day = found[0 if day_first else -1]
+        return f"{year}{month:0>2}{day:0>2}"
     if re.fullmatch(r"\d{1,5}([.,]\d+)?", text):
         days = datetime.timedelta(int(re.split("[.,]", text)[0]))
         shown = datetime.date(1899, 12, 30) + days

@@ -9,7 +9,7 @@ from pydicom import datadict
 from minris.dataset.names import listed_name, resident_number, typed_name
 from minris.dataset.plausible import is_odd, is_proper
 from minris.dataset.spelling import typed_value
-from minris.dataset.times import MONTH_NUMBERS
+from minris.dataset.times import date_readings
 from minris.standard.dictionary import vr_of
 from minris.standard.status import Message
 
@@ -121,24 +121,15 @@ def day_comes_first(texts: Iterable[str]) -> bool | None:
 
 def read_date(text: str, day_first: bool | None = None) -> str:
     """A date as DA; a text that is no date stays as it is. Raises BadCell if it may be two days."""
-    if parts := re.fullmatch(r"(\d{4})([-/.年])(\d{1,2})[-/.月](\d{1,2})日?", text):
-        return f"{parts[1]}{parts[3]:0>2}{parts[4]:0>2}"
-    if parts := re.fullmatch(r"(\d{1,2})\.(\d{1,2})\.(\d{4})", text):
-        return f"{parts[3]}{parts[2]:0>2}{parts[1]:0>2}"
-    if parts := re.fullmatch(r"(\d{1,2})[/-](\d{1,2})[/-](\d{4})", text):
-        if day_first is None and int(parts[1]) != int(parts[2]):
-            one, two = f"{parts[3]}-{parts[2]:0>2}-{parts[1]:0>2}", f"{parts[3]}-{parts[1]:0>2}-{parts[2]:0>2}"  # fmt: skip
+    if found := date_readings(text):
+        year = found[0][0]
+        if len(year) == 2:
+            raise BadCell(Message("{value} has a year of two digits", value=text))
+        if len(found) > 1 and day_first is None:
+            one, two = (f"{year}-{month:0>2}-{day:0>2}" for _, month, day in found)
             raise BadCell(Message("{value} may be {one} or {two}: write one of these", value=text, one=one, two=two))  # fmt: skip
-        day, month = (parts[1], parts[2]) if day_first else (parts[2], parts[1])
-        return f"{parts[3]}{month:0>2}{day:0>2}"
-    words = re.fullmatch(r"(\d{1,2})[- .]+([A-Za-z]{3})[a-z]*[-., ]+(\d{4})", text)
-    if words and words[2].capitalize() in MONTH_NUMBERS:
-        return f"{words[3]}{MONTH_NUMBERS[words[2].capitalize()]:02}{words[1]:0>2}"
-    words = re.fullmatch(r"([A-Za-z]{3})[a-z]*[. ]+(\d{1,2}),? +(\d{4})", text)
-    if words and words[1].capitalize() in MONTH_NUMBERS:
-        return f"{words[3]}{MONTH_NUMBERS[words[1].capitalize()]:02}{words[2]:0>2}"
-    if re.fullmatch(r"\d{1,2}([-/. ])(\d{1,2}|[A-Za-z]{3,})\1\d\d|\d\d[-/]\d\d[-/]\d\d", text):
-        raise BadCell(Message("{value} has a year of two digits", value=text))
+        _, month, day = found[0 if day_first else -1]
+        return f"{year}{month:0>2}{day:0>2}"
     if re.fullmatch(r"\d{1,5}([.,]\d+)?", text):
         days = datetime.timedelta(int(re.split("[.,]", text)[0]))
         shown = datetime.date(1899, 12, 30) + days
