@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import peewee
@@ -22,7 +23,7 @@ from minris.dataset.elements import ElementIndex
 from minris.dataset.names import name_key
 from minris.standard.status import Refusal, Status
 from minris.standard.uids import EXPLICIT_VR_LITTLE_ENDIAN, MPPS
-from minris.store.condition import StoreTrouble
+from minris.store.condition import StoreTrouble, Trouble
 from minris.store.migrations import BASELINE, MIGRATIONS, newest_schema
 from minris.store.models import (
     APPLICATION_ID,
@@ -1103,3 +1104,18 @@ def test_performed_steps_are_found_by_their_patient_after_the_upgrade(released):
     rows = told_from(released, "SELECT patient_id, data FROM performed_procedure_step")
     assert rows
     assert all(known == ElementIndex(data).get("PatientID") for known, data in rows)
+
+
+def test_calls_that_keep_coming_do_not_keep_a_store_from_being_opened_anew(path, monkeypatch):
+    """At a start on a full disk, beside machines that go on asking."""
+    open_store(path)
+    condition, tried = database.condition, threading.Event()
+    condition.begin(Trouble("full", lasts=True), "as the start has found it")
+    monkeypatch.setattr(condition, "try_to_reopen", tried.set)
+    monkeypatch.setattr(Writer, "TRY_AGAIN", 0.3)
+    writer = Writer()
+    until = time.monotonic() + 20
+    while not tried.is_set():
+        assert isinstance(writer.submit(len, "").exception(20), StoreTrouble)
+        assert time.monotonic() < until
+    assert writer.close(20)

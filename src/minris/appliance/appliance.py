@@ -489,7 +489,10 @@ class Appliance:
             await door.close()
         for pool in (ending, self.job_threads, self.readers, self.delivery_reader):
             pool.shutdown(wait=False, cancel_futures=True)
-        if not database.condition.trouble:  # else the next start checks the store
+        # else the next start checks the store; one that was only looked at is as it was checked
+        if not database.condition.trouble or (
+            self.is_to_start_again and database.condition.trouble.kind in ("full", "read-only")
+        ):
             control_file(self.config).unlink(missing_ok=True)
         self._release()
 

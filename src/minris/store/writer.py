@@ -71,6 +71,7 @@ class Writer:
         self.commits = 0  # counted before the futures are resolved
         self.closed, self.closing = False, threading.Lock()
         self.abandoned = False
+        self.try_at = 0.0  # by the monotonic clock: when a store that is only looked at is tried
         self.turn = threading.Lock()  # who holds it decides whether a call is done
         self.batch: list[_Job] = []
         self.queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -143,15 +144,19 @@ class Writer:
         database.close()
 
     def _next(self) -> _Job | None:
-        """The next call; while the store is in trouble, a write of our own that tries it."""
+        """The next call; while the store is in trouble, a write of our own that tries it.
+
+        Calls that keep coming, and are refused, do not keep the store from being opened anew.
+        """
         while True:
+            trouble = database.condition.trouble
+            if trouble and trouble.lasts and time.monotonic() >= self.try_at:
+                self.try_at = time.monotonic() + self.TRY_AGAIN
+                database.condition.try_to_reopen()
             try:
                 return self.queue.get(timeout=self.TRY_AGAIN)
             except queue.Empty:
-                trouble = database.condition.trouble
-                if trouble and trouble.lasts:
-                    database.condition.try_to_reopen()
-                elif trouble:
+                if trouble and not trouble.lasts:
                     tried: concurrent.futures.Future[Any] = concurrent.futures.Future()
                     return _Job(set_mark, ("tried", f"{time.time():.0f}"), tried)
 
