@@ -33716,6 +33716,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     for what, count in (
         (Message("Other problems"), len(box.stuck)),
         (Message("Unfinished exams"), box.leftovers),
+        (Message("Exams reported for another patient"), doubtful_exams()),
     ):
         words = Message("{count} to look at", count=count) if count else in_order
         found.append((what, "warning" if count else "good", words))
@@ -33726,6 +33727,13 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
         notice = certificate.notice(now)
         found.append((Message("Certificate"), "warning" if notice else "good", notice or in_order))
     return found
+
+
+def doubtful_exams() -> int:
+    """Return how many exams a machine reported for another patient than ordered; nobody decided."""
+    with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
+        return len(doubtful_steps())
+    return 0
 
 
 def as_message(text: str) -> Message:

@@ -8,6 +8,7 @@ import peewee
 import pytest
 from conftest import item
 from test_dimse import wait_until
+from test_mpps import creation_for, stored_form
 from test_pages import csrf_of, employ, visiting, words_of
 
 from minris.access.context import AuditChain, audit, audit_lines, check_audit, purge_audit
@@ -15,6 +16,7 @@ from minris.access.users import authenticate, delete_user, make_user
 from minris.config.ini import load_config
 from minris.config.settings import SETTINGS
 from minris.config.values import ROLES
+from minris.mpps.performed import create_mpps
 from minris.pages.machines.device_form import setting_text
 from minris.standard.status import Refusal, Status
 from minris.store.models import database
@@ -404,3 +406,12 @@ def test_a_setting_of_the_environment_says_so(tmp_path):
 def test_every_setting_can_be_shown(config):
     for setting in SETTINGS:
         assert isinstance(setting_text(config, setting), str)
+
+
+def test_an_exam_reported_for_another_patient_is_an_amber_light(appliance, admin):
+    [step] = appliance.schedule(item())
+    assert "Exams reported for another patient OK" in words_of(admin.get("/box"))
+    report = creation_for(step, PatientName="Bloggs^Joe", PatientID="P9")
+    appliance.write(create_mpps, appliance.context("CT1"), "2.25.9", stored_form(report))
+    told = words_of(admin.get("/box"))
+    assert "Exams reported for another patient 1 to look at" in told

@@ -24,6 +24,7 @@ from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import OF_PAGE, Config, Device
 from minris.doctor import clock_words_of, last_report
 from minris.housekeeping.restoring import clinic_time, gaps, notice_of_gap
+from minris.mpps.linking import doubtful_steps
 from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting, failing_receivers
 from minris.standard.status import Message
 from minris.store.checking import Checker, damage_of, is_mendable
@@ -187,6 +188,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     for what, count in (
         (Message("Other problems"), len(box.stuck)),
         (Message("Unfinished exams"), box.leftovers),
+        (Message("Exams reported for another patient"), doubtful_exams()),
     ):
         words = Message("{count} to look at", count=count) if count else in_order
         found.append((what, "warning" if count else "good", words))
@@ -197,6 +199,13 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
         notice = certificate.notice(now)
         found.append((Message("Certificate"), "warning" if notice else "good", notice or in_order))
     return found
+
+
+def doubtful_exams() -> int:
+    """Return how many exams a machine reported for another patient than ordered; nobody decided."""
+    with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
+        return len(doubtful_steps())
+    return 0
 
 
 def as_message(text: str) -> Message:
