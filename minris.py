@@ -9158,6 +9158,9 @@ def note_login_failure(ctx: Context, name: str) -> None:
     audit(ctx, "login failed", name[:64])
 
 
+KNOWN_HOURS = 24  # as long as it has expired, a session tells whose form it is that comes
+
+
 def open_session(ctx: Context, user_id: int, password: str = "") -> str:
     """Open a session of a user; return the secret for its cookie.
 
@@ -9167,7 +9170,7 @@ def open_session(ctx: Context, user_id: int, password: str = "") -> str:
     user, secret = User.get_or_none(User.id == user_id), secrets.token_urlsafe(32)
     if not user or (password and user.password != password):
         raise Refusal(Status.NOT_AUTHORIZED, WRONG_PASSWORD)
-    Session.delete().where(Session.expires_at < ctx.stamp()).execute()
+    Session.delete().where(Session.expires_at < ctx.stamp(hours=-KNOWN_HOURS)).execute()
     Session.create(
         digest=digest_of(secret),
         user=user,
@@ -9273,6 +9276,11 @@ def find_session(ctx: Context, secret: str) -> Login | None:
     return Login(*row) if row else None
 
 
+def was_session(secret: str) -> bool:
+    """Whether a cookie is that of a session, also of one that expired within KNOWN_HOURS."""
+    return row_exists(Session, "digest", digest_of(secret))
+
+
 def end_session(ctx: Context, secret: str) -> None:
     """End a session."""
     Session.delete().where(Session.digest == digest_of(secret)).execute()
@@ -9361,6 +9369,10 @@ class Unsaved:
         proof, csrf, until = found
         user = User.get_or_none((User.id == proof.user_id) & (User.password == proof.password))
         return Login(user.name, user.role, csrf) if user and until > ctx.stamp() else None
+
+    def knows(self, secret: str) -> bool:
+        """Whether a cookie is that of a session, also of one that has expired."""
+        return digest_of(secret) in self.sessions
 
     def end(self, secret: str) -> None:
         """End a session."""
@@ -20158,6 +20170,10 @@ class Web:
         ctx = self.context(Actor("web"))
         return self.read(self.unsaved.find, ctx, cookie) or self.read(find_session, ctx, cookie)
 
+    def was_session(self, cookie: str) -> bool:
+        """Whether a cookie is that of a session, also of one that has expired."""
+        return self.unsaved.knows(cookie) or self.read(was_session, cookie)
+
     @staticmethod
     def read(core: Core, *arguments: Any) -> Any:
         """Call a core function that only reads."""
@@ -20281,6 +20297,20 @@ FROM_ANOTHER_SITE = Message(
     "The request comes from another site, {site}. "
     "If that is this system behind a proxy: set [web] public_url"
 )
+
+
+def check_kept(web: Web, request: Any) -> None:
+    """Refuse (0124) a login of a browser over http beside an https public URL: it keeps no cookie."""
+    origin, public = request.get_header("Origin", ""), web.config.web.public_url
+    site = site_of(origin) if origin.startswith("http:") and public.startswith("https:") else None
+    if site and site[0] not in OF_THIS_COMPUTER:
+        words = Message(
+            "Open {url} and log in there: over http this browser keeps no login", url=public
+        )
+        raise Refusal(Status.NOT_AUTHORIZED, words)
+
+
+OF_THIS_COMPUTER = ("localhost", "127.0.0.1", "::1")
 
 
 def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:
@@ -20521,7 +20551,8 @@ class RouteView:
 # Bodies of requests: who may send how much.
 # ------------------------------------------------------------------------------------------------
 
-FORM = SMALL  # bytes of a form, and of all that is read before it is known who sends it
+FORM = SMALL  # bytes of a form
+OPEN = ("/login",)  # paths whose forms nobody has to be known for
 MOST_FIELDS = 100  # of a form with files
 TOO_LARGE = Message("The body is too large")
 
@@ -20557,14 +20588,28 @@ def check_fields(scope: Any, body: bytes) -> None:
             raise HttpRefusal(413, Message("The form has too many fields"))
 
 
-def is_known(web: Web, scope: Any) -> bool:
-    """Whether a request comes from somebody who has logged in, or from a program with a token."""
+def has_body(scope: Any) -> bool:
+    """Whether a request has a body."""
+    size = header_of(scope, b"content-length").strip() or b"0"
+    return size != b"0" or bool(header_of(scope, b"transfer-encoding"))
+
+
+def is_known(web: Web, scope: Any, large: bool) -> bool:
+    """Whether a request comes from somebody who has logged in, or from a program with a token.
+
+    large  also its login must not have ended: of a form of its page what was typed is kept
+    """
     import bottle
     from a2wsgi.wsgi import build_environ
 
     check_headers(scope["headers"])
     with contextlib.suppress(Exception):  # its route answers for it
-        return find_login(web, bottle.BaseRequest(build_environ(scope, io.BytesIO()))) is not None
+        request = bottle.BaseRequest(build_environ(scope, io.BytesIO()))
+        if find_login(web, request) is not None:
+            return True
+        cookie = request.get_cookie(cookie_name(web, scope["scheme"], "minris"))
+        page = not (large or is_upload(scope) or is_for_programs(scope["path"]))
+        return bool(page and cookie and web.was_session(cookie))
     return False
 
 
@@ -20614,7 +20659,7 @@ class Entrance:
 
     def __init__(self, web: types.SimpleNamespace) -> None:
         public = urllib.parse.urlsplit(web.public_url)
-        self.proxies, self.root = web.trusted_proxies, public.path
+        self.proxies, self.root, self.public = web.trusted_proxies, public.path, web.public_url
         self.names = {name for name in (public.hostname, *web.hosts) if name}
         if self.names:
             self.names.add(web.host)
@@ -20645,6 +20690,11 @@ class Entrance:
             words = Message(
                 "This system is not called {host}: see [web] public_url and hosts", host=host
             )
+            if self.public:
+                words = Message(
+                    "This system is not called {host}. Open {url} (see [web] public_url and hosts)",
+                    host=host, url=self.public,
+                )  # fmt: skip
             raise HttpRefusal(421, words)
 
     def give(
@@ -20673,7 +20723,6 @@ def below_path(root: str, html: bytes) -> bytes:
 
 # where an address of ours may stand: what users have typed is escaped, and has no quotation mark
 LINK = re.compile(rb'(\s(?:href|src|action|formaction|data-part|data-find|data-root)=")/(?!/)')
-OF_THIS_COMPUTER = ("localhost", "127.0.0.1", "::1")
 
 
 def parts_of(headers: Headers, name: bytes) -> list[str]:
@@ -21179,6 +21228,12 @@ class Changes:
             event.set()
 
 
+def wants_page(scope: Any) -> bool:
+    """Whether the answer to a request is shown by a browser."""
+    shown = b"text/html" in header_of(scope, b"accept") and b"host" in dict(scope["headers"])
+    return shown and not is_for_programs(scope["path"])
+
+
 class WebServer:
     """The ASGI application: limits a request, then hands it to bottle or to the event stream."""
 
@@ -21210,6 +21265,13 @@ class WebServer:
                 with self._counted(scope["client"][0]):
                     await self._respond(scope, receive, send)
         except HttpRefusal as refusal:  # of a request that never reaches bottle
+            run = asyncio.get_running_loop().run_in_executor
+            if wants_page(scope):
+                with self.intake.share("") as share:
+                    scope["minris.refused"] = refusal
+                    told = await run(self.workers, self._answer, scope, b"", share)
+                await self._send_last(*told, receive, send)
+                return
             reply, address = refusal_reply(refusal), (scope["client"] or ("",))[0]
             log_refused(scope["method"], scope["path"], address, reply.http, refusal.reason)
             start = self._start(scope, reply.http, reply.pairs)
@@ -21342,21 +21404,22 @@ class WebServer:
     async def _body(self, scope: Any, receive: Any, share: Share) -> tuple[bytes | None, bool]:
         """Return the body, and whether it was read; None if the client has gone.
 
-        A large one is read once it is known who sends it; of an unknown sender it is left.
+        It is read once it is known who sends it, but for a login; else it is left.
         Refuses 408, 413, 503
         """
-        body, known = bytearray(), False
+        body, known = bytearray(), scope["path"] in OPEN or not has_body(scope)
         largest = self.limits.maximum_body
         most = most_of_body(scope, largest)
-        size = int(header_of(scope, b"content-length") or 0)
+        size, sure = int(header_of(scope, b"content-length") or 0), False
         run = asyncio.get_running_loop().run_in_executor
         try:
             async with asyncio.timeout(self.limits.request_timeout + largest / 1e6):
                 while max(size, len(body)) <= most:
-                    if max(size, len(body)) > FORM and not known:
-                        if not await run(self.workers, is_known, self.web, scope):
+                    large = max(size, len(body)) > FORM
+                    if not known or (large and not sure):
+                        if not await run(self.workers, is_known, self.web, scope, large):
                             return b"", False
-                        known = True
+                        known, sure = True, large
                         take_room(share, size - share.size)
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -26191,7 +26254,10 @@ document.addEventListener("keydown", (event) => {
  "the same while an exam that began on the association goes on": "同上，当在该连接上开始的检查仍在进行时",
  "exams that had begun stay: {count}": "已开始的检查保留：{count}",
  "patients stay as the import left them, as they were changed since: {count}": "之后被修改过的患者保持导入后的内容：{count}",
- "maximum size of all these files, MB; the oldest are deleted first, at night": "这些文件的总大小上限（MB）；夜间先删除最旧的"
+ "maximum size of all these files, MB; the oldest are deleted first, at night": "这些文件的总大小上限（MB）；夜间先删除最旧的",
+ "Exams reported for another patient": "报告的患者与预约不符的检查",
+ "Open {url} and log in there: over http this browser keeps no login": "请打开 {url} 并在那里登录：通过 http 浏览器无法保持登录",
+ "This system is not called {host}. Open {url} (see [web] public_url and hosts)": "本系统不叫 {host}。请打开 {url}（见 [web] public_url 和 hosts）"
 }
 """,
 }
@@ -31053,8 +31119,10 @@ def ask_to_log_in(p: PageRequest) -> str:
     except Refusal:
         return p.redirect("/login")
     fields = [pair for pair in request.forms.decode().allitems() if pair[0] not in NOT_KEPT]
-    kept = encoded_form([asked, fields])
     p.response.status = 401
+    if not fields:  # nobody of ours has sent it: it was not read
+        return login_page(p, Message("Log in first"))
+    kept = encoded_form([asked, fields])
     words = Message(
         "Your session has ended, and nothing was saved yet. Log in: what you typed is kept."
     )
@@ -31111,6 +31179,7 @@ def post_login(p: PageRequest) -> str:
     p.ctx = p.ctx.by(Actor(name[:64] or "nobody", client_address(p.request)))
     try:
         check_origin(p.web, p.request)
+        check_kept(p.web, p.request)
         secret = open_for(p, proof_of(p, name))
     except Refusal as refusal:
         note_reason(p.request, refusal)
@@ -32234,6 +32303,13 @@ def build_app(web: Web) -> Any:
     bottle.BaseRequest.MEMFILE_MAX = web.config.web.maximum_body
     app = bottle.Bottle()
     app.router.add_filter("row", lambda _: (ROW_NUMBER, int, str))
+
+    @app.hook("before_request")
+    def refused_before() -> None:  # a browser is told so on a page
+        if refusal := bottle.request.environ["asgi.scope"].get("minris.refused"):
+            note_reason(bottle.request, refusal)
+            raise refusal
+
     add_api(app, web)
     add_dicomweb(app, web)
     add_pages(app, web)

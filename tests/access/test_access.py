@@ -622,7 +622,7 @@ def test_a_login_ends_after_its_hours(ctx, anna):
 
 def test_a_login_that_has_ended_is_cleared_away(ctx, anna):
     open_session(ctx, anna.id)
-    open_session(later(ctx, hours=13), anna.id)
+    open_session(later(ctx, hours=13 + 24), anna.id)
     assert Session.select().count() == 1
 
 

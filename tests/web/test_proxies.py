@@ -469,3 +469,35 @@ def test_a_patient_id_of_any_signs_is_quoted_in_the_address_of_the_patient(appli
     with visiting(appliance) as browser:
         page = employ(appliance, browser).get("/workitem/2.25.9").text
     assert 'href="/patients?q=A%26B+%231"' in page
+
+
+HTTPS = "[web]\npublic_url = https://ris.clinic.example\n"
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def test_a_browser_that_comes_by_another_name_gets_a_page_with_ours(run_appliance):
+    appliance = run_appliance(HTTPS)
+    with visiting(appliance, headers={"Host": "box.example", **BROWSER}) as browser:
+        for answer in (browser.get("/"), browser.post("/register", data={"name": "x"})):
+            assert answer.status_code == 421
+            assert answer.headers["Content-Type"].startswith("text/html")
+            assert "Open https://ris.clinic.example" in answer.text
+        told = browser.get("/", headers={"Accept-Language": "zh-CN"}).text
+        assert "请打开 https://ris.clinic.example" in told
+        told = browser.get("/dicom-web/workitems")
+        assert (told.status_code, told.headers["Content-Type"]) == (421, "application/json")
+    with visiting(appliance, headers={"Host": "box.example", "Accept": "*/*"}) as program:
+        assert program.get("/").json()["error"].startswith("This system is not called box.example")
+
+
+def test_a_login_over_http_beside_an_https_public_url_is_refused_in_words(run_appliance):
+    """A browser would not keep its cookie, and be asked to log in again and again."""
+    appliance = run_appliance(HTTPS + "hosts = box.example\n")
+    sent = {"name": "admin", "password": admin_password(appliance)}
+    headers = {"Host": "box.example:8080", "Origin": "http://box.example:8080"}
+    with visiting(appliance, headers=headers) as browser:
+        answer = browser.post("/login", data=sent)
+        assert answer.status_code == 403
+        assert "Open https://ris.clinic.example and log in there" in answer.text
+        headers = {"Host": "ris.clinic.example", "Origin": "https://ris.clinic.example"}
+        assert browser.post("/login", data=sent, headers=headers).status_code == 303

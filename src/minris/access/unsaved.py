@@ -40,6 +40,10 @@ class Unsaved:
         user = User.get_or_none((User.id == proof.user_id) & (User.password == proof.password))
         return Login(user.name, user.role, csrf) if user and until > ctx.stamp() else None
 
+    def knows(self, secret: str) -> bool:
+        """Whether a cookie is that of a session, also of one that has expired."""
+        return digest_of(secret) in self.sessions
+
     def end(self, secret: str) -> None:
         """End a session."""
         with self.lock:

@@ -15,7 +15,7 @@ from minris.config.values import ROLES
 from minris.standard.dictionary import is_ae_title
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.store.models import LoginFailure, Session, Token, User, database
-from minris.store.rows import get_mark, set_mark
+from minris.store.rows import get_mark, row_exists, set_mark
 
 
 def hash_password(password: str) -> str:
@@ -186,6 +186,9 @@ def note_login_failure(ctx: Context, name: str) -> None:
     audit(ctx, "login failed", name[:64])
 
 
+KNOWN_HOURS = 24  # as long as it has expired, a session tells whose form it is that comes
+
+
 def open_session(ctx: Context, user_id: int, password: str = "") -> str:
     """Open a session of a user; return the secret for its cookie.
 
@@ -195,7 +198,7 @@ def open_session(ctx: Context, user_id: int, password: str = "") -> str:
     user, secret = User.get_or_none(User.id == user_id), secrets.token_urlsafe(32)
     if not user or (password and user.password != password):
         raise Refusal(Status.NOT_AUTHORIZED, WRONG_PASSWORD)
-    Session.delete().where(Session.expires_at < ctx.stamp()).execute()
+    Session.delete().where(Session.expires_at < ctx.stamp(hours=-KNOWN_HOURS)).execute()
     Session.create(
         digest=digest_of(secret),
         user=user,
@@ -299,6 +302,11 @@ def find_session(ctx: Context, secret: str) -> Login | None:
         (digest_of(secret), ctx.stamp()),
     ).fetchone()
     return Login(*row) if row else None
+
+
+def was_session(secret: str) -> bool:
+    """Whether a cookie is that of a session, also of one that expired within KNOWN_HOURS."""
+    return row_exists(Session, "digest", digest_of(secret))
 
 
 def end_session(ctx: Context, secret: str) -> None:

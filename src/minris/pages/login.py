@@ -22,7 +22,7 @@ from minris.pages.template import template
 from minris.standard.status import HttpRefusal, Message, Problem, Refusal, Status
 from minris.store.condition import StoreTrouble
 from minris.web.answers import note_reason
-from minris.web.request import check_origin, client_address
+from minris.web.request import check_kept, check_origin, client_address
 
 LOGIN_PAGE = template("login.html")
 
@@ -49,8 +49,10 @@ def ask_to_log_in(p: PageRequest) -> str:
     except Refusal:
         return p.redirect("/login")
     fields = [pair for pair in request.forms.decode().allitems() if pair[0] not in NOT_KEPT]
-    kept = encoded_form([asked, fields])
     p.response.status = 401
+    if not fields:  # nobody of ours has sent it: it was not read
+        return login_page(p, Message("Log in first"))
+    kept = encoded_form([asked, fields])
     words = Message(
         "Your session has ended, and nothing was saved yet. Log in: what you typed is kept."
     )
@@ -107,6 +109,7 @@ def post_login(p: PageRequest) -> str:
     p.ctx = p.ctx.by(Actor(name[:64] or "nobody", client_address(p.request)))
     try:
         check_origin(p.web, p.request)
+        check_kept(p.web, p.request)
         secret = open_for(p, proof_of(p, name))
     except Refusal as refusal:
         note_reason(p.request, refusal)

@@ -277,6 +277,13 @@ def build_app(web: Web) -> Any:
     bottle.BaseRequest.MEMFILE_MAX = web.config.web.maximum_body
     app = bottle.Bottle()
     app.router.add_filter("row", lambda _: (ROW_NUMBER, int, str))
+
+    @app.hook("before_request")
+    def refused_before() -> None:  # a browser is told so on a page
+        if refusal := bottle.request.environ["asgi.scope"].get("minris.refused"):
+            note_reason(bottle.request, refusal)
+            raise refusal
+
     add_api(app, web)
     add_dicomweb(app, web)
     add_pages(app, web)

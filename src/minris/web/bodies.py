@@ -7,9 +7,10 @@ from typing import Any
 
 from minris.intake import SMALL, Share
 from minris.standard.status import HttpRefusal, Message
-from minris.web.request import BASE, Web, check_headers, find_login, header_of
+from minris.web.request import BASE, Web, check_headers, cookie_name, find_login, header_of
 
-FORM = SMALL  # bytes of a form, and of all that is read before it is known who sends it
+FORM = SMALL  # bytes of a form
+OPEN = ("/login",)  # paths whose forms nobody has to be known for
 MOST_FIELDS = 100  # of a form with files
 TOO_LARGE = Message("The body is too large")
 
@@ -45,14 +46,28 @@ def check_fields(scope: Any, body: bytes) -> None:
             raise HttpRefusal(413, Message("The form has too many fields"))
 
 
-def is_known(web: Web, scope: Any) -> bool:
-    """Whether a request comes from somebody who has logged in, or from a program with a token."""
+def has_body(scope: Any) -> bool:
+    """Whether a request has a body."""
+    size = header_of(scope, b"content-length").strip() or b"0"
+    return size != b"0" or bool(header_of(scope, b"transfer-encoding"))
+
+
+def is_known(web: Web, scope: Any, large: bool) -> bool:
+    """Whether a request comes from somebody who has logged in, or from a program with a token.
+
+    large  also its login must not have ended: of a form of its page what was typed is kept
+    """
     import bottle
     from a2wsgi.wsgi import build_environ
 
     check_headers(scope["headers"])
     with contextlib.suppress(Exception):  # its route answers for it
-        return find_login(web, bottle.BaseRequest(build_environ(scope, io.BytesIO()))) is not None
+        request = bottle.BaseRequest(build_environ(scope, io.BytesIO()))
+        if find_login(web, request) is not None:
+            return True
+        cookie = request.get_cookie(cookie_name(web, scope["scheme"], "minris"))
+        page = not (large or is_upload(scope) or is_for_programs(scope["path"]))
+        return bool(page and cookie and web.was_session(cookie))
     return False
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from minris import log
 from minris.config.values import Networks
 from minris.standard.status import HttpRefusal, Message
-from minris.web.request import header_of
+from minris.web.request import OF_THIS_COMPUTER, header_of
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Headers = Iterable[tuple[bytes, bytes]]
@@ -44,7 +44,7 @@ class Entrance:
 
     def __init__(self, web: types.SimpleNamespace) -> None:
         public = urllib.parse.urlsplit(web.public_url)
-        self.proxies, self.root = web.trusted_proxies, public.path
+        self.proxies, self.root, self.public = web.trusted_proxies, public.path, web.public_url
         self.names = {name for name in (public.hostname, *web.hosts) if name}
         if self.names:
             self.names.add(web.host)
@@ -75,6 +75,11 @@ class Entrance:
             words = Message(
                 "This system is not called {host}: see [web] public_url and hosts", host=host
             )
+            if self.public:
+                words = Message(
+                    "This system is not called {host}. Open {url} (see [web] public_url and hosts)",
+                    host=host, url=self.public,
+                )  # fmt: skip
             raise HttpRefusal(421, words)
 
     def give(
@@ -103,7 +108,6 @@ def below_path(root: str, html: bytes) -> bytes:
 
 # where an address of ours may stand: what users have typed is escaped, and has no quotation mark
 LINK = re.compile(rb'(\s(?:href|src|action|formaction|data-part|data-find|data-root)=")/(?!/)')
-OF_THIS_COMPUTER = ("localhost", "127.0.0.1", "::1")
 
 
 def parts_of(headers: Headers, name: bytes) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules
 from minris.access.unsaved import Unsaved
-from minris.access.users import Login, find_session, find_token, permit
+from minris.access.users import Login, find_session, find_token, permit, was_session
 from minris.config.ini import Config
 from minris.standard.dictionary import attribute_name
 from minris.standard.status import HttpRefusal, Message, Refusal, Status
@@ -102,6 +102,10 @@ class Web:
         """The login of a session's cookie, None if unknown or expired."""
         ctx = self.context(Actor("web"))
         return self.read(self.unsaved.find, ctx, cookie) or self.read(find_session, ctx, cookie)
+
+    def was_session(self, cookie: str) -> bool:
+        """Whether a cookie is that of a session, also of one that has expired."""
+        return self.unsaved.knows(cookie) or self.read(was_session, cookie)
 
     @staticmethod
     def read(core: Core, *arguments: Any) -> Any:
@@ -226,6 +230,20 @@ FROM_ANOTHER_SITE = Message(
     "The request comes from another site, {site}. "
     "If that is this system behind a proxy: set [web] public_url"
 )
+
+
+def check_kept(web: Web, request: Any) -> None:
+    """Refuse (0124) a login of a browser over http beside an https public URL: it keeps no cookie."""
+    origin, public = request.get_header("Origin", ""), web.config.web.public_url
+    site = site_of(origin) if origin.startswith("http:") and public.startswith("https:") else None
+    if site and site[0] not in OF_THIS_COMPUTER:
+        words = Message(
+            "Open {url} and log in there: over http this browser keeps no login", url=public
+        )
+        raise Refusal(Status.NOT_AUTHORIZED, words)
+
+
+OF_THIS_COMPUTER = ("localhost", "127.0.0.1", "::1")
 
 
 def enter(web: Web, request: Any, least: str) -> tuple[Login, Context]:

@@ -19,9 +19,12 @@ from minris.standard.status import HttpRefusal
 from minris.web.answers import log_refused, refusal_reply
 from minris.web.bodies import (
     FORM,
+    OPEN,
     TOO_LARGE,
     check_fields,
     drain,
+    has_body,
+    is_for_programs,
     is_known,
     most_of_body,
     take_room,
@@ -64,6 +67,12 @@ class Changes:
             event.set()
 
 
+def wants_page(scope: Any) -> bool:
+    """Whether the answer to a request is shown by a browser."""
+    shown = b"text/html" in header_of(scope, b"accept") and b"host" in dict(scope["headers"])
+    return shown and not is_for_programs(scope["path"])
+
+
 class WebServer:
     """The ASGI application: limits a request, then hands it to bottle or to the event stream."""
 
@@ -95,6 +104,13 @@ class WebServer:
                 with self._counted(scope["client"][0]):
                     await self._respond(scope, receive, send)
         except HttpRefusal as refusal:  # of a request that never reaches bottle
+            run = asyncio.get_running_loop().run_in_executor
+            if wants_page(scope):
+                with self.intake.share("") as share:
+                    scope["minris.refused"] = refusal
+                    told = await run(self.workers, self._answer, scope, b"", share)
+                await self._send_last(*told, receive, send)
+                return
             reply, address = refusal_reply(refusal), (scope["client"] or ("",))[0]
             log_refused(scope["method"], scope["path"], address, reply.http, refusal.reason)
             start = self._start(scope, reply.http, reply.pairs)
@@ -227,21 +243,22 @@ class WebServer:
     async def _body(self, scope: Any, receive: Any, share: Share) -> tuple[bytes | None, bool]:
         """Return the body, and whether it was read; None if the client has gone.
 
-        A large one is read once it is known who sends it; of an unknown sender it is left.
+        It is read once it is known who sends it, but for a login; else it is left.
         Refuses 408, 413, 503
         """
-        body, known = bytearray(), False
+        body, known = bytearray(), scope["path"] in OPEN or not has_body(scope)
         largest = self.limits.maximum_body
         most = most_of_body(scope, largest)
-        size = int(header_of(scope, b"content-length") or 0)
+        size, sure = int(header_of(scope, b"content-length") or 0), False
         run = asyncio.get_running_loop().run_in_executor
         try:
             async with asyncio.timeout(self.limits.request_timeout + largest / 1e6):
                 while max(size, len(body)) <= most:
-                    if max(size, len(body)) > FORM and not known:
-                        if not await run(self.workers, is_known, self.web, scope):
+                    large = max(size, len(body)) > FORM
+                    if not known or (large and not sure):
+                        if not await run(self.workers, is_known, self.web, scope, large):
                             return b"", False
-                        known = True
+                        known, sure = True, large
                         take_room(share, size - share.size)
                     message = await receive()
                     if message["type"] == "http.disconnect":
