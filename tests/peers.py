@@ -101,6 +101,14 @@ def nginx() -> str:
     return cached(fetcher.find_nginx) or missing("nginx", "no nginx found")
 
 
+def zbarimg() -> str:
+    return cached(fetcher.find_zbarimg) or missing("zbarimg", "no zbarimg found")
+
+
+def pdftoppm() -> str:
+    return cached(fetcher.find_pdftoppm) or missing("pdftoppm", "no pdftoppm found")
+
+
 def openssl() -> str:
     return cached(fetcher.find_openssl) or missing("openssl", "not on PATH")
 

@@ -75,6 +75,16 @@ def find_nginx() -> str | None:
     return next(places("nginx"), None)
 
 
+def find_zbarimg() -> str | None:
+    """zbarimg, which reads codes on labels."""
+    return next(places("zbarimg"), None)
+
+
+def find_pdftoppm() -> str | None:
+    """pdftoppm, which makes dots of a label as a printer does."""
+    return next(places("pdftoppm"), None)
+
+
 def find_faketime() -> str | None:
     """The library that gives a process another clock."""
     return next(map(str, Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
@@ -141,6 +151,8 @@ SYSTEM_PEERS = (
     Peer("curl", find_curl, ("curl",)),
     Peer("orthanc", find_orthanc, ("orthanc",)),
     Peer("nginx", find_nginx, ("nginx-light",)),
+    Peer("zbarimg", find_zbarimg, ("zbar-tools",)),
+    Peer("pdftoppm", find_pdftoppm, ("poppler-utils",)),
     Peer("faketime", find_faketime, ("faketime",)),
     Peer("node", find_node, ("nodejs", "npm")),
     Peer("fonts-noto-cjk", find_chinese_font, ("fontconfig", "fonts-noto-cjk")),

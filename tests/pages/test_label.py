@@ -1,10 +1,14 @@
 """The label of 50 × 30 mm, as the browser lays it out on the screen and on paper."""
 
 import re
+import subprocess
 
+import peers
 import pytest
 from conftest import item
 from test_pages import ARTEFACTS, chromium, window  # noqa: F401
+
+from minris.store.models import Patient
 
 MM = 96 / 25.4
 NAME = "Featherstonehaugh-Gyjpq^Hubert-Blaine"
@@ -79,6 +83,24 @@ def test_the_label_is_one_page_of_its_size(label, problem):
     label.page.reload(wait_until="load")
     assert problem in label.page.locator("main").inner_text()
     assert sheets_of(label.page, "label.pdf") == [(50, 30)]
+
+
+def test_what_is_printed_at_203_dpi_is_read_by_a_scanner(label, tmp_path):
+    """The number is text under its bars, too: where a scanner fails, a person types it."""
+    label.page.pdf(path=tmp_path / "label.pdf", prefer_css_page_size=True)
+    dots = [peers.pdftoppm(), "-r", "203", "-gray", "label.pdf", "label"]
+    subprocess.run(dots, cwd=tmp_path, check=True)
+    [image] = tmp_path.glob("label*.pgm")
+    read = subprocess.run(
+        [peers.zbarimg(), "-q", image], capture_output=True, text=True, check=False
+    ).stdout.split()
+    patient = label.appliance.read(lambda: Patient.get().patient_id)
+    assert sorted(read) == ["CODE-128:2612010001", f"QR-Code:{patient}"]
+    text = subprocess.run(
+        [peers.pdftoppm().replace("pdftoppm", "pdftotext"), "label.pdf", "-"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    assert "2612010001" in text and patient in text
 
 
 def test_the_calendar_lies_on_wide_sheets(label):
