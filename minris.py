@@ -26257,7 +26257,10 @@ document.addEventListener("keydown", (event) => {
  "maximum size of all these files, MB; the oldest are deleted first, at night": "这些文件的总大小上限（MB）；夜间先删除最旧的",
  "Exams reported for another patient": "报告的患者与预约不符的检查",
  "Open {url} and log in there: over http this browser keeps no login": "请打开 {url} 并在那里登录：通过 http 浏览器无法保持登录",
- "This system is not called {host}. Open {url} (see [web] public_url and hosts)": "本系统不叫 {host}。请打开 {url}（见 [web] public_url 和 hosts）"
+ "This system is not called {host}. Open {url} (see [web] public_url and hosts)": "本系统不叫 {host}。请打开 {url}（见 [web] public_url 和 hosts）",
+ "audit file deleted": "审计文件已删除",
+ "erased patient's name removed from report": "已从报告中移除被删除患者的姓名",
+ "patient given back": "患者信息已恢复"
 }
 """,
 }
