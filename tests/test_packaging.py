@@ -357,7 +357,7 @@ def run_pyz(box, *arguments):
 def test_minris_pyz_plays_the_demo_in_an_empty_folder(box):
     """Issue: one file with minris.py, static/ and every library, that runs offline."""
     told = run_pyz(box, "demo", "--once")
-    assert "The day is over." in told
+    assert "The department is at work." in told
 
 
 @pytest.mark.long

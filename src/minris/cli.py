@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minris import __version__
-from minris.access.context import Actor, Context
+from minris.access.context import Actor, Context, utc_now
 from minris.access.devices import AccessRules
 from minris.access.page_settings import stored_settings
 from minris.access.users import make_token, make_user
@@ -44,7 +44,7 @@ from minris.housekeeping.restoring import clinic_time, restore, words_of_gap
 from minris.interchange.csv_tables import export_csv
 from minris.interchange.whole_store import export_store
 from minris.simulator.archive import SimulatedArchive
-from minris.simulator.demo import DEMO_CONFIG, play_day
+from minris.simulator.demo import DEMO_CONFIG, play_day, zone_at_ten
 from minris.simulator.modality import Modality, Scanner
 from minris.simulator.peer import SimulationError
 from minris.simulator.scenarios import (
@@ -313,6 +313,7 @@ def command_simulate(config: Config, arguments: argparse.Namespace) -> None:
     }
     archive = AccessRules(config).device(where[0]) if where else None
     for player in players.values():
+        player.zone = config.zone
         player.calling_tls = simulated_tls(config) if secured else None
         player.archive_tls = simulated_tls(config) if archive and archive.tls != "no" else None
         if device and device.tls != "no":
@@ -389,6 +390,8 @@ def command_check(config: Config, arguments: argparse.Namespace) -> None:
 
 def command_demo(config: Config, arguments: argparse.Namespace) -> None:
     """Play a day of an invented department over real DICOM, then keep running for a look."""
+    if hasattr(arguments, "config"):
+        raise CommandError("demo has a configuration and a store of its own: it takes no --config")
     with tempfile.TemporaryDirectory(prefix="minris-demo-") as folder:
         path = Path(folder, "config.ini")
         web_port = 8080 if not port_problem("127.0.0.1", 8080) else 0
@@ -396,7 +399,7 @@ def command_demo(config: Config, arguments: argparse.Namespace) -> None:
         free = (port for port in range(11113, 12113) if not port_problem("127.0.0.1", port))
         listen = next(free)
         path.write_text(
-            f"{DEMO_CONFIG.format(listen=listen)}[dicom]\nhost = 127.0.0.1\nport = 0\n"
+            f"{DEMO_CONFIG.format(listen=listen, zone=zone_at_ten(utc_now()))}[dicom]\nhost = 127.0.0.1\nport = 0\n"
             f"[web]\nhost = 127.0.0.1\nport = {web_port}\n[log]\nlevel = WARNING\n",
             "utf-8",
         )
@@ -426,8 +429,10 @@ async def _demo(config: Config, once: bool, listen: int) -> None:
             f" pages at {appliance.web_url}\n")  # fmt: skip
         where = "127.0.0.1", appliance.dicom_port, config.dicom.ae_title
         pause_s = 0.2 if once else 1.5
-        await asyncio.to_thread(play_day, appliance.web_url, token, *where, say, pause_s, listen)
-        say("\nThe day is over.")
+        await asyncio.to_thread(
+            play_day, appliance.web_url, token, *where, say, pause_s, listen, config.zone
+        )
+        say("\nThe department is at work.")
         if not once:
             say(f"Look at the board: {appliance.web_url}  user admin, password {password}")
             say("Press Ctrl-C to stop; all data is deleted then.")

@@ -765,10 +765,15 @@ def test_the_day_is_played_once_and_leaves_nothing(tmp_path):
     temporary.mkdir()
     done = run("demo", "--once", folder=tmp_path, TMPDIR=str(temporary))
     assert done.returncode == 0, done.stderr
-    assert "The day is over." in done.stdout
+    assert "The department is at work." in done.stdout
     assert "王小东 Wang XiaoDong" in done.stdout
     assert "Traceback" not in done.stderr
     assert sorted(tmp_path.rglob("*")) == [temporary]
+
+
+def test_the_demonstration_takes_no_configuration(here):
+    status, _, told = here("demo", "--config", "config.ini")
+    assert (status, "it takes no --config" in told) == (1, True)
 
 
 def test_the_demonstration_stays_up_with_a_login_that_works(demonstration):

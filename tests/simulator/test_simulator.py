@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import socket
 import time
+import zoneinfo
 
 import peers
 import pytest
@@ -17,9 +18,10 @@ from minris.config.values import EVIDENCE
 from minris.dataset.dicom_json import from_json
 from minris.dataset.elements import ElementIndex
 from minris.dataset.names import shown_name
+from minris.mpps.linking import unscheduled_steps
 from minris.orders.scheduling import schedule
 from minris.simulator.archive import SimulatedArchive
-from minris.simulator.demo import DEMO_CONFIG, DEMO_DAY, demo_items, play_day
+from minris.simulator.demo import DEMO_CONFIG, DEMO_DAY, demo_items, play_day, zone_at_ten
 from minris.simulator.modality import Modality, Scanner
 from minris.simulator.peer import SimulationError
 from minris.simulator.scenarios import (
@@ -231,7 +233,7 @@ LOOPBACK = "[dicom]\nhost = 127.0.0.1\nport = 0\n[web]\nhost = 127.0.0.1\nport =
 def department(tmp_path):
     """The invented department, running."""
     path = tmp_path / "config.ini"
-    path.write_text(DEMO_CONFIG.format(listen=peers.free_port()) + LOOPBACK, "utf-8")
+    path.write_text(DEMO_CONFIG.format(listen=peers.free_port(), zone="UTC") + LOOPBACK, "utf-8")
     running = Running(load_config(path))
     yield running
     running.stop()
@@ -254,10 +256,14 @@ def test_the_day_ends_as_it_is_told(department):
         "wangxiaodong": "COMPLETED",
         "lina": "DISCONTINUED",
         "milleranna": "COMPLETED",
-        "zhangwei": "SCHEDULED",
-        "garcialuis": "SCHEDULED",
-        "ouyangjing": "SCHEDULED",
+        "brownemma": "SCHEDULED",  # who is late
+        "garcialuis": "STARTED",
+        "zhangwei": "ARRIVED",
+        "ouyangjing": "ARRIVED",
+        "smithjohn": "SCHEDULED",
+        "satoyui": "SCHEDULED",
     }
+    assert len(department.read(unscheduled_steps)) == 1
 
 
 def test_every_patient_of_the_day_is_told_of(department):
@@ -268,8 +274,14 @@ def test_every_patient_of_the_day_is_told_of(department):
 
 def test_every_report_of_the_day_was_taken(department):
     answered = [line for line in play(department) if "N-CREATE" in line or "N-SET" in line]
-    assert len(answered) == 11
+    assert len(answered) == 14
     assert all(line.endswith(": 0000") for line in answered)
+
+
+@pytest.mark.parametrize("hour", range(24))
+def test_the_department_is_seen_at_ten_whatever_the_hour(hour):
+    now = datetime.datetime(2026, 12, 31, hour, 20, tzinfo=datetime.UTC)
+    assert f"{now.astimezone(zoneinfo.ZoneInfo(zone_at_ten(now))):%H:%M}" == "10:20"
 
 
 @pytest.mark.parametrize("time_of_day", ["00:00", "08:00", "23:50"])
@@ -282,7 +294,7 @@ def test_the_patients_of_the_day_can_be_registered_at_any_hour(ctx, time_of_day)
 
 def test_the_day_is_played_on_devices_of_its_own(tmp_path):
     path = tmp_path / "config.ini"
-    path.write_text(DEMO_CONFIG.format(listen=11113), "utf-8")
+    path.write_text(DEMO_CONFIG.format(listen=11113, zone="UTC"), "utf-8")
     devices = AccessRules(load_config(path)).by_title
     for _, _, _, title, modality, *_ in DEMO_DAY:
         assert devices[title].modality == modality

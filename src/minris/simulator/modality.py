@@ -75,7 +75,7 @@ class Modality(Peer):
 
     def start(self, item: Any, uid: str) -> None:
         """Start a performed procedure step for a worklist item (N-CREATE)."""
-        now, step = datetime.datetime.now(), item.ScheduledProcedureStepSequence[0]
+        now, step = datetime.datetime.now(self.zone), item.ScheduledProcedureStepSequence[0]
         scheduled = filled("ScheduledProcedureStepID ScheduledProcedureStepDescription", step)
         scheduled.update(filled("StudyInstanceUID AccessionNumber RequestedProcedureID", item))
         scheduled.update(filled("RequestedProcedureDescription", item))
@@ -103,7 +103,7 @@ class Modality(Peer):
         """
         from pydicom.dataset import Dataset
 
-        now, ds, series = datetime.datetime.now(), Dataset(), Dataset()
+        now, ds, series = datetime.datetime.now(self.zone), Dataset(), Dataset()
         ds.PerformedProcedureStepStatus = "DISCONTINUED" if reason else "COMPLETED"
         ds.PerformedProcedureStepEndDate = f"{now:%Y%m%d}"
         ds.PerformedProcedureStepEndTime = f"{now:%H%M%S}"

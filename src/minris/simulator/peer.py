@@ -1,6 +1,7 @@
 """A simulated AE that calls the server."""
 
 import contextlib
+import datetime
 import io
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +26,7 @@ class Peer:
     """
 
     CLASSES: tuple[str, ...] = ()
+    zone: datetime.tzinfo | None = None  # of its clock; None: that of the machine
     calling_tls: Any = None
     listening_tls: Any = None
 
