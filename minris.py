@@ -2975,6 +2975,18 @@ def typed_dates(text: str, today: datetime.date) -> list[str]:
     return found
 
 
+def typed_time(text: str) -> str:
+    """A typed time as 14:30; any other text unchanged. Takes 9, 930, 9.30, 14h30, 2:30 pm and 14：30."""
+    form = r"([0-9]{1,2})(?:[:.h：点]?([0-9]{2}))?[:.h：点]?(?::[0-9]{2})? *([ap]m)?"
+    found = re.fullmatch(form, text.strip().casefold())
+    if not found:
+        return text
+    hour, minute = int(found[1]), int(found[2] or 0)
+    if found[3] and 1 <= hour <= 12:
+        hour = hour % 12 + (12 if found[3] == "pm" else 0)
+    return f"{hour:02}:{minute:02}" if hour < 24 and minute < 60 else text
+
+
 def normal_time(text: str) -> str:
     """A time without colons; 2230 sorts just before 223000."""
     return text.replace(":", "")
@@ -5470,6 +5482,7 @@ class Procedure(Stored):
     minutes = peewee.IntegerField()
     protocol_code, protocol_meaning = text_columns(2)
     retired = peewee.IntegerField()
+    preparation = peewee.TextField(default="")  # what the patient is told
 
 
 class BlockedTime(Stored):
@@ -5478,6 +5491,13 @@ class BlockedTime(Stored):
     ae_title, first, last, reason = text_columns(4)
     begins, ends = peewee.IntegerField(), peewee.IntegerField()
     created_at = peewee.TextField()
+
+
+class Referrer(Stored):
+    """A referring physician (PN) of orders, and when last."""
+
+    name = peewee.TextField(primary_key=True)
+    used_at = peewee.TextField()
 
 
 class QueryTrace(Stored):
@@ -6005,6 +6025,15 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             WHERE name_key GLOB '*[^ -~]*';
         """,
     ),
+    (
+        24,
+        "preparation of procedures; referring physicians of orders",
+        """
+        ALTER TABLE procedure ADD COLUMN preparation TEXT NOT NULL DEFAULT '';
+        CREATE TABLE referrer (name TEXT NOT NULL PRIMARY KEY, used_at TEXT NOT NULL);
+        CREATE INDEX referrer_used_at ON referrer (used_at);
+        """,
+    ),
 )
 
 
@@ -6500,6 +6529,7 @@ INDEXES = body_rows("""
            | outbox_passed_on                             | outbox                   | id                                        | lane = 'passed on'
            | availability_study_instance_uid              | availability             | study_instance_uid                        |
            | undo_note_about                              | undo_note                | about                                     |
+           | referrer_used_at                             | referrer                 | used_at                                   |
            | value_change_about                           | value_change             | about                                     |
     UNIQUE | query_trace_once                             | query_trace              | hour, ae_title, address, keys             |
            | login_failure_who                            | login_failure            | who, at                                   |
@@ -11352,7 +11382,7 @@ def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
     """Create or change the procedure with this code.
 
     row      text by column: code and meaning are required; scheme, modality, ae_title, minutes,
-             protocol_code and protocol_meaning are optional
+             protocol_code, protocol_meaning and preparation are optional
     Refuses  0106
     """
     columns = {key: (row.get(key) or default).strip() for key, default in PROCEDURE_COLUMNS.items()}
@@ -11376,11 +11406,11 @@ def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
 
 PROCEDURE_VRS = {
     "code": "SH", "scheme": "SH", "meaning": "LO", "modality": "CS", "ae_title": "AE",
-    "protocol_code": "SH", "protocol_meaning": "LO",
+    "protocol_code": "SH", "protocol_meaning": "LO", "preparation": "LT",
 }  # fmt: skip
 PROCEDURE_COLUMNS = {
     "code": "", "scheme": "99MINRIS", "meaning": "", "modality": "", "ae_title": "",
-    "minutes": "15", "protocol_code": "", "protocol_meaning": "",
+    "minutes": "15", "protocol_code": "", "protocol_meaning": "", "preparation": "",
 }  # fmt: skip
 
 
@@ -11447,6 +11477,28 @@ def all_procedures() -> list[Any]:
 def procedures_in_use() -> list[Any]:
     """The procedures that are not retired."""
     return fetch_rows(Procedure, "retired = 0 ORDER BY meaning")
+
+
+MOST_REFERRERS = 500  # kept, those used last
+
+
+def note_referrer(ctx: Context, name: str) -> None:
+    """Remember a referring physician (PN), to be offered when the next order is typed."""
+    if not name.strip("^= "):
+        return
+    columns = "referrer (name, used_at) VALUES ON CONFLICT (name) DO UPDATE SET used_at = excluded.used_at"
+    insert_rows(columns, [(name, ctx.stamp())])
+    erase(
+        "referrer WHERE used_at < (SELECT used_at FROM referrer ORDER BY used_at DESC"
+        " LIMIT 1 OFFSET ?)",
+        MOST_REFERRERS,
+    )
+
+
+def referrers() -> list[str]:
+    """The referring physicians of the last orders (PN), by name."""
+    newest = fetch_rows(Referrer, "1 = 1 ORDER BY used_at DESC LIMIT ?", MOST_REFERRERS)
+    return sorted(one.name for one in newest)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -12214,6 +12266,29 @@ def in_the_way(
     minutes = exam_minutes().get(exam) or its_own or ctx.config.clinic.slot_minutes
     open_ = [one for one in bookings if one.status in IN_THE_WAY]
     return _lie_on(open_, begin, minutes), free_times(ctx, ae_title, bookings, date, minutes)
+
+
+DAYS_AHEAD = 31  # in which free times are looked for
+
+
+def next_free(
+    ctx: Context, ae_title: str, first: str, begin: int, minutes: int, days: int = 3
+) -> list[tuple[str, list[int]]]:
+    """The next days (DA) on which a device has free times, each with these, in minutes of the day.
+
+    first, begin  the day and the minute from which on
+    minutes       how long the exam lasts
+    """
+    day = day_of_da(max(first, ctx.today()))
+    last = f"{day + datetime.timedelta(days=DAYS_AHEAD):%Y%m%d}"
+    bookings, found = diary(ctx, ae_title, f"{day:%Y%m%d}", last), []
+    while (date := f"{day:%Y%m%d}") <= last and len(found) < days:
+        earliest = begin if date == first else 0
+        free = free_times(ctx, ae_title, bookings, date, minutes)
+        if free := [one for one in free if one >= earliest]:
+            found.append((date, free))
+        day += datetime.timedelta(days=1)
+    return found
 
 
 def exams_of_days(first: str, last: str) -> dict[str, int]:
@@ -13286,6 +13361,7 @@ def _save_procedure(
     made = text_elements(
         StudyInstanceUID=uid, AccessionNumber=accession, RequestedProcedureID=procedure_id
     )
+    note_referrer(ctx, index.get("ReferringPhysicianName"))
     return RequestedProcedure.create(
         patient=patient,
         study_instance_uid=uid,
@@ -13428,6 +13504,7 @@ def _change(
     exams = ElementIndex(procedure.data).merged(step_item(step)), told.merged(item)
     note_change(ctx, f"step {step.id}", Message("Changed"), *exams)
     procedure.data = bytes(told)
+    note_referrer(ctx, of_procedure.get("ReferringPhysicianName"))
     if told.get("AccessionNumber") != procedure.accession_number:
         check_accession(told.get("AccessionNumber"), procedure.patient_id)
     procedure.accession_number = told.get("AccessionNumber")
@@ -23824,8 +23901,8 @@ input, select, textarea {
   border: 1px solid var(--edge); border-radius: 8px;
 }
 input[type="checkbox"], input[type="radio"] { width: 18px; min-height: 18px; accent-color: var(--accent); vertical-align: -3px; }
-input[type="date"] { max-width: 11rem; }
-input[type="time"] { max-width: 8rem; }
+input[type="date"], #date { max-width: 11rem; }
+input[type="time"], #time { max-width: 8rem; }
 input[type="file"] { max-width: 32rem; }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 1px; }
 .rail :focus-visible { outline-color: #fff; outline-offset: -3px; }
@@ -23841,6 +23918,15 @@ label { display: block; color: var(--soft); font-size: 13px; }
 label.check { display: inline-flex; gap: 6px; margin: 8px 12px 0 0; color: inherit; }
 .field small { display: block; }
 .field .problem { margin: 4px 0 0; font-size: 13px; }
+fieldset > .row { grid-column: 1 / -1; margin: 0; }
+.row:empty { display: none; }
+.inner { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 12px 16px; padding-top: 8px; }
+.row > summary { cursor: pointer; color: var(--link); }
+.found button { width: 100%; flex-wrap: wrap; justify-content: start; border: 0; font-weight: 400; }
+.found strong { font-weight: 600; }
+.summary > span { align-self: center; min-width: 9rem; }
+label.chip { color: inherit; cursor: pointer; }
+.chip:has(:checked) { border-color: var(--accent); background: var(--tint); }
 .login { max-width: 22rem; display: grid; gap: 12px; }
 .day { display: flex; flex-wrap: wrap; align-items: end; gap: 8px 12px; margin-bottom: 16px; }
 .day input, .day select { width: auto; display: block; }
@@ -24358,71 +24444,65 @@ const field = (name) => document.getElementById(name);
   const found = field("found");
   if (!found) return;
 
-  // An identity number contains birth date and sex.
+  // An identity number contains birth date and sex; a birth date is read back with the age.
   function fill(element) {
     const told = element.firstElementChild;
+    const echo = element.querySelector("[data-echo]");
+    if (echo) field("birth_date-help").textContent = echo.textContent;
     if (!told || !told.dataset.born) return;
     if (!field("birth_date").value) field("birth_date").value = told.dataset.born;
     if (!field("sex").value) field("sex").value = told.dataset.sex;
   }
 
   const ask = asker(found, fill);
-  for (const name of ["family_name", "given_name", "chinese_name", "patient_id", "identity", "phone", "birth_date"]) {
+  for (const name of ["q", "family_name", "given_name", "chinese_name", "patient_id", "identity", "phone", "birth_date"]) {
     const input = field(name);
     if (input) input.addEventListener("input", () => {
       const family = name === "given_name" ? field("family_name").value + " " : "";
-      ask({ q: family + input.value }, 200);
+      ask({ q: family + input.value, field: name }, 200);
     });
   }
+  field("q").addEventListener("keydown", (event) => {
+    const first = found.querySelector("button");
+    if (event.key !== "Enter") return;
+    event.preventDefault();
+    if (first) first.focus();
+  });
+  // Back from the exam that was just registered: not to an empty form, which would register twice.
+  const made = sessionStorage.getItem("registered");
+  sessionStorage.removeItem("registered");
+  if (made && performance.getEntriesByType("navigation")[0].type === "back_forward") location.replace(made);
 })();
+if (location.search === "?registered=1") sessionStorage.setItem("registered", location.pathname);
 
-// Exam form: show overlapping exams and free times of the device.
+// Exam form: the exam sets its device; overlapping exams and free times of the device are shown.
 (function () {
   const slots = field("slots");
   if (!slots || !field("time")) return;
-  const names = ["device", "date", "time", "procedure"];
+  const names = ["procedure", "device", "modality", "date", "time"];
   const step = document.querySelector("input[name=step]");
+  const device = field("device");
+  let own = !device.value;  // no person has chosen the device
 
   function look(wait) {
     const query = Object.fromEntries(names.map((name) => [name, field(name) ? field(name).value : ""]));
+    if (own) query.device = "";
     if (step) query.step = step.value;
     ask(query, wait);
   }
-  function use(element) {
-    for (const button of element.querySelectorAll("[data-time]")) {
-      button.addEventListener("click", () => {
-        field("time").value = button.dataset.time;
-        look(0);
-        field("time").focus();
-      });
-    }
-  }
-  const ask = asker(slots, use);
-  for (const name of names) {
-    if (field(name)) field(name).addEventListener("input", () => look(200));
-  }
-  if (field("device").value) look(0);
-})();
-
-// Calendar: an exam is drawn to a free time; the server says who and what, with undo.
-(function () {
-  const form = field("move");
-  if (!form) return;
-  let drawn = null;
-  const target = (event) => drawn && event.target.closest("[data-to]");
-  document.addEventListener("dragstart", (event) => { drawn = event.target.closest("[draggable=true]"); });
-  document.addEventListener("dragover", (event) => { if (target(event)) event.preventDefault(); });
-  document.addEventListener("drop", async (event) => {
-    const free = target(event);
-    if (!free) return;
-    event.preventDefault();
-    form.action = `${drawn.href}/move?step_state=${drawn.dataset.mark}`;
-    form.elements.to.value = free.dataset.to;
-    const how = { method: "POST", body: new URLSearchParams(new FormData(form)), redirect: "manual" };
-    const answer = await fetch(form.action, how).catch(() => null);
-    if (answer && answer.type === "opaqueredirect") location.reload();  // where one was
-    else form.submit();
+  const ask = asker(slots, (element) => {
+    if (own) device.value = element.firstElementChild.dataset.device;
   });
+  slots.addEventListener("change", (event) => {
+    [field("date").value, field("time").value] = event.target.value.split(" ");
+    for (const warning of slots.querySelectorAll(".warning")) warning.remove();
+  });
+  for (const name of names) {
+    if (field(name)) field(name).addEventListener("input", () => {
+      if (name === "device") own = !device.value;
+      look(200);
+    });
+  }
 })();
 
 // A filter applies at once.
@@ -24878,7 +24958,6 @@ document.addEventListener("keydown", (event) => {
  "Filter": "筛选",
  "First image in the archive": "首幅图像已归档",
  "Fluoroscopy (s)": "透视时间 (s)",
- "Free times:": "空闲时间：",
  "Fri": "周五",
  "From": "从",
  "From day": "起始日期",
@@ -26318,7 +26397,14 @@ document.addEventListener("keydown", (event) => {
  "This system is not called {host}. Open {url} (see [web] public_url and hosts)": "本系统不叫 {host}。请打开 {url}（见 [web] public_url 和 hosts）",
  "audit file deleted": "审计文件已删除",
  "erased patient's name removed from report": "已从报告中移除被删除患者的姓名",
- "patient given back": "患者信息已恢复"
+ "patient given back": "患者信息已恢复",
+ "Another patient": "另一位患者",
+ "Birth date or sex is missing. Ask for it: two identifiers keep patients apart.": "缺少出生日期或性别。请询问：两项标识可避免混淆患者。",
+ "Free times of {device}, {minutes} min": "{device} 的空闲时间，{minutes} 分钟",
+ "Known patient: name, ID, phone or birth date": "查找已有患者：姓名、编号、电话或出生日期",
+ "Preparation": "检查前准备",
+ "Show free times": "显示空闲时间",
+ "{value} can be two days: choose one": "{value} 可能表示两个日期，请选择"
 }
 """,
 }
@@ -26503,6 +26589,9 @@ SHARED_PART = """% # Functions for all templates of pages.
 % if about:
 % described += ' aria-describedby="' + ' '.join(about) + '"'
 % end
+% if f.required and f.kind != 'checks':
+% described += ' required'
+% end
 % if f.name == focus:
 % described += ' autofocus'
 % end
@@ -26527,7 +26616,7 @@ SHARED_PART = """% # Functions for all templates of pages.
 % elif f.kind == 'area':
 <textarea id="{{f.name}}" name="{{f.name}}" rows="2"{{!described}}>{{f.value}}</textarea>
 % elif f.kind != 'checks':
-<input id="{{f.name}}" name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off"{{!described}}{{!' list="' + f.name + '-list"' if f.choices else ''}}>
+<input id="{{f.name}}" name="{{f.name}}" type="{{f.kind}}" value="{{f.value}}" autocomplete="off" inputmode="{{f.mode}}"{{!described}}{{!' list="' + f.name + '-list"' if f.choices else ''}}>
 % if f.choices:
 <datalist id="{{f.name}}-list">
 % options(f.choices)
@@ -27530,7 +27619,6 @@ FORM_PAGE = """
 % for name, value in get('hidden', []):
 <input type="hidden" name="{{name}}" value="{{value}}">
 % end
-% loop_first = True
 % for legend, fields, *folded in groups:
 % if folded:
 % opened = any(f.problem for f in fields)
@@ -27544,13 +27632,9 @@ FORM_PAGE = """
 % end
 </fieldset>
 {{!'</details>' if folded else ''}}
-% if loop_first and get('finding'):
-<div id="found" data-find="{{finding}}" aria-live="polite"></div>
-% end
-% loop_first = False
 % end
 % if get('slots'):
-<div id="slots" data-find="{{slots}}" aria-live="polite"></div>
+<div id="slots" data-find="/slots" aria-live="polite">{{!slots}}</div>
 % end
 % for part in get('shown', []):
 <section><h2>{{part.heading}}</h2>
@@ -27627,17 +27711,22 @@ class Field(NamedTuple):
     choices: tuple[tuple[str, str], ...] = ()
     help: str = ""
     locked: bool = False
+    mode: str = "text"
 
 
 class FieldKind(NamedTuple):
     """A kind of field: type of its input, and conversion to and from the stored value.
 
-    read  raises ValueError if it is not a number
+    read   raises ValueError if it is not a number
+    mode   what keyboard a telephone shows
+    dates  reads what dates a typed text can mean; None for what is no date
     """
 
     input: str = "text"
     read: Callable[[str], str] = str.strip
     show: Callable[[str], str] = str
+    mode: str = "text"
+    dates: Callable[[str, datetime.date], list[str]] | None = None
 
 
 def metres(text: str) -> str:
@@ -27650,16 +27739,22 @@ def centimetres(value: str) -> str:
     return f"{float(value) * 100:g}" if re.fullmatch(r"[\d.]+", value) else ""
 
 
+def coming_dates(text: str, today: datetime.date) -> list[str]:
+    """Return what dates a typed text can mean, of days to come: 26 is 2026."""
+    return typed_dates(text, today + datetime.timedelta(days=50 * 365))
+
+
 # The three parts of a name are put together by person_name.
 FIELD_KINDS = {
     "text": FieldKind(),
     "area": FieldKind("area"),
     "select": FieldKind("select", show=lambda value: value.partition("\\")[0]),
-    "date": FieldKind("date", lambda text: text.replace("-", ""), shown_date),
-    "time": FieldKind("time", lambda text: text.replace(":", ""), shown_time),
-    "phones": FieldKind("tel", show=lambda value: value.replace("\\", ", ")),
-    "weight": FieldKind(read=lambda text: text.strip().replace(",", ".")),
-    "height": FieldKind(read=metres, show=centimetres),
+    "date": FieldKind("text", lambda text: text.replace("-", ""), shown_date, dates=typed_dates),
+    "day": FieldKind("text", lambda text: text.replace("-", ""), shown_date, dates=coming_dates),
+    "time": FieldKind("text", lambda text: text.replace(":", ""), shown_time),
+    "phones": FieldKind("tel", show=lambda value: value.replace("\\", ", "), mode="tel"),
+    "weight": FieldKind(read=lambda text: text.strip().replace(",", "."), mode="decimal"),
+    "height": FieldKind(read=metres, show=centimetres, mode="decimal"),
     "name": FieldKind(read=lambda text: typed_name(text.strip())),
     "physician": FieldKind(
         read=lambda text: typed_name(text.strip().replace(" ", "^", 1)),
@@ -27698,8 +27793,25 @@ def field_table(text: str) -> tuple[FieldRow, ...]:
 
 
 def sent_fields(p: PageRequest, rows: Iterable[FieldRow]) -> dict[str, str]:
-    """Return the values of a form's fields, by name."""
-    return {row.name: p.form(row.name) for row in rows}
+    """Return the values of a form's fields, by name.
+
+    A free time that was chosen, `slot`, goes before date and time. A date that is typed in any form
+    is written as 1978-03-12, unless it can mean two days.
+    """
+    form = {row.name: p.form(row.name) for row in rows}
+    if slot := re.fullmatch(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d)", p.form("slot")):
+        form |= {k: v for k, v in zip(("date", "time"), slot.groups(), strict=True) if k in form}
+    for row in rows:
+        if row.kind.dates and len(found := row.kind.dates(form[row.name], today_of(p))) == 1:
+            form[row.name] = shown_date(found[0])
+        if row.kind is FIELD_KINDS["time"]:
+            form[row.name] = typed_time(form[row.name])
+    return form
+
+
+def today_of(p: PageRequest) -> datetime.date:
+    """Return the date at the clinic."""
+    return p.ctx.local_now().date()
 
 
 def read_fields(
@@ -27732,11 +27844,19 @@ def show_fields(
     for problem in problems:
         wanted = WANTED.get(problem.tag) if problem.words.key == MISSING else None
         words[problem.tag].append(p.t(wanted or problem.words))
-    fields = [
-        Field(row.name, p.t(row.label), row.kind.input, form.get(row.name, ""), row.required,
-              "; ".join(words.pop(row.tag, ())), choices.get(row.name, ()))
-        for row in rows
-    ]  # fmt: skip
+    fields = []
+    for row in rows:
+        typed = form.get(row.name, "")
+        one = Field(row.name, p.t(row.label), row.kind.input, typed, row.required,
+                    "; ".join(words.pop(row.tag, ())), choices.get(row.name, ()),
+                    mode=row.kind.mode)  # fmt: skip
+        meant = row.kind.dates(typed, today_of(p)) if row.kind.dates else []
+        if len(meant) > 1:  # asked, never guessed
+            days = tuple((shown_date(day), p.t.date(day)) for day in meant)
+            asked = p.t("{value} can be two days: choose one", value=typed)
+            one = one._replace(kind="select", choices=(("", p.t("Please choose")), *days),
+                               problem=asked, value="")  # fmt: skip
+        fields.append(one)
     return fields, [problem for problem in problems if problem.tag in words]
 
 
@@ -27840,18 +27960,29 @@ def show_form(
               other variables of form.html
     """
     shown = [f for _, fields, *_ in groups for f in fields]
-    whole = set(map(p.t, WANTED.values()))
-    said = [
-        f.problem if f.problem in whole else p.t.labelled(f.label, f.problem)
-        for f in shown if f.problem
-    ]  # fmt: skip
-    said += [p.t(problem.words) for problem in problems]
+    said = problem_words(p, shown, problems)
     values = {"action": p.request.path} | values
-    wrong = [f.name for f in shown if f.problem]
-    values["focus"] = (wrong or [values.get("focus", "")])[0]
+    values["focus"] = first_problem(shown) or values.get("focus", "")
     if seen is not None:
         values["hidden"] = [("seen", encoded_form(seen)), *values.get("hidden", [])]
     return p.show(FORM_PAGE, title, groups=groups, problems=said, **values)
+
+
+def problem_words(
+    p: PageRequest, fields: Iterable[Field], problems: Iterable[Problem]
+) -> list[str]:
+    """Return what is wrong with a form, in sentences that name the field."""
+    whole = set(map(p.t, WANTED.values()))
+    said = [
+        f.problem if f.problem in whole else p.t.labelled(f.label, f.problem)
+        for f in fields if f.problem
+    ]  # fmt: skip
+    return said + [p.t(problem.words) for problem in problems]
+
+
+def first_problem(fields: Iterable[Field]) -> str:
+    """Return the name of the first field that is wrong, "" if none is."""
+    return next((f.name for f in fields if f.problem), "")
 
 
 NOT_KEPT = frozenset({"csrf", "password", "new_password"})  # of a form without a session
@@ -28906,9 +29037,9 @@ WORKITEM_FIELDS = field_table("""
     worklist   | WorklistLabel                       | text   | Worklist
     priority   | ScheduledProcedureStepPriority      | select | Priority
     readiness  | InputReadinessState                 | select | Images ready?
-    date       | ScheduledProcedureStepStartDateTime | date   | Date
+    date       | ScheduledProcedureStepStartDateTime | day    | Date
     time       | ScheduledProcedureStepStartDateTime | time   | Time
-    expires    | ScheduledProcedureStepExpirationDateTime | date | Due
+    expires    | ScheduledProcedureStepExpirationDateTime | day | Due
     patient    | PatientName                         | name   | Patient's name
     patient_id | PatientID                           | text   | Patient ID
     comment    | CommentsOnTheScheduledProcedureStep | area   | Comment
@@ -29350,6 +29481,84 @@ def audit_page(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.day.slots
+# The free times of a device, offered while an exam is registered or changed.
+# ------------------------------------------------------------------------------------------------
+
+SLOTS_PART = """
+<div data-device="{{device.ae_title if device else ''}}">
+% if taken:
+<p class="warning">{{t('Already booked:')}} {{taken}}</p>
+% end
+% if procedure and procedure.preparation:
+<p class="small">{{t('Preparation')}}: {{procedure.preparation}}</p>
+% end
+% if device:
+<p class="small">{{t('Free times of {device}, {minutes} min', device=device.name, minutes=minutes)}}</p>
+% for day, times in offered:
+<p class="summary" role="radiogroup" aria-label="{{day}}"><span>{{day}}</span>
+% for value, words in times:
+<label class="chip"><input type="radio" name="slot" value="{{value}}"{{!' checked' if value == chosen else ''}}> {{words}}</label>
+% end
+</p>
+% end
+% if not offered:
+<p>{{t('no free time')}}</p>
+% end
+% end
+</div>
+"""
+MOST_TIMES = 8  # of a day
+
+
+def slots_part(p: PageRequest) -> str:
+    """GET /slots: exams that overlap with a time, and the next free times; fetched by the script."""
+    names = ("procedure", "device", "modality", "date", "time")
+    return free_times_part(p, {name: p.query(name) for name in names}, row_number(p.query("step")))
+
+
+def device_for(p: PageRequest, form: Mapping[str, str], procedure: Any) -> Device | None:
+    """Return the device of a form, else that of the exam in the catalogue, else the only one."""
+    if form["device"] or (procedure and procedure.ae_title):
+        return p.device(form["device"] or procedure.ae_title)
+    modality = form["modality"] or (procedure.modality if procedure else "")
+    known = [one for one in p.devices if one.role == "modality" and one.modality == modality]
+    return known[0] if len(known) == 1 else None
+
+
+def free_times_part(p: PageRequest, form: Mapping[str, str], row_id: int = 0) -> str:
+    """Return what stands beside the time of an exam: who is there already, and the next free times.
+
+    form    procedure, device, modality, date and time as typed
+    row_id  the exam itself, if it is on the worklist already
+    """
+    procedure = p.read(find_procedure, form["procedure"].strip()) if form["procedure"] else None
+    device, days = device_for(p, form, procedure), coming_dates(form["date"], today_of(p))
+    if not device or len(days) != 1:
+        return p.part(SLOTS_PART, device=None, taken="", offered=[], procedure=procedure)
+    time = typed_time(form["time"])[:5].replace(":", "")
+    time = time if re.fullmatch("([01][0-9]|2[0-3])[0-5][0-9]", time) else ""
+    begin = minute_of_day(time)
+    minutes = procedure.minutes if procedure else p.ctx.config.clinic.slot_minutes
+    exam = form["procedure"].strip()
+    taken, _ = p.read(in_the_way, p.ctx, device.ae_title, days[0], begin, exam, row_id)
+    chosen = f"{shown_date(days[0])} {clock(begin)}"
+    offered = []
+    for date, free in p.read(next_free, p.ctx, device.ae_title, days[0], 0, minutes):
+        first = next((n for n, one in enumerate(free) if date != days[0] or one >= begin), 0)
+        start = max(0, min(first, len(free) - MOST_TIMES))
+        times = [
+            (f"{shown_date(date)} {clock(one)}", clock(one))
+            for one in free[start : start + MOST_TIMES]
+        ]
+        offered.append((p.t.day(date), times))
+    return p.part(
+        SLOTS_PART, device=device, minutes=minutes, procedure=procedure, chosen=chosen,
+        taken=booked_words(p.t, taken) if time else "", offered=offered,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.machines.device_form
 # The form of a device: what most need, the rest folded, in words.
 # ------------------------------------------------------------------------------------------------
@@ -29571,86 +29780,6 @@ def settings_of(device: Device) -> dict[str, str]:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.pages.patients.catalogue
-# The procedure catalogue.
-# ------------------------------------------------------------------------------------------------
-
-def catalogue_page(
-    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
-) -> str:
-    """GET /catalogue: the list of procedures, and a form for one."""
-    t, code = p.t, p.query("code")
-    mark, listed = p.mark(("procedure", code)), p.read(all_procedures)
-    chosen = [one for one in listed if one.code == code]
-    shown = [{k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS} for one in chosen]
-    form = form or (shown or [PROCEDURE_COLUMNS])[0]
-    labels = (t("Code"), t("Coding scheme"), t("Exam"), t("Modality"), t("Device"), t("Minutes"),
-              t("Protocol code"), t("Protocol"))  # fmt: skip
-    fields = [
-        Field(key, label, "text", form.get(key, ""), key in ("code", "meaning"))
-        for key, label in zip(PROCEDURE_COLUMNS, labels, strict=True)
-    ]
-    after = [("/catalogue.csv", "CSV"), ("/catalogue/import", t("Import a CSV file"))]
-    for one in listed:
-        words = f"{one.code} {one.meaning}{' · ' + t('retired') if one.retired else ''}"
-        after.append((f"/catalogue?code={urllib.parse.quote(one.code)}", words))
-    return show_form(
-        p, "Catalogue", [(t("Procedure"), fields)], problems, submit=t("Save"), after=after,
-        hidden=[mark],
-        extra=[("retire", t("Retire")), ("delete", t("Delete"))] if code else [],
-    )  # fmt: skip
-
-
-def post_catalogue(p: PageRequest) -> str:
-    """POST /catalogue: save, retire or delete a procedure."""
-    form = {key: p.form(key) for key in PROCEDURE_COLUMNS}
-    event, about = p.form("event"), ("procedure", form["code"].strip())
-    if event == "delete" and not is_sure(p):
-        words = p.t("Delete {name} from the catalogue? This cannot be undone.",
-                    name=f"{form['code']} {form['meaning']}")  # fmt: skip
-        return ask_if_sure(p, "Delete", words, p.t("Delete"))
-    try:
-        if event in ("retire", "delete"):
-            p.write_seen(about, event, retire_procedure, form["code"], event == "delete")
-        else:
-            p.write_seen(about, event, save_procedure, form)
-    except ChangedMeanwhile:
-        raise
-    except Refusal as refusal:
-        return catalogue_page(p, form, p.again(refusal))
-    return p.tell("/catalogue", p.t("Saved."))
-
-
-def catalogue_csv(p: PageRequest) -> bytes:
-    """GET /catalogue.csv: the catalogue as CSV."""
-    return p.csv("catalogue.csv", p.read(export_procedures))
-
-
-def catalogue_import_page(p: PageRequest, problems: Iterable[str] = ()) -> str:
-    """GET /catalogue/import: the form to choose a CSV file."""
-    words = p.t("Columns: {columns}. Procedures are known by their codes.",
-                columns=", ".join((*PROCEDURE_COLUMNS, "retired")))  # fmt: skip
-    return p.show(
-        UPLOAD_PAGE, "Import a CSV file", action="/catalogue/import", intro=words,
-        problems=list(problems),
-        encodings=[(name, f"{name} ({p.t(one.use)})") for name, one in ENCODINGS.items()],
-    )  # fmt: skip
-
-
-def post_catalogue_import(p: PageRequest) -> str:
-    """POST /catalogue/import: import all rows or none."""
-    upload = p.request.files.get("upload")
-    if not upload:
-        return catalogue_import_page(p, [p.t("Nothing was chosen")])
-    try:
-        encoding = p.form("encoding") if p.form("encoding") in ENCODINGS else ""
-        count = p.write(import_procedures, upload.file.read(), encoding)
-    except Refusal as refusal:
-        return catalogue_import_page(p, [p.t(problem.words) for problem in p.again(refusal)])
-    return p.tell("/catalogue", p.t("Imported: {count}", count=count))
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.pages.reception
 # The registration form: its fields, and how they are read from and written to data sets.
 # ------------------------------------------------------------------------------------------------
@@ -29661,26 +29790,30 @@ REGISTER_FIELDS = field_table("""
     family_name    | PatientName                     | family    | Family name                    | patient
     given_name     | PatientName                     | given     | Given name                     | patient
     chinese_name   | PatientName                     | chinese   | Name in Chinese characters     | patient
-    patient_id     | PatientID                       | text      | Patient ID (leave empty to assign one) | patient
-    identity       | OtherPatientIDsSequence         | text      | Identity number (China)        | patient
     birth_date     | PatientBirthDate                | date      | Birth date                     | patient
     sex            | PatientSex                      | select    | Sex                            | patient
     phone          | PatientTelephoneNumbers         | phones    | Phone                          | patient
+    patient_id     | PatientID                       | text      | Patient ID (leave empty to assign one) | patient
+    identity       | OtherPatientIDsSequence         | text      | Identity number (China)        | patient
     weight         | PatientWeight                   | weight    | Weight (kg)                    | patient
     height         | PatientSize                     | height    | Height (cm)                    | patient
     allergies      | Allergies                       | text      | Allergies                      | patient
     alerts         | MedicalAlerts                   | text      | Medical alerts                 | patient
     pregnancy      | PregnancyStatus                 | select    | Pregnancy                      | visit
-    device         | ScheduledStationAETitle         | select    | Device *                       | exam
-    modality       | Modality                        | select    | Modality (default: from device)        | exam
     procedure      | RequestedProcedureDescription   | text      | Exam *                         | exam
-    date           | ScheduledProcedureStepStartDate | date      | Date *                         | exam
+    device         | ScheduledStationAETitle         | select    | Device                         | exam
+    date           | ScheduledProcedureStepStartDate | day       | Date *                         | exam
     time           | ScheduledProcedureStepStartTime | time      | Time                           | exam
     priority       | RequestedProcedurePriority      | select    | Priority                       | exam
     physician      | ReferringPhysicianName          | physician | Referring physician            | exam
+    modality       | Modality                        | select    | Modality (default: from device)        | exam
     accession      | AccessionNumber                 | text      | Accession number (leave empty to assign one) | exam
     comment        | RequestedProcedureComments      | area      | Comment                        | exam
     """)
+# What is folded under *More* of the patient and of the exam.
+MORE_FIELDS = frozenset(
+    "patient_id identity weight height allergies alerts pregnancy modality accession comment".split()
+)
 PATIENT_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "patient")
 EXAM_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "exam")
 
@@ -29729,6 +29862,17 @@ def typing_problems(form: Mapping[str, str]) -> list[Problem]:
     return problems
 
 
+def in_order(t: Translator, rows: tuple[FieldRow, ...]) -> tuple[FieldRow, ...]:
+    """Return fields in the order of a language: in Chinese the name in characters is first."""
+    first = "chinese_name" if t.kind == "zh" else ""
+    return tuple(sorted(rows, key=lambda row: row.name != first))
+
+
+def physician(name: str) -> str:
+    """Return a referring physician (PN) as it is typed."""
+    return FIELD_KINDS["physician"].show(name)
+
+
 def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
     """Return the choices of the fields of the registration form, by name."""
     t, nothing = p.t, ("", "")
@@ -29741,6 +29885,7 @@ def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
         "modality": (nothing, *((m, m) for m in MODALITIES)),
         "priority": (nothing, *((one, t(one)) for one in ("ROUTINE", "HIGH", "STAT"))),
         "procedure": tuple((row.meaning, row.code) for row in p.read(procedures_in_use)),
+        "physician": tuple((name, "") for name in map(physician, p.read(referrers))),
     }
 
 
@@ -30171,18 +30316,6 @@ CALENDAR_PAGE = """
 </div>
 % end
 """
-SLOTS_PART = """
-% if taken:
-<p class="warning">{{t('Already booked:')}} {{taken}}</p>
-% end
-% if free:
-<p>{{t('Free times:')}}
-% for time in free:
-<button type="button" data-time="{{time}}">{{time}}</button>
-% end
-</p>
-% end
-"""
 
 
 VIEWS = {"day": Message("Day view"), "week": Message("Week view")}
@@ -30342,16 +30475,87 @@ def weeks_of_month(
     return [week for week in weeks if any(cell[3][:7] == f"{day:%Y-%m}" for cell in week)]
 
 
-def slots_part(p: PageRequest) -> str:
-    """GET /slots: the exams that overlap with a time, and free times; fetched by the script."""
-    date, device, time_ = p.day("date"), p.query("device"), p.query("time")
-    if not (date and device and re.fullmatch("[0-2][0-9]:[0-5][0-9](:[0-5][0-9])?", time_)):
-        return ""
-    begin, itself = minute_of_day(time_.replace(":", "")), row_number(p.query("step"))
-    taken, free = p.read(in_the_way, p.ctx, device, date, begin, p.query("procedure"), itself)
-    later = [one for one in free if one >= begin] or free
-    shown = [clock(one) for one in later[:6]] if taken else []
-    return p.part(SLOTS_PART, taken=booked_words(p.t, taken), free=shown)
+# ------------------------------------------------------------------------------------------------
+# minris.pages.patients.catalogue
+# The procedure catalogue.
+# ------------------------------------------------------------------------------------------------
+
+def catalogue_page(
+    p: PageRequest, form: Mapping[str, str] | None = None, problems: Iterable[Problem] = ()
+) -> str:
+    """GET /catalogue: the list of procedures, and a form for one."""
+    t, code = p.t, p.query("code")
+    mark, listed = p.mark(("procedure", code)), p.read(all_procedures)
+    chosen = [one for one in listed if one.code == code]
+    shown = [{k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS} for one in chosen]
+    form = form or (shown or [PROCEDURE_COLUMNS])[0]
+    labels = (t("Code"), t("Coding scheme"), t("Exam"), t("Modality"), t("Device"), t("Minutes"),
+              t("Protocol code"), t("Protocol"), t("Preparation"))  # fmt: skip
+    kinds = {"ae_title": "select", "preparation": "area"}
+    titles = {"": "", form["ae_title"]: form["ae_title"], **dict(stations_of(p))}
+    fields = [
+        Field(key, label, kinds.get(key, "text"), form.get(key, ""), key in ("code", "meaning"), "",
+              tuple(titles.items()) if key == "ae_title" else ())
+        for key, label in zip(PROCEDURE_COLUMNS, labels, strict=True)
+    ]  # fmt: skip
+    after = [("/catalogue.csv", "CSV"), ("/catalogue/import", t("Import a CSV file"))]
+    for one in listed:
+        words = f"{one.code} {one.meaning}{' · ' + t('retired') if one.retired else ''}"
+        after.append((f"/catalogue?code={urllib.parse.quote(one.code)}", words))
+    return show_form(
+        p, "Catalogue", [(t("Procedure"), fields)], problems, submit=t("Save"), after=after,
+        hidden=[mark],
+        extra=[("retire", t("Retire")), ("delete", t("Delete"))] if code else [],
+    )  # fmt: skip
+
+
+def post_catalogue(p: PageRequest) -> str:
+    """POST /catalogue: save, retire or delete a procedure."""
+    form = {key: p.form(key) for key in PROCEDURE_COLUMNS}
+    event, about = p.form("event"), ("procedure", form["code"].strip())
+    if event == "delete" and not is_sure(p):
+        words = p.t("Delete {name} from the catalogue? This cannot be undone.",
+                    name=f"{form['code']} {form['meaning']}")  # fmt: skip
+        return ask_if_sure(p, "Delete", words, p.t("Delete"))
+    try:
+        if event in ("retire", "delete"):
+            p.write_seen(about, event, retire_procedure, form["code"], event == "delete")
+        else:
+            p.write_seen(about, event, save_procedure, form)
+    except ChangedMeanwhile:
+        raise
+    except Refusal as refusal:
+        return catalogue_page(p, form, p.again(refusal))
+    return p.tell("/catalogue", p.t("Saved."))
+
+
+def catalogue_csv(p: PageRequest) -> bytes:
+    """GET /catalogue.csv: the catalogue as CSV."""
+    return p.csv("catalogue.csv", p.read(export_procedures))
+
+
+def catalogue_import_page(p: PageRequest, problems: Iterable[str] = ()) -> str:
+    """GET /catalogue/import: the form to choose a CSV file."""
+    words = p.t("Columns: {columns}. Procedures are known by their codes.",
+                columns=", ".join((*PROCEDURE_COLUMNS, "retired")))  # fmt: skip
+    return p.show(
+        UPLOAD_PAGE, "Import a CSV file", action="/catalogue/import", intro=words,
+        problems=list(problems),
+        encodings=[(name, f"{name} ({p.t(one.use)})") for name, one in ENCODINGS.items()],
+    )  # fmt: skip
+
+
+def post_catalogue_import(p: PageRequest) -> str:
+    """POST /catalogue/import: import all rows or none."""
+    upload = p.request.files.get("upload")
+    if not upload:
+        return catalogue_import_page(p, [p.t("Nothing was chosen")])
+    try:
+        encoding = p.form("encoding") if p.form("encoding") in ENCODINGS else ""
+        count = p.write(import_procedures, upload.file.read(), encoding)
+    except Refusal as refusal:
+        return catalogue_import_page(p, [p.t(problem.words) for problem in p.again(refusal)])
+    return p.tell("/catalogue", p.t("Imported: {count}", count=count))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -30721,7 +30925,7 @@ def edit_page(
     fields, others = show_fields(p, EXAM_FIELDS, form, problems, choices)
     return show_form(
         p, "Change exam", [(t.name(index.get("PatientName")), fields)], others, submit=submit,
-        seen=shown, slots="/slots",
+        seen=shown, slots=free_times_part(p, form, row_id),
         hidden=[("step", str(row_id)),
                 ("step_state", mark_of(state, index.get("StudyInstanceUID")))],
         intro=intro,
@@ -31416,7 +31620,9 @@ def patient_page(
 ) -> str:  # fmt: skip
     """GET /patient/…: the form to correct a patient, with links to the exams."""
     shown = form_of(PATIENT_FIELDS, patient_index(p, row_id))
-    fields, others = show_fields(p, PATIENT_FIELDS, form or shown, problems, reception_choices(p))
+    fields, others = show_fields(
+        p, in_order(p.t, PATIENT_FIELDS), form or shown, problems, reception_choices(p)
+    )
     return show_form(
         p, "Patient", [(p.t("Patient"), fields)], others, submit=p.t("Save"),
         seen=shown, undoing=p.undo_of(f"patient {row_id}"), after=patient_links(p, row_id),
@@ -31471,16 +31677,71 @@ def post_patient(p: PageRequest, row_id: int) -> str:
 # Registration.
 # ------------------------------------------------------------------------------------------------
 
+REGISTER_PAGE = """
+% problem_list(t('Not saved. Please correct:'), problems)
+<form method="post" action="/register" class="fields">
+<input type="hidden" name="csrf" value="{{csrf}}">
+% for name, value in hidden:
+<input type="hidden" name="{{name}}" value="{{value}}">
+% end
+<button class="hidden" tabindex="-1" aria-hidden="true">{{t('Register')}}</button>
+% if untold:
+<p class="warning" role="alert">{{t('Birth date or sex is missing. Ask for it: two identifiers keep patients apart.')}} <button name="event" value="anyway">{{t('Register anyway')}}</button></p>
+% end
+% for number, (legend, fields, asked) in enumerate(groups):
+<fieldset><legend>{{legend}}</legend>
+% if number == 0:
+<div class="field"><label for="q">{{t('Known patient: name, ID, phone or birth date')}}</label>
+<input id="q" name="q" type="search" value="{{query}}" autocomplete="off">
+<noscript><button name="event" value="look" formnovalidate>{{t('Search')}}</button></noscript></div>
+% end
+% for f in fields:
+% if f.name == 'birth_date':
+<div id="found" class="row" data-find="/find" aria-live="polite">{{!found}}</div>
+% for one in asked:
+% field(one, focus)
+% end
+% end
+% if f.name not in folded:
+% field(f, focus)
+% end
+% end
+% if number == 0 and known:
+<p class="row"><button name="choose" value="0" formnovalidate>{{t('Another patient')}}</button></p>
+% end
+% if number == 1:
+<div id="slots" class="row" data-find="/slots" aria-live="polite">{{!slots}}</div>
+<noscript><button name="event" value="look" formnovalidate>{{t('Show free times')}}</button></noscript>
+% end
+% inner = [f for f in fields if f.name in folded]
+<details class="row"{{!' open' if any(f.value or f.problem for f in inner) else ''}}><summary>{{t('More')}}</summary><div class="inner">
+% for f in inner:
+% field(f, focus)
+% end
+</div></details>
+</fieldset>
+% end
+<div class="actions"><button class="main">{{t('Register')}}</button>
+<a href="/register?emergency=1" class="button">{{t('Unidentified emergency patient')}}</a></div>
+</form>
+"""
 FOUND_PART = """
 <div data-born="{{born}}" data-sex="{{sex}}">
+% if echo is not None:
+<span hidden data-echo>{{echo}}</span>
+% end
 % if mistyped:
 <p class="warning">{{t('This is not a valid identity number: a digit may be wrong.')}}</p>
 % end
 % if people:
 <p>{{t('Is it one of these?')}}</p>
-<ul>
-% for row_id, name, patient_id, birth_date in people:
-<li><a href="/register?patient={{row_id}}">{{name}} · {{patient_id}} · {{birth_date}}</a></li>
+<ul class="found">
+% for row_id, one in people:
+<li><button name="choose" value="{{row_id}}" formnovalidate><strong>{{one['name']}}</strong> <small>{{one['about']}}</small>
+% if one['exam']:
+<span>{{one['exam']['words']}}</span> <span class="state" data-state="{{one['exam']['state']}}">{{t(one['exam']['state'])}}</span>
+% end
+</button></li>
 % end
 </ul>
 % end
@@ -31506,10 +31767,15 @@ def prefilled(p: PageRequest) -> dict[str, str]:
         return form
     if order_row:
         order = form_of(EXAM_FIELDS, exam_of(p, order_row))
-        form |= {name: order[name] for name in ("accession", "physician")}
+        form |= {name: order[name] for name in ("accession", "physician", "priority")}
     row = p.read(patient_of_step, order_row) if order_row else patient_row
+    return form | of_known(p, row)
+
+
+def of_known(p: PageRequest, row: int) -> dict[str, str]:
+    """Return what a form has of a known patient. Refuses 0112."""
     known = form_of(PATIENT_FIELDS, ElementIndex(p.read(get_patient, row)))
-    return form | known | {"patient": str(row), "seen": encoded_form(known)}
+    return known | {"patient": str(row), "seen": encoded_form(known)}
 
 
 def register_page(
@@ -31517,22 +31783,46 @@ def register_page(
 ) -> str:
     """GET /register: the registration form, or the form again with its problems."""
     t, form = p.t, form or prefilled(p)
-    fields, others = show_fields(p, REGISTER_FIELDS, form, problems, reception_choices(p))
-    exam = len(EXAM_FIELDS)
-    of_patient, of_exam = fields[:-exam], fields[-exam:]
+    empty = dict.fromkeys((row.name for row in REGISTER_FIELDS), "")
+    rows = in_order(t, REGISTER_FIELDS)
+    untold = any(problem.words.key == NOT_TOLD for problem in problems)
+    others_too = any(problem.words.key != NOT_TOLD for problem in problems)
+    fields, others = show_fields(p, rows, form, problems, reception_choices(p))
+    of_patient, of_exam = (
+        [field for field, row in zip(fields, rows, strict=True) if (row.group == "exam") is exam]
+        for exam in (False, True)
+    )
+    of_patient = [
+        one._replace(help=birth_words(p, form.get(one.name, "")) or " ")
+        if one.name == "birth_date" else one for one in of_patient
+    ]  # fmt: skip
+    asked = []
     if any(problem.words.key == SAME_ID for problem in problems) or form.get("same_id"):
-        of_patient.insert(4, same_id_field(t, form))
+        asked.append(same_id_field(t, form))
     if similar := [one for one in problems if one.words.key in (SAME_PERSON, SAME_NAME)]:
-        of_patient.insert(4, same_person_field(t, similar))
-    asked = any(problem.words.key == NOT_TOLD for problem in problems)
-    return show_form(
-        p, "Register", [(t("Patient"), of_patient), (t("Exam details"), of_exam)], others,
-        submit=t("Register"), hidden=[(name, form.get(name, "")) for name in CARRIED],
-        extra=[("anyway", t("Register anyway"))] if asked else [],
-        after=[("/register?emergency=1", t("Unidentified emergency patient"))],
-        finding="/find", slots="/slots",
-        focus="chinese_name" if t.language.startswith("zh") else "family_name",
+        asked.append(same_person_field(t, similar))
+    folded = MORE_FIELDS | (set() if t.kind == "zh" else {"chinese_name"})
+    decided = form.get("patient") or form.get("emergency")
+    name = "chinese_name" if t.kind == "zh" else "family_name"
+    groups = [(t("Patient"), of_patient, asked), (t("Exam details"), of_exam, [])]
+    return p.show(
+        REGISTER_PAGE, "Register", groups=groups, folded=folded,
+        problems=problem_words(p, fields + asked, others) if others_too else [],
+        hidden=[(name, form.get(name, "")) for name in CARRIED],
+        known=form.get("patient"), untold=untold, query=form.get("q", ""),
+        found=found_part(p, form["q"]) if form.get("q") else "",
+        slots=free_times_part(p, empty | form),
+        focus=first_problem(fields + asked) or ("procedure" if decided else name),
     )  # fmt: skip
+
+
+def birth_words(p: PageRequest, typed: str) -> str:
+    """Return a typed birth date as it is understood, with the age; "" if it is none."""
+    t, words = p.t, []
+    for day in typed_dates(typed, today_of(p)):
+        index = text_elements(PatientBirthDate=day)
+        words.append(f"{t.date(day)} · {t.of_person(index, today_of(p))}")
+    return " / ".join(words)
 
 
 def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
@@ -31570,7 +31860,11 @@ def same_person_field(t: Translator, similar: list[Problem]) -> Field:
 def post_register(p: PageRequest) -> str:
     """POST /register: register and go to the exam, or show the form again with nothing saved."""
     form = sent_fields(p, REGISTER_FIELDS)
-    form |= {name: p.form(name) for name in (*CARRIED, "same_id", "same_person")}
+    form |= {name: p.form(name) for name in (*CARRIED, "same_id", "same_person", "q")}
+    if p.form("choose"):
+        return register_page(p, chosen_patient(p, form))
+    if p.form("event") == "look" or (form["q"] and not name_typed(form)):
+        return register_page(p, form)  # without script
     if value_problem("UI", form["study"]) or not form["study"]:
         form["study"] = p.ctx.new_uid()
     if not same_form(p, form):  # the back button showed the form of another patient
@@ -31647,17 +31941,35 @@ def refuse_item(ctx: Context, item: bytes, problems: list[Problem]) -> None:
     raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=found.values())
 
 
+def name_typed(form: Mapping[str, str]) -> bool:
+    """Tell whether a form has a name."""
+    return any(form[name].strip() for name in ("family_name", "given_name", "chinese_name"))
+
+
+def chosen_patient(p: PageRequest, form: dict[str, str]) -> dict[str, str]:
+    """Return a form for a known patient, or for another one; what it says of the exam stays."""
+    row = row_number(p.form("choose"))
+    empty = dict.fromkeys((field.name for field in PATIENT_FIELDS), "")
+    empty |= {"patient": "", "seen": "", "same_id": "", "same_person": "", "q": "", "emergency": ""}
+    return form | empty | (of_known(p, row) if row else {})
+
+
 def find_part(p: PageRequest) -> str:
     """GET /find: known patients that match what is typed; fetched by the script."""
-    t, text = p.t, p.query("q").strip()
+    return found_part(p, p.query("q"), p.query("field"))
+
+
+def found_part(p: PageRequest, text: str, field: str = "") -> str:
+    """Return the known patients that match a text, and what the text says of a birth date."""
+    text = text.strip()
     enough = len(text) >= 2 or (text and not text.isascii())
-    people = [
-        (one.id, t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date))
-        for one in (p.read(find_patients, text, p.ctx.local_now().date(), 6) if enough else ())
-    ]
+    found = p.read(find_patients, text, today_of(p), 6) if enough else ()
     born, sex = resident_number(text) or ("", "")
     mistyped = re.fullmatch("[0-9]{17}[0-9Xx]", text) and not born
-    return p.part(FOUND_PART, people=people, born=shown_date(born), sex=sex, mistyped=mistyped)
+    return p.part(
+        FOUND_PART, people=[(one.id, person(p, one)) for one in found], born=shown_date(born),
+        sex=sex, mistyped=mistyped, echo=birth_words(p, text) if field == "birth_date" else None,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------

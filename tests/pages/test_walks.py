@@ -81,15 +81,19 @@ def test_first_start_to_first_patient_with_the_keyboard_alone(desk):
     expect(page.locator(first)).to_be_focused()
     page.locator("#family_name").focus()
     keyboard = page.keyboard
-    for text in ("Wang", "XiaoDong", "王小东"):
+    page.locator("details.row > summary").first.click()
+    page.locator("#chinese_name").fill("王小东")
+    page.locator("#family_name").focus()
+    for text in ("Wang", "XiaoDong"):
         keyboard.insert_text(text)
         keyboard.press("Tab")
     page.locator("#birth_date").fill("1978-03-12")
     page.locator("#sex").select_option("M")
-    for name in ("device", "procedure"):
+    for name in ("procedure", "device"):
         while page.evaluate("document.activeElement.id") != name:
             keyboard.press("Tab")
         keyboard.type("CT" if name == "device" else "CT chest")
+    keyboard.press("Tab")
     keyboard.press("Enter")
     page.get_by_role("status").wait_for()
     picture(desk, "registered")
@@ -123,18 +127,20 @@ def test_who_is_known_is_shown_while_one_types(desk):
     page = desk.page
     page.goto("/register")
     page.locator("#family_name").press_sequentially("wxd", delay=20)
-    known = page.locator("#found a", has_text="王小东")
+    page.locator("#procedure").fill("CT chest")
+    known = page.locator("#found button", has_text="王小东")
     known.wait_for()
     picture(desk, "found")
     known.click()
-    page.wait_for_url("**/register?patient=1")
     expect(page.locator("#chinese_name")).to_have_value("王 小东")
+    expect(page.locator("#procedure")).to_have_value("CT chest")
 
 
 def test_an_identity_number_fills_the_form(desk):
     page = desk.page
     page.goto("/register")
-    page.locator("#patient_id").fill("11010519491231002X")
+    page.locator("details.row > summary").first.click()
+    page.locator("#identity").fill("11010519491231002X")
     expect(page.locator("#birth_date")).to_have_value("1949-12-31")
     expect(page.locator("#sex")).to_have_value("F")
 
@@ -295,7 +301,7 @@ def test_a_free_time_is_found_in_the_calendar(desk):
     taken = page.locator("#slots .warning", has_text="张伟")
     taken.wait_for()
     picture(desk, "taken")
-    page.locator("#slots button[data-time]").first.click()
+    page.locator("#slots input").first.click()
     expect(page.locator("#time")).to_have_value("10:00")
     expect(taken).to_have_count(0)
     page.locator("#family_name").fill("Chen")

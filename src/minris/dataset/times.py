@@ -91,6 +91,18 @@ def typed_dates(text: str, today: datetime.date) -> list[str]:
     return found
 
 
+def typed_time(text: str) -> str:
+    """A typed time as 14:30; any other text unchanged. Takes 9, 930, 9.30, 14h30, 2:30 pm and 14：30."""
+    form = r"([0-9]{1,2})(?:[:.h：点]?([0-9]{2}))?[:.h：点]?(?::[0-9]{2})? *([ap]m)?"
+    found = re.fullmatch(form, text.strip().casefold())
+    if not found:
+        return text
+    hour, minute = int(found[1]), int(found[2] or 0)
+    if found[3] and 1 <= hour <= 12:
+        hour = hour % 12 + (12 if found[3] == "pm" else 0)
+    return f"{hour:02}:{minute:02}" if hour < 24 and minute < 60 else text
+
+
 def normal_time(text: str) -> str:
     """A time without colons; 2230 sorts just before 223000."""
     return text.replace(":", "")

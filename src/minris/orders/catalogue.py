@@ -10,15 +10,15 @@ from minris.dataset.items import code_item
 from minris.standard.dictionary import value_problem
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES, STEP_SEQUENCE
-from minris.store.models import Procedure, ScheduledProcedureStep
-from minris.store.rows import fetch_rows, first_row
+from minris.store.models import Procedure, Referrer, ScheduledProcedureStep
+from minris.store.rows import erase, fetch_rows, first_row, insert_rows
 
 
 def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
     """Create or change the procedure with this code.
 
     row      text by column: code and meaning are required; scheme, modality, ae_title, minutes,
-             protocol_code and protocol_meaning are optional
+             protocol_code, protocol_meaning and preparation are optional
     Refuses  0106
     """
     columns = {key: (row.get(key) or default).strip() for key, default in PROCEDURE_COLUMNS.items()}
@@ -42,11 +42,11 @@ def save_procedure(ctx: Context, row: Mapping[str, str]) -> None:
 
 PROCEDURE_VRS = {
     "code": "SH", "scheme": "SH", "meaning": "LO", "modality": "CS", "ae_title": "AE",
-    "protocol_code": "SH", "protocol_meaning": "LO",
+    "protocol_code": "SH", "protocol_meaning": "LO", "preparation": "LT",
 }  # fmt: skip
 PROCEDURE_COLUMNS = {
     "code": "", "scheme": "99MINRIS", "meaning": "", "modality": "", "ae_title": "",
-    "minutes": "15", "protocol_code": "", "protocol_meaning": "",
+    "minutes": "15", "protocol_code": "", "protocol_meaning": "", "preparation": "",
 }  # fmt: skip
 
 
@@ -113,3 +113,25 @@ def all_procedures() -> list[Any]:
 def procedures_in_use() -> list[Any]:
     """The procedures that are not retired."""
     return fetch_rows(Procedure, "retired = 0 ORDER BY meaning")
+
+
+MOST_REFERRERS = 500  # kept, those used last
+
+
+def note_referrer(ctx: Context, name: str) -> None:
+    """Remember a referring physician (PN), to be offered when the next order is typed."""
+    if not name.strip("^= "):
+        return
+    columns = "referrer (name, used_at) VALUES ON CONFLICT (name) DO UPDATE SET used_at = excluded.used_at"
+    insert_rows(columns, [(name, ctx.stamp())])
+    erase(
+        "referrer WHERE used_at < (SELECT used_at FROM referrer ORDER BY used_at DESC"
+        " LIMIT 1 OFFSET ?)",
+        MOST_REFERRERS,
+    )
+
+
+def referrers() -> list[str]:
+    """The referring physicians of the last orders (PN), by name."""
+    newest = fetch_rows(Referrer, "1 = 1 ORDER BY used_at DESC LIMIT ?", MOST_REFERRERS)
+    return sorted(one.name for one in newest)

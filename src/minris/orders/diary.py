@@ -163,6 +163,29 @@ def in_the_way(
     return _lie_on(open_, begin, minutes), free_times(ctx, ae_title, bookings, date, minutes)
 
 
+DAYS_AHEAD = 31  # in which free times are looked for
+
+
+def next_free(
+    ctx: Context, ae_title: str, first: str, begin: int, minutes: int, days: int = 3
+) -> list[tuple[str, list[int]]]:
+    """The next days (DA) on which a device has free times, each with these, in minutes of the day.
+
+    first, begin  the day and the minute from which on
+    minutes       how long the exam lasts
+    """
+    day = day_of_da(max(first, ctx.today()))
+    last = f"{day + datetime.timedelta(days=DAYS_AHEAD):%Y%m%d}"
+    bookings, found = diary(ctx, ae_title, f"{day:%Y%m%d}", last), []
+    while (date := f"{day:%Y%m%d}") <= last and len(found) < days:
+        earliest = begin if date == first else 0
+        free = free_times(ctx, ae_title, bookings, date, minutes)
+        if free := [one for one in free if one >= earliest]:
+            found.append((date, free))
+        day += datetime.timedelta(days=1)
+    return found
+
+
 def exams_of_days(first: str, last: str) -> dict[str, int]:
     """The number of exams per day (DA) from one day to another, without canceled ones."""
     cursor = database.execute_sql(

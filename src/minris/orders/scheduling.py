@@ -15,6 +15,7 @@ from minris.dataset.elements import (
     encoded,
     text_elements,
 )
+from minris.orders.catalogue import note_referrer
 from minris.orders.items import (
     fold,
     item_problems,
@@ -87,6 +88,7 @@ def _save_procedure(
     made = text_elements(
         StudyInstanceUID=uid, AccessionNumber=accession, RequestedProcedureID=procedure_id
     )
+    note_referrer(ctx, index.get("ReferringPhysicianName"))
     return RequestedProcedure.create(
         patient=patient,
         study_instance_uid=uid,
@@ -229,6 +231,7 @@ def _change(
     exams = ElementIndex(procedure.data).merged(step_item(step)), told.merged(item)
     note_change(ctx, f"step {step.id}", Message("Changed"), *exams)
     procedure.data = bytes(told)
+    note_referrer(ctx, of_procedure.get("ReferringPhysicianName"))
     if told.get("AccessionNumber") != procedure.accession_number:
         check_accession(told.get("AccessionNumber"), procedure.patient_id)
     procedure.accession_number = told.get("AccessionNumber")

@@ -2,6 +2,7 @@
 
 import base64
 import collections
+import datetime
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from minris.access.context import Context
 from minris.dataset.names import shown_groups, typed_name
 from minris.dataset.spelling import typed_value
-from minris.dataset.times import shown_date
+from minris.dataset.times import shown_date, typed_dates, typed_time
 from minris.pages.frame import PageRequest
 from minris.pages.language import shown_time
 from minris.pages.template import template
@@ -55,17 +56,22 @@ class Field(NamedTuple):
     choices: tuple[tuple[str, str], ...] = ()
     help: str = ""
     locked: bool = False
+    mode: str = "text"
 
 
 class FieldKind(NamedTuple):
     """A kind of field: type of its input, and conversion to and from the stored value.
 
-    read  raises ValueError if it is not a number
+    read   raises ValueError if it is not a number
+    mode   what keyboard a telephone shows
+    dates  reads what dates a typed text can mean; None for what is no date
     """
 
     input: str = "text"
     read: Callable[[str], str] = str.strip
     show: Callable[[str], str] = str
+    mode: str = "text"
+    dates: Callable[[str, datetime.date], list[str]] | None = None
 
 
 def metres(text: str) -> str:
@@ -78,16 +84,22 @@ def centimetres(value: str) -> str:
     return f"{float(value) * 100:g}" if re.fullmatch(r"[\d.]+", value) else ""
 
 
+def coming_dates(text: str, today: datetime.date) -> list[str]:
+    """Return what dates a typed text can mean, of days to come: 26 is 2026."""
+    return typed_dates(text, today + datetime.timedelta(days=50 * 365))
+
+
 # The three parts of a name are put together by person_name.
 FIELD_KINDS = {
     "text": FieldKind(),
     "area": FieldKind("area"),
     "select": FieldKind("select", show=lambda value: value.partition("\\")[0]),
-    "date": FieldKind("date", lambda text: text.replace("-", ""), shown_date),
-    "time": FieldKind("time", lambda text: text.replace(":", ""), shown_time),
-    "phones": FieldKind("tel", show=lambda value: value.replace("\\", ", ")),
-    "weight": FieldKind(read=lambda text: text.strip().replace(",", ".")),
-    "height": FieldKind(read=metres, show=centimetres),
+    "date": FieldKind("text", lambda text: text.replace("-", ""), shown_date, dates=typed_dates),
+    "day": FieldKind("text", lambda text: text.replace("-", ""), shown_date, dates=coming_dates),
+    "time": FieldKind("text", lambda text: text.replace(":", ""), shown_time),
+    "phones": FieldKind("tel", show=lambda value: value.replace("\\", ", "), mode="tel"),
+    "weight": FieldKind(read=lambda text: text.strip().replace(",", "."), mode="decimal"),
+    "height": FieldKind(read=metres, show=centimetres, mode="decimal"),
     "name": FieldKind(read=lambda text: typed_name(text.strip())),
     "physician": FieldKind(
         read=lambda text: typed_name(text.strip().replace(" ", "^", 1)),
@@ -126,8 +138,25 @@ def field_table(text: str) -> tuple[FieldRow, ...]:
 
 
 def sent_fields(p: PageRequest, rows: Iterable[FieldRow]) -> dict[str, str]:
-    """Return the values of a form's fields, by name."""
-    return {row.name: p.form(row.name) for row in rows}
+    """Return the values of a form's fields, by name.
+
+    A free time that was chosen, `slot`, goes before date and time. A date that is typed in any form
+    is written as 1978-03-12, unless it can mean two days.
+    """
+    form = {row.name: p.form(row.name) for row in rows}
+    if slot := re.fullmatch(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d)", p.form("slot")):
+        form |= {k: v for k, v in zip(("date", "time"), slot.groups(), strict=True) if k in form}
+    for row in rows:
+        if row.kind.dates and len(found := row.kind.dates(form[row.name], today_of(p))) == 1:
+            form[row.name] = shown_date(found[0])
+        if row.kind is FIELD_KINDS["time"]:
+            form[row.name] = typed_time(form[row.name])
+    return form
+
+
+def today_of(p: PageRequest) -> datetime.date:
+    """Return the date at the clinic."""
+    return p.ctx.local_now().date()
 
 
 def read_fields(
@@ -160,11 +189,19 @@ def show_fields(
     for problem in problems:
         wanted = WANTED.get(problem.tag) if problem.words.key == MISSING else None
         words[problem.tag].append(p.t(wanted or problem.words))
-    fields = [
-        Field(row.name, p.t(row.label), row.kind.input, form.get(row.name, ""), row.required,
-              "; ".join(words.pop(row.tag, ())), choices.get(row.name, ()))
-        for row in rows
-    ]  # fmt: skip
+    fields = []
+    for row in rows:
+        typed = form.get(row.name, "")
+        one = Field(row.name, p.t(row.label), row.kind.input, typed, row.required,
+                    "; ".join(words.pop(row.tag, ())), choices.get(row.name, ()),
+                    mode=row.kind.mode)  # fmt: skip
+        meant = row.kind.dates(typed, today_of(p)) if row.kind.dates else []
+        if len(meant) > 1:  # asked, never guessed
+            days = tuple((shown_date(day), p.t.date(day)) for day in meant)
+            asked = p.t("{value} can be two days: choose one", value=typed)
+            one = one._replace(kind="select", choices=(("", p.t("Please choose")), *days),
+                               problem=asked, value="")  # fmt: skip
+        fields.append(one)
     return fields, [problem for problem in problems if problem.tag in words]
 
 
@@ -268,18 +305,29 @@ def show_form(
               other variables of form.html
     """
     shown = [f for _, fields, *_ in groups for f in fields]
-    whole = set(map(p.t, WANTED.values()))
-    said = [
-        f.problem if f.problem in whole else p.t.labelled(f.label, f.problem)
-        for f in shown if f.problem
-    ]  # fmt: skip
-    said += [p.t(problem.words) for problem in problems]
+    said = problem_words(p, shown, problems)
     values = {"action": p.request.path} | values
-    wrong = [f.name for f in shown if f.problem]
-    values["focus"] = (wrong or [values.get("focus", "")])[0]
+    values["focus"] = first_problem(shown) or values.get("focus", "")
     if seen is not None:
         values["hidden"] = [("seen", encoded_form(seen)), *values.get("hidden", [])]
     return p.show(FORM_PAGE, title, groups=groups, problems=said, **values)
+
+
+def problem_words(
+    p: PageRequest, fields: Iterable[Field], problems: Iterable[Problem]
+) -> list[str]:
+    """Return what is wrong with a form, in sentences that name the field."""
+    whole = set(map(p.t, WANTED.values()))
+    said = [
+        f.problem if f.problem in whole else p.t.labelled(f.label, f.problem)
+        for f in fields if f.problem
+    ]  # fmt: skip
+    return said + [p.t(problem.words) for problem in problems]
+
+
+def first_problem(fields: Iterable[Field]) -> str:
+    """Return the name of the first field that is wrong, "" if none is."""
+    return next((f.name for f in fields if f.problem), "")
 
 
 NOT_KEPT = frozenset({"csrf", "password", "new_password"})  # of a form without a session

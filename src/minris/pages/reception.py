@@ -21,11 +21,11 @@ from minris.dataset.resident import (
     masked_number,
 )
 from minris.interchange.csv_tables import STEP_KEYWORDS
-from minris.orders.catalogue import procedures_in_use
+from minris.orders.catalogue import procedures_in_use, referrers
 from minris.orders.history import Moment
 from minris.orders.items import split_item
 from minris.orders.lookup import get_step
-from minris.pages.forms import FieldRow, changed_keywords, field_table, read_fields
+from minris.pages.forms import FIELD_KINDS, FieldRow, changed_keywords, field_table, read_fields
 from minris.pages.frame import PageRequest
 from minris.pages.language import Translator, shown_time
 from minris.standard.dictionary import attribute_name, tag_of, vr_of
@@ -38,26 +38,30 @@ REGISTER_FIELDS = field_table("""
     family_name    | PatientName                     | family    | Family name                    | patient
     given_name     | PatientName                     | given     | Given name                     | patient
     chinese_name   | PatientName                     | chinese   | Name in Chinese characters     | patient
-    patient_id     | PatientID                       | text      | Patient ID (leave empty to assign one) | patient
-    identity       | OtherPatientIDsSequence         | text      | Identity number (China)        | patient
     birth_date     | PatientBirthDate                | date      | Birth date                     | patient
     sex            | PatientSex                      | select    | Sex                            | patient
     phone          | PatientTelephoneNumbers         | phones    | Phone                          | patient
+    patient_id     | PatientID                       | text      | Patient ID (leave empty to assign one) | patient
+    identity       | OtherPatientIDsSequence         | text      | Identity number (China)        | patient
     weight         | PatientWeight                   | weight    | Weight (kg)                    | patient
     height         | PatientSize                     | height    | Height (cm)                    | patient
     allergies      | Allergies                       | text      | Allergies                      | patient
     alerts         | MedicalAlerts                   | text      | Medical alerts                 | patient
     pregnancy      | PregnancyStatus                 | select    | Pregnancy                      | visit
-    device         | ScheduledStationAETitle         | select    | Device *                       | exam
-    modality       | Modality                        | select    | Modality (default: from device)        | exam
     procedure      | RequestedProcedureDescription   | text      | Exam *                         | exam
-    date           | ScheduledProcedureStepStartDate | date      | Date *                         | exam
+    device         | ScheduledStationAETitle         | select    | Device                         | exam
+    date           | ScheduledProcedureStepStartDate | day       | Date *                         | exam
     time           | ScheduledProcedureStepStartTime | time      | Time                           | exam
     priority       | RequestedProcedurePriority      | select    | Priority                       | exam
     physician      | ReferringPhysicianName          | physician | Referring physician            | exam
+    modality       | Modality                        | select    | Modality (default: from device)        | exam
     accession      | AccessionNumber                 | text      | Accession number (leave empty to assign one) | exam
     comment        | RequestedProcedureComments      | area      | Comment                        | exam
     """)
+# What is folded under *More* of the patient and of the exam.
+MORE_FIELDS = frozenset(
+    "patient_id identity weight height allergies alerts pregnancy modality accession comment".split()
+)
 PATIENT_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "patient")
 EXAM_FIELDS = tuple(row for row in REGISTER_FIELDS if row.group == "exam")
 
@@ -106,6 +110,17 @@ def typing_problems(form: Mapping[str, str]) -> list[Problem]:
     return problems
 
 
+def in_order(t: Translator, rows: tuple[FieldRow, ...]) -> tuple[FieldRow, ...]:
+    """Return fields in the order of a language: in Chinese the name in characters is first."""
+    first = "chinese_name" if t.kind == "zh" else ""
+    return tuple(sorted(rows, key=lambda row: row.name != first))
+
+
+def physician(name: str) -> str:
+    """Return a referring physician (PN) as it is typed."""
+    return FIELD_KINDS["physician"].show(name)
+
+
 def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
     """Return the choices of the fields of the registration form, by name."""
     t, nothing = p.t, ("", "")
@@ -118,6 +133,7 @@ def reception_choices(p: PageRequest) -> dict[str, tuple[tuple[str, str], ...]]:
         "modality": (nothing, *((m, m) for m in MODALITIES)),
         "priority": (nothing, *((one, t(one)) for one in ("ROUTINE", "HIGH", "STAT"))),
         "procedure": tuple((row.meaning, row.code) for row in p.read(procedures_in_use)),
+        "physician": tuple((name, "") for name in map(physician, p.read(referrers))),
     }
 
 

@@ -30,7 +30,7 @@ from minris.pages.box import (
 )
 from minris.pages.day.blocked import blocked_page, post_blocked
 from minris.pages.day.board import Boards, waiting_page
-from minris.pages.day.calendar import calendar_page, slots_part
+from minris.pages.day.calendar import calendar_page
 from minris.pages.day.exam import edit_page, post_edit, post_step, step_page
 from minris.pages.day.figures import figures_csv, figures_page, figures_svg
 from minris.pages.day.leftovers import (
@@ -53,6 +53,7 @@ from minris.pages.day.paper import (
     print_page,
     slip_page,
 )
+from minris.pages.day.slots import slots_part
 from minris.pages.frame import ERROR_PAGE, Answer, Page, PageRequest, Site
 from minris.pages.login import (
     ask_to_log_in,

@@ -194,6 +194,15 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
             WHERE name_key GLOB '*[^ -~]*';
         """,
     ),
+    (
+        24,
+        "preparation of procedures; referring physicians of orders",
+        """
+        ALTER TABLE procedure ADD COLUMN preparation TEXT NOT NULL DEFAULT '';
+        CREATE TABLE referrer (name TEXT NOT NULL PRIMARY KEY, used_at TEXT NOT NULL);
+        CREATE INDEX referrer_used_at ON referrer (used_at);
+        """,
+    ),
 )
 
 

@@ -146,6 +146,7 @@ class Procedure(Stored):
     minutes = peewee.IntegerField()
     protocol_code, protocol_meaning = text_columns(2)
     retired = peewee.IntegerField()
+    preparation = peewee.TextField(default="")  # what the patient is told
 
 
 class BlockedTime(Stored):
@@ -154,6 +155,13 @@ class BlockedTime(Stored):
     ae_title, first, last, reason = text_columns(4)
     begins, ends = peewee.IntegerField(), peewee.IntegerField()
     created_at = peewee.TextField()
+
+
+class Referrer(Stored):
+    """A referring physician (PN) of orders, and when last."""
+
+    name = peewee.TextField(primary_key=True)
+    used_at = peewee.TextField()
 
 
 class QueryTrace(Stored):

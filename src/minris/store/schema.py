@@ -61,6 +61,7 @@ INDEXES = body_rows("""
            | outbox_passed_on                             | outbox                   | id                                        | lane = 'passed on'
            | availability_study_instance_uid              | availability             | study_instance_uid                        |
            | undo_note_about                              | undo_note                | about                                     |
+           | referrer_used_at                             | referrer                 | used_at                                   |
            | value_change_about                           | value_change             | about                                     |
     UNIQUE | query_trace_once                             | query_trace              | hour, ae_title, address, keys             |
            | login_failure_who                            | login_failure            | who, at                                   |

@@ -83,9 +83,9 @@ WORKITEM_FIELDS = field_table("""
     worklist   | WorklistLabel                       | text   | Worklist
     priority   | ScheduledProcedureStepPriority      | select | Priority
     readiness  | InputReadinessState                 | select | Images ready?
-    date       | ScheduledProcedureStepStartDateTime | date   | Date
+    date       | ScheduledProcedureStepStartDateTime | day    | Date
     time       | ScheduledProcedureStepStartDateTime | time   | Time
-    expires    | ScheduledProcedureStepExpirationDateTime | date | Due
+    expires    | ScheduledProcedureStepExpirationDateTime | day | Due
     patient    | PatientName                         | name   | Patient's name
     patient_id | PatientID                           | text   | Patient ID
     comment    | CommentsOnTheScheduledProcedureStep | area   | Comment

@@ -1,7 +1,6 @@
 """The calendar: a day of all devices or the week of one, and the month."""
 
 import datetime
-import re
 import urllib.parse
 from typing import Any
 
@@ -12,21 +11,18 @@ from minris.orders.diary import (
     diary,
     exams_of_days,
     free_times,
-    in_the_way,
     is_closed,
-    minute_of_day,
 )
 from minris.pages.day.board import stations_of
 from minris.pages.day.grid import UNIT, Cell, Column, grid
-from minris.pages.frame import PageRequest, row_number
-from minris.pages.language import WEEKDAY_WORDS, booked_words, clock, day_of
+from minris.pages.frame import PageRequest
+from minris.pages.language import WEEKDAY_WORDS, clock, day_of
 from minris.pages.template import template
 from minris.seen import mark_of
 from minris.standard.status import Message
 from minris.standard.worklist import WAITING_STEP_STATES
 
 CALENDAR_PAGE = template("day/calendar.html")
-SLOTS_PART = template("day/slots_part.html")
 
 
 VIEWS = {"day": Message("Day view"), "week": Message("Week view")}
@@ -184,15 +180,3 @@ def weeks_of_month(
     ]  # fmt: skip
     weeks = [cells[n : n + 7] for n in range(0, 42, 7)]
     return [week for week in weeks if any(cell[3][:7] == f"{day:%Y-%m}" for cell in week)]
-
-
-def slots_part(p: PageRequest) -> str:
-    """GET /slots: the exams that overlap with a time, and free times; fetched by the script."""
-    date, device, time_ = p.day("date"), p.query("device"), p.query("time")
-    if not (date and device and re.fullmatch("[0-2][0-9]:[0-5][0-9](:[0-5][0-9])?", time_)):
-        return ""
-    begin, itself = minute_of_day(time_.replace(":", "")), row_number(p.query("step"))
-    taken, free = p.read(in_the_way, p.ctx, device, date, begin, p.query("procedure"), itself)
-    later = [one for one in free if one >= begin] or free
-    shown = [clock(one) for one in later[:6]] if taken else []
-    return p.part(SLOTS_PART, taken=booked_words(p.t, taken), free=shown)

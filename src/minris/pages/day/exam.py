@@ -25,6 +25,7 @@ from minris.orders.undo import undo
 from minris.outbox import passed_on_of
 from minris.pages.asking import PERSON_EVENTS, exam_words
 from minris.pages.day.board import NEXT_EVENTS, tags_of
+from minris.pages.day.slots import free_times_part
 from minris.pages.forms import post_changes, show_fields, show_form
 from minris.pages.frame import PageRequest, no_such_action
 from minris.pages.language import (
@@ -356,7 +357,7 @@ def edit_page(
     fields, others = show_fields(p, EXAM_FIELDS, form, problems, choices)
     return show_form(
         p, "Change exam", [(t.name(index.get("PatientName")), fields)], others, submit=submit,
-        seen=shown, slots="/slots",
+        seen=shown, slots=free_times_part(p, form, row_id),
         hidden=[("step", str(row_id)),
                 ("step_state", mark_of(state, index.get("StudyInstanceUID")))],
         intro=intro,

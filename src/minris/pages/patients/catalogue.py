@@ -11,6 +11,7 @@ from minris.orders.catalogue import (
     save_procedure,
 )
 from minris.pages.asking import ask_if_sure, is_sure
+from minris.pages.day.board import stations_of
 from minris.pages.forms import UPLOAD_PAGE, Field, show_form
 from minris.pages.frame import PageRequest
 from minris.seen import ChangedMeanwhile
@@ -28,11 +29,14 @@ def catalogue_page(
     shown = [{k: str(getattr(one, k)) for k in PROCEDURE_COLUMNS} for one in chosen]
     form = form or (shown or [PROCEDURE_COLUMNS])[0]
     labels = (t("Code"), t("Coding scheme"), t("Exam"), t("Modality"), t("Device"), t("Minutes"),
-              t("Protocol code"), t("Protocol"))  # fmt: skip
+              t("Protocol code"), t("Protocol"), t("Preparation"))  # fmt: skip
+    kinds = {"ae_title": "select", "preparation": "area"}
+    titles = {"": "", form["ae_title"]: form["ae_title"], **dict(stations_of(p))}
     fields = [
-        Field(key, label, "text", form.get(key, ""), key in ("code", "meaning"))
+        Field(key, label, kinds.get(key, "text"), form.get(key, ""), key in ("code", "meaning"), "",
+              tuple(titles.items()) if key == "ae_title" else ())
         for key, label in zip(PROCEDURE_COLUMNS, labels, strict=True)
-    ]
+    ]  # fmt: skip
     after = [("/catalogue.csv", "CSV"), ("/catalogue/import", t("Import a CSV file"))]
     for one in listed:
         words = f"{one.code} {one.meaning}{' · ' + t('retired') if one.retired else ''}"

@@ -14,7 +14,13 @@ from minris.orders.undo import undo
 from minris.pages.forms import Field, post_changes, show_fields, show_form
 from minris.pages.frame import PageRequest, Row
 from minris.pages.language import shown_time
-from minris.pages.reception import PATIENT_FIELDS, form_of, patient_from_form, reception_choices
+from minris.pages.reception import (
+    PATIENT_FIELDS,
+    form_of,
+    in_order,
+    patient_from_form,
+    reception_choices,
+)
 from minris.seen import ChangedMeanwhile
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
@@ -129,7 +135,9 @@ def patient_page(
 ) -> str:  # fmt: skip
     """GET /patient/…: the form to correct a patient, with links to the exams."""
     shown = form_of(PATIENT_FIELDS, patient_index(p, row_id))
-    fields, others = show_fields(p, PATIENT_FIELDS, form or shown, problems, reception_choices(p))
+    fields, others = show_fields(
+        p, in_order(p.t, PATIENT_FIELDS), form or shown, problems, reception_choices(p)
+    )
     return show_form(
         p, "Patient", [(p.t("Patient"), fields)], others, submit=p.t("Save"),
         seen=shown, undoing=p.undo_of(f"patient {row_id}"), after=patient_links(p, row_id),

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from minris.access.context import Context
 from minris.dataset.checks import implausible
-from minris.dataset.elements import ElementIndex
+from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.names import resident_number
 from minris.dataset.resident import looks_like_resident
-from minris.dataset.times import shown_date
+from minris.dataset.times import shown_date, typed_dates
 from minris.orders.catalogue import apply_procedure
 from minris.orders.items import item_problems, split_item, step_with_defaults
 from minris.orders.lookup import patient_id_known, patient_of_step, step_known
@@ -21,22 +21,28 @@ from minris.orders.patients import (
     get_patient,
 )
 from minris.orders.scheduling import register_once
+from minris.pages.day.slots import free_times_part
 from minris.pages.forms import (
     Field,
     changed_meanwhile,
     encoded_form,
+    first_problem,
+    problem_words,
     sent_fields,
     show_fields,
-    show_form,
+    today_of,
 )
 from minris.pages.frame import PageRequest, row_number
 from minris.pages.language import Translator
+from minris.pages.patients.search import person
 from minris.pages.reception import (
     EXAM_FIELDS,
+    MORE_FIELDS,
     PATIENT_FIELDS,
     REGISTER_FIELDS,
     exam_of,
     form_of,
+    in_order,
     item_from_form,
     reception_choices,
 )
@@ -45,6 +51,7 @@ from minris.seen import ChangedMeanwhile, as_seen, state_mark
 from minris.standard.dictionary import value_problem
 from minris.standard.status import Problem, Refusal, Status
 
+REGISTER_PAGE = template("patients/register.html")
 FOUND_PART = template("patients/found_part.html")
 # Hidden fields: the study to be made; the row of a known patient, and what the form showed of it.
 CARRIED = ("study", "patient", "seen", "emergency")
@@ -66,10 +73,15 @@ def prefilled(p: PageRequest) -> dict[str, str]:
         return form
     if order_row:
         order = form_of(EXAM_FIELDS, exam_of(p, order_row))
-        form |= {name: order[name] for name in ("accession", "physician")}
+        form |= {name: order[name] for name in ("accession", "physician", "priority")}
     row = p.read(patient_of_step, order_row) if order_row else patient_row
+    return form | of_known(p, row)
+
+
+def of_known(p: PageRequest, row: int) -> dict[str, str]:
+    """Return what a form has of a known patient. Refuses 0112."""
     known = form_of(PATIENT_FIELDS, ElementIndex(p.read(get_patient, row)))
-    return form | known | {"patient": str(row), "seen": encoded_form(known)}
+    return known | {"patient": str(row), "seen": encoded_form(known)}
 
 
 def register_page(
@@ -77,22 +89,46 @@ def register_page(
 ) -> str:
     """GET /register: the registration form, or the form again with its problems."""
     t, form = p.t, form or prefilled(p)
-    fields, others = show_fields(p, REGISTER_FIELDS, form, problems, reception_choices(p))
-    exam = len(EXAM_FIELDS)
-    of_patient, of_exam = fields[:-exam], fields[-exam:]
+    empty = dict.fromkeys((row.name for row in REGISTER_FIELDS), "")
+    rows = in_order(t, REGISTER_FIELDS)
+    untold = any(problem.words.key == NOT_TOLD for problem in problems)
+    others_too = any(problem.words.key != NOT_TOLD for problem in problems)
+    fields, others = show_fields(p, rows, form, problems, reception_choices(p))
+    of_patient, of_exam = (
+        [field for field, row in zip(fields, rows, strict=True) if (row.group == "exam") is exam]
+        for exam in (False, True)
+    )
+    of_patient = [
+        one._replace(help=birth_words(p, form.get(one.name, "")) or " ")
+        if one.name == "birth_date" else one for one in of_patient
+    ]  # fmt: skip
+    asked = []
     if any(problem.words.key == SAME_ID for problem in problems) or form.get("same_id"):
-        of_patient.insert(4, same_id_field(t, form))
+        asked.append(same_id_field(t, form))
     if similar := [one for one in problems if one.words.key in (SAME_PERSON, SAME_NAME)]:
-        of_patient.insert(4, same_person_field(t, similar))
-    asked = any(problem.words.key == NOT_TOLD for problem in problems)
-    return show_form(
-        p, "Register", [(t("Patient"), of_patient), (t("Exam details"), of_exam)], others,
-        submit=t("Register"), hidden=[(name, form.get(name, "")) for name in CARRIED],
-        extra=[("anyway", t("Register anyway"))] if asked else [],
-        after=[("/register?emergency=1", t("Unidentified emergency patient"))],
-        finding="/find", slots="/slots",
-        focus="chinese_name" if t.language.startswith("zh") else "family_name",
+        asked.append(same_person_field(t, similar))
+    folded = MORE_FIELDS | (set() if t.kind == "zh" else {"chinese_name"})
+    decided = form.get("patient") or form.get("emergency")
+    name = "chinese_name" if t.kind == "zh" else "family_name"
+    groups = [(t("Patient"), of_patient, asked), (t("Exam details"), of_exam, [])]
+    return p.show(
+        REGISTER_PAGE, "Register", groups=groups, folded=folded,
+        problems=problem_words(p, fields + asked, others) if others_too else [],
+        hidden=[(name, form.get(name, "")) for name in CARRIED],
+        known=form.get("patient"), untold=untold, query=form.get("q", ""),
+        found=found_part(p, form["q"]) if form.get("q") else "",
+        slots=free_times_part(p, empty | form),
+        focus=first_problem(fields + asked) or ("procedure" if decided else name),
     )  # fmt: skip
+
+
+def birth_words(p: PageRequest, typed: str) -> str:
+    """Return a typed birth date as it is understood, with the age; "" if it is none."""
+    t, words = p.t, []
+    for day in typed_dates(typed, today_of(p)):
+        index = text_elements(PatientBirthDate=day)
+        words.append(f"{t.date(day)} · {t.of_person(index, today_of(p))}")
+    return " / ".join(words)
 
 
 def same_id_field(t: Translator, form: Mapping[str, str]) -> Field:
@@ -130,7 +166,11 @@ def same_person_field(t: Translator, similar: list[Problem]) -> Field:
 def post_register(p: PageRequest) -> str:
     """POST /register: register and go to the exam, or show the form again with nothing saved."""
     form = sent_fields(p, REGISTER_FIELDS)
-    form |= {name: p.form(name) for name in (*CARRIED, "same_id", "same_person")}
+    form |= {name: p.form(name) for name in (*CARRIED, "same_id", "same_person", "q")}
+    if p.form("choose"):
+        return register_page(p, chosen_patient(p, form))
+    if p.form("event") == "look" or (form["q"] and not name_typed(form)):
+        return register_page(p, form)  # without script
     if value_problem("UI", form["study"]) or not form["study"]:
         form["study"] = p.ctx.new_uid()
     if not same_form(p, form):  # the back button showed the form of another patient
@@ -207,14 +247,32 @@ def refuse_item(ctx: Context, item: bytes, problems: list[Problem]) -> None:
     raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=found.values())
 
 
+def name_typed(form: Mapping[str, str]) -> bool:
+    """Tell whether a form has a name."""
+    return any(form[name].strip() for name in ("family_name", "given_name", "chinese_name"))
+
+
+def chosen_patient(p: PageRequest, form: dict[str, str]) -> dict[str, str]:
+    """Return a form for a known patient, or for another one; what it says of the exam stays."""
+    row = row_number(p.form("choose"))
+    empty = dict.fromkeys((field.name for field in PATIENT_FIELDS), "")
+    empty |= {"patient": "", "seen": "", "same_id": "", "same_person": "", "q": "", "emergency": ""}
+    return form | empty | (of_known(p, row) if row else {})
+
+
 def find_part(p: PageRequest) -> str:
     """GET /find: known patients that match what is typed; fetched by the script."""
-    t, text = p.t, p.query("q").strip()
+    return found_part(p, p.query("q"), p.query("field"))
+
+
+def found_part(p: PageRequest, text: str, field: str = "") -> str:
+    """Return the known patients that match a text, and what the text says of a birth date."""
+    text = text.strip()
     enough = len(text) >= 2 or (text and not text.isascii())
-    people = [
-        (one.id, t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date))
-        for one in (p.read(find_patients, text, p.ctx.local_now().date(), 6) if enough else ())
-    ]
+    found = p.read(find_patients, text, today_of(p), 6) if enough else ()
     born, sex = resident_number(text) or ("", "")
     mistyped = re.fullmatch("[0-9]{17}[0-9Xx]", text) and not born
-    return p.part(FOUND_PART, people=people, born=shown_date(born), sex=sex, mistyped=mistyped)
+    return p.part(
+        FOUND_PART, people=[(one.id, person(p, one)) for one in found], born=shown_date(born),
+        sex=sex, mistyped=mistyped, echo=birth_words(p, text) if field == "birth_date" else None,
+    )  # fmt: skip
