@@ -2902,6 +2902,11 @@ def shown_date(value: str) -> str:
     return f"{value[:4]}-{value[4:6]}-{value[6:8]}" if len(value) >= 8 else value
 
 
+def date_of(value: str) -> datetime.date | str:
+    """A DA value as a date, for a sentence; any other text as it stands."""
+    return datetime.date.fromisoformat(shown_date(value)) if is_date(value) else value
+
+
 class Interval(NamedTuple):
     """A range of DA or TM values, both ends included; "" for an open end."""
 
@@ -12988,7 +12993,7 @@ def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
         return candidates[0]
     other = candidates[0]
     words = Message(SAME_ID, value=patient_id, name=shown_name(other.patient_name),
-                    birth_date=shown_date(other.patient_birth_date) or "?")  # fmt: skip
+                    birth_date=date_of(other.patient_birth_date) or "?")  # fmt: skip
     raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)])
 
 
@@ -13049,7 +13054,7 @@ def same_name_problem(index: ElementIndex, patient: Any) -> Problem:
     born, value = patient.patient_birth_date, patient.patient_id
     words = Message(SAME_PERSON, value=value)
     if not (born and index.get("PatientBirthDate")):
-        words = Message(SAME_NAME, value=value, birth_date=shown_date(born) or "?")
+        words = Message(SAME_NAME, value=value, birth_date=date_of(born) or "?")
     return Problem(tag_of("PatientName"), words)
 
 
@@ -23346,6 +23351,8 @@ class Translator:
         """Return a value of a sentence as this language writes it; by its name it is one itself."""
         if isinstance(value, datetime.datetime):
             return self.moment(value)
+        if isinstance(value, datetime.date):
+            return self.date(f"{value:%Y%m%d}")
         if isinstance(value, Message):
             return self(value)
         return self.said(value) if name in SENTENCES and isinstance(value, str) else value
@@ -23520,7 +23527,7 @@ def other_patient(t: Translator, told: ElementIndex, ours: ElementIndex) -> str:
     )
 
 
-STATE_CODES = re.compile("|".join(rf"\\b{code}\\b" for code in (*STEP_STATES, *UPS_STATES)))
+STATE_CODES = re.compile("|".join(rf"\b{code}\b" for code in (*STEP_STATES, *UPS_STATES)))
 
 
 @functools.lru_cache(16)
@@ -27917,7 +27924,7 @@ def changed_meanwhile(
         name, now = row.name, stored[row.name]
         if name not in seen or seen[name] == now:
             continue
-        words = Message("was changed to {value} in the meantime", value=now or "-")
+        words = Message("was changed to {value} in the meantime", value=shown_value(p, row, now))
         problems.append(Problem(row.tag, words))
         if form[name].strip() == seen[name].strip():
             form[name] = now
@@ -27941,6 +27948,11 @@ def setting_problems(
         words = Message("Please fill this in.") if missing else Message("{value} {words}", **values)
         found[str(values["key"])] = p.t(words)
     return found, others
+
+
+def shown_value(p: PageRequest, row: FieldRow, text: str) -> str:
+    """Return the text of a field for a sentence; a dash for none."""
+    return p.t.date(row.kind.read(text)) if row.kind.input == "date" else text or "-"
 
 
 def show_form(

@@ -340,7 +340,7 @@ def test_of_two_devices_of_one_ae_title_all_parts_obey_that_of_the_file(ctx, twi
 
 def test_two_devices_of_one_ae_title_are_told(twice):
     [(device, words)] = device_conflicts(twice.devices)
-    assert (device.name, words) == ("Old CT", "CT1 belongs to CT room already")
+    assert (device.name, words) == ("Old CT", "CT1 already belongs to CT room")
 
 
 @pytest.mark.parametrize("name", DEVICE_PROFILES)

@@ -448,7 +448,7 @@ def test_a_file_is_imported_beside_a_running_appliance(served, tmp_path):
     done = served.run("import", path)
     assert (done.returncode, done.stdout) == (
         0,
-        "list.json: 1 imported; 1 without birth date or sex\n",
+        "list.json: Imported: 1; Without birth date or sex: 1\n",
     )
     assert names_on(served, "I1") == ["Wang^XiaoDong=王^小东"]
 
@@ -458,7 +458,7 @@ def test_a_file_is_imported_where_nothing_runs(serve, folder):
     done = run("import", path, folder=folder)
     assert (done.returncode, done.stdout) == (
         0,
-        "list.json: 2 imported; 2 without birth date or sex\n",
+        "list.json: Imported: 2; Without birth date or sex: 2\n",
     )
     assert names_on(serve(), "I2") == ["Li^Na=李^娜"]
 
@@ -483,7 +483,7 @@ def test_one_wrong_file_of_several_keeps_no_other_out(served, tmp_path):
     wrong.write_bytes(b"no worklist file")
     done = served.run("import", wrong, good, tmp_path / "missing.wl")
     assert done.returncode == 1
-    assert done.stdout == "good.json: 1 imported; 1 without birth date or sex\n"
+    assert done.stdout == "good.json: Imported: 1; Without birth date or sex: 1\n"
     _, *refused = done.stderr.strip().splitlines()  # the first line names the store
     assert [Path(line.partition(": ")[0]).name for line in refused] == ["wrong.wl", "missing.wl"]
     assert names_on(served, "I4") == ["Li^Na"]

@@ -343,7 +343,7 @@ def nothing():
 EFFECTS = {
     "ae_title": ("MG1, MG1_DOSE", {}, lambda a: calls(a, "MG1_DOSE"), 3, True),
     "host": (peers.HOST, {"port": "PORT"}, echoed, "has no address here", "answers"),
-    "port": ("PORT", {"host": peers.HOST}, echoed, "Cannot reach", "answers"),
+    "port": ("PORT", {"host": peers.HOST}, echoed, "reach Mammography at 127.0.0.1:104", "answers"),
     "tls": ("yes", {"host": peers.HOST, "port": "PORT"}, lambda a: echoed(a) == "answers", True, False),
     "check_address": ("yes", {"host": "127.0.0.2"}, lambda a: calls(a, "MG1"), True, 3),
     "modality": ("MG", {}, lambda a: stored_step(a, "Modality"), "is missing", "MG"),

@@ -1016,7 +1016,7 @@ def test_an_import_beside_a_running_appliance_is_on_the_worklist_at_once(applian
     done = run(appliance.config, "import", path)
     assert (done.exit_code, done.out) == (
         0,
-        "day.csv: 1 imported; 1 without birth date or sex\n",
+        "day.csv: Imported: 1; Without birth date or sex: 1\n",
     )
     found = peers.run_findscu(appliance.port, "MINRIS", "CT1", ["PatientName"])
     assert len(found.datasets) == 1

@@ -288,7 +288,7 @@ def test_the_gap_is_on_every_page_and_in_the_log_until_it_is_confirmed(run_appli
     with box.at_work() as ctx:
         erase_patient(ctx, find_patients("P000002", NOON.date())[0].id, "at her wish")
     box.restore()
-    told = "was restored: what was entered after it is missing"
+    told = "was restored: everything entered after it is missing"
     with caplog.at_level("WARNING"):
         appliance = run_appliance()
     [line] = [one.getMessage() for one in caplog.records if told in one.getMessage()]

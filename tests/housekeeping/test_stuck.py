@@ -62,7 +62,7 @@ def test_an_exam_of_a_day_before_is_listed_until_someone_says_what_became_of_it(
 def test_an_exam_of_today_is_no_leftover(ctx):
     schedule(ctx, ScheduledProcedureStepStartDate=ctx.today())
     assert kinds(ctx) == {}
-    with pytest.raises(Refusal, match="not stuck"):
+    with pytest.raises(Refusal, match="no longer needs attention"):
         end_leftover(ctx, 1, "Because")
 
 

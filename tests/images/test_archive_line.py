@@ -58,7 +58,7 @@ def test_an_archive_that_is_not_reached_is_a_red_light_and_recovers_by_itself(
     port = peers.free_port()
     running = run_appliance(settings(port))
     eventually(lambda: light(running)[0] == "bad")
-    assert "does not answer since" in light(running)[1]
+    assert "has not answered since" in light(running)[1]
     with visiting(running) as client:
         employ(running, client, "admin")
         box = words_of(client.get("/box"))

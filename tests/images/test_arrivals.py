@@ -501,7 +501,7 @@ def test_the_page_of_an_exam_says_who_told_of_its_end(run_appliance, archive, ki
     step = scheduled(running)
     end(running, step, archive)
     assert running.read(outcome, step) == (COMPLETED, kind)
-    assert f"Told by {words}" in page_of(running, step)
+    assert f"Source {words}" in page_of(running, step)
 
 
 def test_a_tap_on_the_board_ends_an_exam_of_a_machine_that_does_not_report(run_appliance):
@@ -514,7 +514,7 @@ def test_a_tap_on_the_board_ends_an_exam_of_a_machine_that_does_not_report(run_a
         assert "Mark as done" in words_of(board)
         anna.post(path, data={"csrf": csrf_of(board.text), "event": "finish"})
         assert running.read(state, step) == COMPLETED
-        assert re.search(r"Told by anna\b", words_of(anna.get(path)))
+        assert re.search(r"Source anna\b", words_of(anna.get(path)))
 
 
 @pytest.mark.parametrize(("how", "offered"), [("yes", False), ("no", True), ("auto", True)])
@@ -1267,8 +1267,8 @@ def test_a_stuck_exam_is_ended_with_a_reason_by_an_administrator(run_appliance):
         assert running.read(state, step) == COMPLETED
         shown = words_of(admin.get(f"/step/{row_id}"))
         assert "The CT was switched off" in shown
-        assert "Told by anna" in shown
-        assert "Nothing is stuck" in words_of(admin.get("/orphans"))
+        assert "Source anna" in shown
+        assert "Nothing needs attention" in words_of(admin.get("/orphans"))
 
 
 def test_a_technologist_sees_stuck_exams_and_cannot_end_them(run_appliance):

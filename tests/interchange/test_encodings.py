@@ -252,6 +252,6 @@ def test_the_page_asks_for_the_encoding_with_a_preview_of_each(appliance, web, n
 def test_the_command_takes_an_encoding(ctx):
     content = table("Müller^Jürgen").encode("cp1252")
     assert run_import(ctx, "day.csv", content, "windows-1252") == (
-        "day.csv: 1 imported; 1 without birth date or sex"
+        "day.csv: Imported: 1; Without birth date or sex: 1"
     )
     assert ScheduledProcedureStep.select().count() == 1

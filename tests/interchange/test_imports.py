@@ -82,7 +82,7 @@ def json_of(*items):
 
 def test_the_same_file_given_again_adds_nothing(ctx):
     content = csv_of(3).encode()
-    assert import_now(ctx, "day.csv", content).startswith("day.csv: 3 imported;")
+    assert import_now(ctx, "day.csv", content).startswith("day.csv: Imported: 3;")
     words = import_now(ctx, "other name.csv", content)
     assert "imported already" in words
     assert count() == 3
@@ -91,7 +91,7 @@ def test_the_same_file_given_again_adds_nothing(ctx):
 def test_the_same_file_is_added_again_where_that_is_wanted(ctx):
     content = csv_of(3).encode()
     import_now(ctx, "day.csv", content)
-    assert import_now(ctx, "day.csv", content, again=True).startswith("day.csv: 3 imported;")
+    assert import_now(ctx, "day.csv", content, again=True).startswith("day.csv: Imported: 3;")
     assert count() == 6
 
 

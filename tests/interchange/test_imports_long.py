@@ -56,7 +56,7 @@ def test_no_machine_waits_a_second_beside_a_large_import(serve, tmp_path):  # no
     seconds = time.monotonic() - began
     slowest = machine.end()
     assert done.returncode == 0, done.stderr
-    assert f"{ROWS} imported" in done.stdout
+    assert f"Imported: {ROWS}" in done.stdout
     print(
         f"{ROWS} rows in {seconds:.0f} s; of {len(machine.seconds)} answers the slowest took {slowest:.2f} s"
     )

@@ -114,7 +114,7 @@ def test_unknown_columns_are_listed_and_left_out_on_demand(ctx, name):
     assert words.split("\n") == [f"Unknown column {name}", "Unknown column shoe size"]
     text = f"{head}\n{line}\n".encode()
     done = import_now(ctx, "day.csv", text, How(ReadAs(leave_out=True)))
-    assert done == f"day.csv: 1 imported; columns left out: {name}, shoe size"
+    assert done == f"day.csv: Imported: 1; columns left out: {name}, shoe size"
 
 
 @pytest.mark.parametrize(

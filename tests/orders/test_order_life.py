@@ -1102,7 +1102,7 @@ def upload(web, content, name="day.csv"):
 def test_a_list_is_shown_first_and_imported_when_confirmed(appliance, web, codec):
     shown = upload(web, table(CHINESE_HEAD, CHINESE_ROW).encode(codec))
     assert "王小东" in shown.text
-    assert "1 rows" in words_of(shown.text)
+    assert "1 row" in words_of(shown.text)
     assert steps_in(appliance) == []
     answer = web.post("/import", data=form_of(shown.text, "/import") | {"confirmed": "yes"})
     assert answer.status_code == 303

@@ -286,15 +286,15 @@ def test_a_day_that_has_passed_is_said(appliance):
     with visiting(appliance) as client:
         form = filled(employ(appliance, client), date="2020-01-01")
         page = client.get(client.post("/register", data=form).headers["location"])
-    assert "Its day has passed" in words_of(page)
+    assert "Its date has passed" in words_of(page)
     assert "finds the patient" not in page.text
 
 
 def test_a_mistyped_identity_number_is_said_while_one_types(appliance):
     with visiting(appliance) as client:
         employ(appliance, client)
-        assert "no valid identity number" in client.get("/find?q=110105194912310021").text
-        assert "no valid identity number" not in client.get("/find?q=11010519491231002X").text
+        assert "not a valid identity number" in client.get("/find?q=110105194912310021").text
+        assert "not a valid identity number" not in client.get("/find?q=11010519491231002X").text
 
 
 def test_one_chinese_character_finds(appliance):
@@ -341,7 +341,7 @@ def test_only_the_last_thing_is_taken_back_and_once(ctx):
     event(ctx, step, "finish")
     undo(ctx, "step 1")
     assert state(step) == "ARRIVED"
-    with pytest.raises(Refusal, match="nothing to take back"):
+    with pytest.raises(Refusal, match="nothing to undo"):
         undo(ctx, "step 1")
 
 
@@ -371,7 +371,7 @@ def test_the_page_of_an_exam_offers_to_take_back(appliance):
         client.post("/step/1", data={"csrf": csrf, "event": "no show"})
         assert "Undo: " in client.get("/step/1").text
         client.post("/step/1", data={"csrf": csrf, "event": "undo"})
-        assert re.search('data-state="SCHEDULED"|SCHEDULED', client.get("/step/1").text)
+        assert re.search("Scheduled", client.get("/step/1").text)
 
 
 # The waiting room, the slip, the day on paper.
@@ -557,7 +557,7 @@ def test_figures_are_shown_drawn_and_exported(appliance):
         assert "2026-W27 CT room 2" in words_of(client.get(f"/figures{span}"))
         chart = client.get(f"/figures.svg{span}")
         assert chart.headers["content-type"].startswith("image/svg+xml")
-        assert "<title>05.07.: 2</title>" in chart.text
+        assert "<title>5 Jul: 2</title>" in chart.text
         table = client.get(f"/figures.csv{span}")
         assert "2026-W27,CT room,2" in table.text
         assert client.get("/figures?first=nonsense").status_code == 422

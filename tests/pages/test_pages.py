@@ -285,7 +285,7 @@ def test_ten_wrong_passwords_slow_the_eleventh(appliance, guest):
         assert log_in(guest, "admin", "letmein").status_code == 403
     answer = log_in(guest, "admin", admin_password(appliance))
     assert answer.status_code == 429
-    assert "wait 15 minutes" in words_of(answer)
+    assert "Try again in 15 minutes" in words_of(answer)
     assert appliance.cookie not in guest.cookies
 
 
@@ -570,17 +570,25 @@ def test_a_field_shows_what_was_kept_of_it(kind, typed, kept, shown):
 
 # What the desk may get wrong. The form comes again, with words beside the field; nothing is saved.
 WRONG = (
-    ({"family_name": "", "given_name": "", "chinese_name": ""}, "family_name", "is missing"),
-    ({"family_name": " ", "given_name": "^", "chinese_name": "　"}, "family_name", "is missing"),
+    (
+        {"family_name": "", "given_name": "", "chinese_name": ""},
+        "family_name",
+        "Enter the family name",
+    ),
+    (
+        {"family_name": " ", "given_name": "^", "chinese_name": "　"},
+        "family_name",
+        "Enter the family name",
+    ),
     ({"family_name": "W" * 65}, "family_name", "longer than 64"),
     ({"birth_date": "1980-02-31"}, "birth_date", "is not a date"),
     ({"birth_date": "31.02.1980"}, "birth_date", "is not a date"),
     ({"accession": "A2026070500000017"}, "accession", "longer than 16"),
     ({"patient_id": "P" * 65}, "patient_id", "longer than 64"),
-    ({"procedure": ""}, "procedure", "is missing"),
+    ({"procedure": ""}, "procedure", "Enter the exam"),
     ({"procedure": "x" * 65}, "procedure", "longer than 64"),
-    ({"device": ""}, "device", "is missing"),
-    ({"date": ""}, "date", "is missing"),
+    ({"device": ""}, "device", "Choose a device"),
+    ({"date": ""}, "date", "Enter the date"),
     ({"date": "2026-06-31"}, "date", "is not a date"),
     ({"time": "25:00"}, "time", "is not a time"),
     ({"weight": "heavy"}, "weight", "is not a number"),
@@ -597,7 +605,7 @@ def test_what_is_wrong_is_said_beside_its_field_and_nothing_is_saved(
     answer = register(desk, allergies="Penicillin", **typed)
     assert answer.status_code == 422
     assert words in (problem_at(answer.text, field) or "")
-    assert "Nothing was saved" in words_of(answer)
+    assert "Not saved" in words_of(answer)
     assert stored_steps(appliance) == []
     assert appliance.read(lambda: Patient.select().count()) == 0
 

@@ -91,10 +91,10 @@ def test_a_list_is_imported_with_words_about_what_is_missing(ctx):
     head = "name,id,birth_date,sex,device,exam\n"
     rows = "Li^Na,P9,,F,CT1,CT\nWang^Fang,P2,1970-01-02,M,CT1,CT\n"
     assert run_import(ctx, "a.csv", (head + rows).encode()) == (
-        "a.csv: 2 imported; 1 without birth date or sex"
+        "a.csv: Imported: 2; Without birth date or sex: 1"
     )
     said = run_import(ctx, "b.csv", (head + "Li^Na,,1980-01-02,F,CT1,CT\n").encode())
-    assert said == "b.csv: 1 imported; perhaps known already, with other IDs: P9"
+    assert said == "b.csv: Imported: 1; perhaps known already, with other IDs: P9"
     assert ScheduledProcedureStep.select().count() == 3
 
 

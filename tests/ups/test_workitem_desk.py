@@ -917,7 +917,7 @@ STUCK = {
 def test_nothing_is_stuck_on_a_new_box(technologist):
     page = technologist.get("/orphans")
     assert page.status_code == 200
-    assert "Nothing is stuck" in words_of(page)
+    assert "Nothing needs attention" in words_of(page)
 
 
 def test_what_is_stuck_is_listed_with_what_is_known(appliance, technologist):

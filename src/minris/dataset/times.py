@@ -18,6 +18,11 @@ def shown_date(value: str) -> str:
     return f"{value[:4]}-{value[4:6]}-{value[6:8]}" if len(value) >= 8 else value
 
 
+def date_of(value: str) -> datetime.date | str:
+    """A DA value as a date, for a sentence; any other text as it stands."""
+    return datetime.date.fromisoformat(shown_date(value)) if is_date(value) else value
+
+
 class Interval(NamedTuple):
     """A range of DA or TM values, both ends included; "" for an open end."""
 

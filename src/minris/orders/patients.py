@@ -12,7 +12,7 @@ from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.names import name_key, shown_name
 from minris.dataset.resident import OTHER_IDS, identity_elements, identity_number
 from minris.dataset.spelling import plain_signs, tidy_code
-from minris.dataset.times import shown_date, typed_dates
+from minris.dataset.times import date_of, typed_dates
 from minris.orders.identities import move_identities
 from minris.orders.items import patient_columns, tidy_names
 from minris.orders.lookup import NO_PATIENT, next_identifier
@@ -67,7 +67,7 @@ def find_patient(index: ElementIndex, same_id: str) -> Patient | None:
         return candidates[0]
     other = candidates[0]
     words = Message(SAME_ID, value=patient_id, name=shown_name(other.patient_name),
-                    birth_date=shown_date(other.patient_birth_date) or "?")  # fmt: skip
+                    birth_date=date_of(other.patient_birth_date) or "?")  # fmt: skip
     raise Refusal(Status.DUPLICATE_SOP_INSTANCE, problems=[Problem(tag_of("PatientID"), words)])
 
 
@@ -128,7 +128,7 @@ def same_name_problem(index: ElementIndex, patient: Any) -> Problem:
     born, value = patient.patient_birth_date, patient.patient_id
     words = Message(SAME_PERSON, value=value)
     if not (born and index.get("PatientBirthDate")):
-        words = Message(SAME_NAME, value=value, birth_date=shown_date(born) or "?")
+        words = Message(SAME_NAME, value=value, birth_date=date_of(born) or "?")
     return Problem(tag_of("PatientName"), words)
 
 

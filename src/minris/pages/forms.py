@@ -262,7 +262,7 @@ def changed_meanwhile(
         name, now = row.name, stored[row.name]
         if name not in seen or seen[name] == now:
             continue
-        words = Message("was changed to {value} in the meantime", value=now or "-")
+        words = Message("was changed to {value} in the meantime", value=shown_value(p, row, now))
         problems.append(Problem(row.tag, words))
         if form[name].strip() == seen[name].strip():
             form[name] = now
@@ -286,6 +286,11 @@ def setting_problems(
         words = Message("Please fill this in.") if missing else Message("{value} {words}", **values)
         found[str(values["key"])] = p.t(words)
     return found, others
+
+
+def shown_value(p: PageRequest, row: FieldRow, text: str) -> str:
+    """Return the text of a field for a sentence; a dash for none."""
+    return p.t.date(row.kind.read(text)) if row.kind.input == "date" else text or "-"
 
 
 def show_form(

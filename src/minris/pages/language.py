@@ -92,6 +92,8 @@ class Translator:
         """Return a value of a sentence as this language writes it; by its name it is one itself."""
         if isinstance(value, datetime.datetime):
             return self.moment(value)
+        if isinstance(value, datetime.date):
+            return self.date(f"{value:%Y%m%d}")
         if isinstance(value, Message):
             return self(value)
         return self.said(value) if name in SENTENCES and isinstance(value, str) else value
@@ -266,7 +268,7 @@ def other_patient(t: Translator, told: ElementIndex, ours: ElementIndex) -> str:
     )
 
 
-STATE_CODES = re.compile("|".join(rf"\\b{code}\\b" for code in (*STEP_STATES, *UPS_STATES)))
+STATE_CODES = re.compile("|".join(rf"\b{code}\b" for code in (*STEP_STATES, *UPS_STATES)))
 
 
 @functools.lru_cache(16)
