@@ -895,7 +895,7 @@ def test_a_device_that_tried_is_listed_with_address_and_reason(appliance, techno
     peers.run_echoscu(appliance.port, "MINRIS", "MG1")
     [row] = turned_away(technologist)
     assert row[:2] == ["MG1", "127.0.0.1"]
-    assert "'MG1' is not registered as a device" in row[2]
+    assert "'MG1' is not a registered device" in row[2]
 
 
 def test_a_device_that_tried_is_registered_by_one_click_and_accepted(appliance, technologist):

@@ -271,7 +271,7 @@ def test_restore_says_what_is_missing(box):
         "Missing Patient IDs: P000003.",
         "Missing accession numbers: A1.",
         "Erased after the backup and now back: P000002.",
-        "New identifiers go on after",
+        "New identifiers continue after",
     ):
         assert words in done.out
 
@@ -280,7 +280,7 @@ def test_restore_says_that_there_was_no_store_to_ask(box):
     lost(box.path)
     done = run_here(box.config, "restore", box.night)
     assert "New identifiers skip 1000 numbers" in done.out
-    assert "what was withdrawn since is valid again" in done.out
+    assert "any revoked since then are valid again" in done.out
 
 
 def test_the_gap_is_on_every_page_and_in_the_log_until_it_is_confirmed(run_appliance, box, caplog):

@@ -1339,7 +1339,9 @@ def test_a_report_that_fails_is_told_again(run_appliance, console, archive, stat
 # The page.
 
 
-NOT_ANSWERED = re.compile(r"No answer since \d+ \w+ \d{4} [:0-9]+: cannot connect: connection refused\.")
+NOT_ANSWERED = re.compile(
+    r"No answer since \d+ \w+ \d{4} [:0-9]+: cannot connect: connection refused\."
+)
 
 
 def page_of(running):

@@ -205,7 +205,7 @@ def test_a_file_of_any_size_is_imported_beside_a_running_appliance(run_appliance
     content = csv_of(1100).encode()
     assert len(content) > 65536
     words = run_store_command(appliance.config, "import", name="all.csv", content=content)
-    assert words.startswith("all.csv: 1100 imported;")
+    assert words.startswith("all.csv: Imported: 1100;")
     assert not list(tmp_path.glob("*to-import*"))
     again = run_store_command(appliance.config, "import", name="all.csv", content=content)
     assert "imported already" in again
@@ -223,7 +223,7 @@ def test_others_write_between_the_slices_of_an_import(appliance, monkeypatch):
         while not done.done():
             appliance.write(len, "")
             others += 1
-        assert done.result().startswith("a.csv: 300 imported;")
+        assert done.result().startswith("a.csv: Imported: 300;")
     assert others > 10
 
 

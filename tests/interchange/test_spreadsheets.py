@@ -288,7 +288,7 @@ def test_a_value_is_read_as_people_write_it(keyword, cell, value):
 
 
 def test_a_sex_that_is_none_is_refused(ctx):
-    refused(ctx, row(sex="1"), words="row 2, sex: 1 is no sex")
+    refused(ctx, row(sex="1"), words="row 2, sex: 1 is not a sex")
 
 
 def test_a_merged_cell_whose_name_is_missing_is_refused(ctx):

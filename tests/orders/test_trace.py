@@ -704,8 +704,10 @@ def test_every_device_that_asked_is_judged_by_itself(appliance, web):
     ask(appliance, "PatientName", f"{STEP_KEYS}Modality=US", calling="US1")
     ask(appliance)
     words = part(why_page(web))
-    assert re.search(r"CT1 \S+ \d\d:\d\d It is found\.", words)
-    assert re.search(r"US1 \S+ \d\d:\d\d It asked for Modality US; the exam has CT\.", words)
+    assert re.search(r"CT1 \d+ \w+ \d{4} \d\d:\d\d It is found\.", words)
+    assert re.search(
+        r"US1 \d+ \w+ \d{4} \d\d:\d\d It asked for Modality US; the exam has CT\.", words
+    )
 
 
 def test_the_page_lists_what_devices_asked_for_and_how_many_answers_they_had(appliance, web):

@@ -456,7 +456,7 @@ def test_a_visit_is_told_in_order(ctx):
     event(later(ctx, minutes=5), step, "arrive")
     event(later(ctx, minutes=50), step, "finish")
     told = [(str(one.what), one.at[11:16]) for one in visit_of(1)]
-    assert told == [("Registered", "12:00"), ("Checked in", "12:05"), ("Done", "12:50")]
+    assert told == [("Registered", "12:00"), ("Checked in", "12:05"), ("COMPLETED", "12:50")]
 
 
 def test_a_step_set_back_keeps_when_it_had_begun(ctx):
@@ -471,7 +471,7 @@ def test_a_step_set_back_keeps_when_it_had_begun(ctx):
         ("Started", "12:05"),
         ("Put back on the worklist", "12:09"),
         ("Started", "12:30"),
-        ("Done", "12:40"),
+        ("COMPLETED", "12:40"),
     ]
 
 
@@ -481,7 +481,7 @@ def test_an_end_that_was_taken_back_stays_in_the_time_line(ctx):
     event(later(ctx, minutes=9), step, "arrive")
     event(later(ctx, minutes=20), step, "finish")
     told = [str(one.what) for one in visit_of(1)]
-    assert told == ["Registered", "No-show", "Checked in", "Done"]
+    assert told == ["Registered", "NO SHOW", "Checked in", "COMPLETED"]
 
 
 def test_who_told_of_the_end_is_in_the_time_line(ctx):

@@ -305,7 +305,7 @@ def test_the_catalogue_comes_back_as_it_left(appliance, technologist):
     for row in (*before, *after):
         row.pop("id")
     assert after == before
-    assert "2 imported" in words_of(technologist.get("/catalogue"))
+    assert "Imported: 2" in words_of(technologist.get("/catalogue"))
 
 
 @pytest.mark.parametrize(

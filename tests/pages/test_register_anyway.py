@@ -66,7 +66,7 @@ def test_an_unknown_emergency_patient_is_not_asked(appliance, web):
     [
         ("", {}, "born ?, has the ID P9"),
         ("", KNOWN, "born ?, has the ID P9"),
-        ("19800102", {}, "born 1980-01-02, has the ID P9"),
+        ("19800102", {}, "born 2 Jan 1980, has the ID P9"),
         ("19800102", KNOWN, "of this name and birth date has the ID P9"),
         ("19700102", KNOWN, ""),
     ],
