@@ -28,6 +28,16 @@ def one_or_other(count: int) -> str:
     return "one" if count == 1 else "other"
 
 
+def no_plural(count: int) -> str:
+    """Return the plural category of a language that has but one."""
+    return "other"
+
+
+def french_plural(count: int) -> str:
+    """Return the plural category of French and Brazilian Portuguese: 0 is like 1."""
+    return "one" if count < 2 else "other"
+
+
 def russian_plural(count: int) -> str:
     """Return the plural category of a whole number in Russian."""
     if count % 10 == 1 and count % 100 != 11:
@@ -48,8 +58,15 @@ PLURALS: dict[str, Callable[[int], str]] = {
     "ar": arabic_plural,
     "ru": russian_plural,
     "uk": russian_plural,
-    **dict.fromkeys(("fr", "pt"), lambda count: one_or_other(count or 1)),
-    **dict.fromkeys(("id", "ja", "ko", "ms", "th", "vi", "zh"), lambda count: "other"),
+    "fr": french_plural,
+    "pt": french_plural,
+    "id": no_plural,
+    "ja": no_plural,
+    "ko": no_plural,
+    "ms": no_plural,
+    "th": no_plural,
+    "vi": no_plural,
+    "zh": no_plural,
 }
 RIGHT_TO_LEFT = {"ar", "fa", "he", "ur"}
 DECIMAL_COMMA = {"de", "es", "fr", "id", "it", "pt", "ru", "vi"}
@@ -86,7 +103,7 @@ class Translator:
         first, colon, rest = text.partition(": ")
         if colon:
             return self.labelled(self.said(first), self.said(rest))
-        return STATE_CODES.sub(lambda code: self(code[0]), text).replace(" -> ", " → ")
+        return state_codes().sub(lambda code: self(code[0]), text).replace(" -> ", " → ")
 
     def value(self, value: object, name: str = "") -> object:
         """Return a value of a sentence as this language writes it; by its name it is one itself."""
@@ -268,7 +285,10 @@ def other_patient(t: Translator, told: ElementIndex, ours: ElementIndex) -> str:
     )
 
 
-STATE_CODES = re.compile("|".join(rf"\b{code}\b" for code in (*STEP_STATES, *UPS_STATES)))
+@functools.cache
+def state_codes() -> re.Pattern[str]:
+    """Return the form of the codes of states."""
+    return re.compile("|".join(rf"\b{code}\b" for code in (*STEP_STATES, *UPS_STATES)))
 
 
 @functools.lru_cache(16)
