@@ -23872,8 +23872,8 @@ small, .small { font-size: 13px; color: var(--soft); }
 button, input, select, textarea, summary { font: inherit; color: inherit; }
 
 /* The frame: rail, header, bottom bar. */
-.skip { position: absolute; left: -999px; }
-.skip:focus { left: 8px; top: 8px; z-index: 9; background: var(--card); padding: 8px 16px; border-radius: 8px; }
+.skip { position: absolute; inset-inline-start: -999px; }
+.skip:focus { inset-inline-start: 8px; top: 8px; z-index: 9; background: var(--card); padding: 8px 16px; border-radius: 8px; }
 .rail { grid-row: 1 / 3; background: var(--rail); color: var(--rail-ink); padding: 0 8px 16px; }
 .rail > div { position: sticky; top: 0; max-height: 100vh; overflow-y: auto; scrollbar-width: thin; }
 .brand { display: flex; align-items: center; min-height: 56px; padding: 0 10px; color: #fff; font-weight: 600; text-decoration: none; }
@@ -23886,7 +23886,7 @@ button, input, select, textarea, summary { font: inherit; color: inherit; }
 .rail li a:hover { background: #ffffff14; }
 .rail li a[aria-current] { background: var(--rail-on); color: #fff; font-weight: 600; }
 .icon { flex: none; width: 18px; height: 18px; fill: none; stroke: currentColor; stroke-width: 1.7; stroke-linecap: round; stroke-linejoin: round; }
-.count { margin-left: auto; min-width: 20px; padding: 0 6px; border-radius: 10px; background: #b3261e; color: #fff; font-size: 12px; font-weight: 600; line-height: 20px; text-align: center; }
+.count { margin-inline-start: auto; min-width: 20px; padding: 0 6px; border-radius: 10px; background: #b3261e; color: #fff; font-size: 12px; font-weight: 600; line-height: 20px; text-align: center; }
 body > header {
   position: sticky; top: 0; z-index: 4; display: flex; align-items: center; gap: 12px; min-height: 56px; padding: 8px 24px;
   background: var(--card); border-bottom: 1px solid var(--line);
@@ -23895,15 +23895,15 @@ header form { margin: 0; }
 header > form[role="search"] { flex: 1; max-width: 27rem; position: relative; }
 header > form[role="search"] input { background: var(--ground); width: 100%; }
 header .main { white-space: nowrap; }
-.status, header > :last-child { margin-left: auto; }
-.status + :last-child { margin-left: 0; }
+.status, header > :last-child { margin-inline-start: auto; }
+.status + :last-child { margin-inline-start: 0; }
 .status { display: flex; align-items: center; gap: 6px; min-height: 36px; color: inherit; text-decoration: none; white-space: nowrap; }
 .me { position: relative; }
 .me > summary { list-style: none; min-height: 36px; display: flex; align-items: center; padding: 0 8px; border-radius: 8px; cursor: pointer; }
-.me > summary::after { content: "▾"; margin-left: 6px; color: var(--soft); }
+.me > summary::after { content: "▾"; margin-inline-start: 6px; color: var(--soft); }
 .me > div, .more > div, #answers:not(:empty), .bar details > ul { padding: 8px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; box-shadow: 0 6px 24px #0003; }
-.me > div { position: absolute; right: 0; top: 44px; z-index: 5; width: 16rem; display: grid; gap: 4px; }
-.me a, .me button, .more div > *, .bar li a { display: block; width: 100%; min-height: 36px; padding: 8px 10px; border: 0; border-radius: 8px; background: none; text-align: left; font-size: 14px; font-weight: 400; text-decoration: none; color: var(--ink); cursor: pointer; }
+.me > div { position: absolute; inset-inline-end: 0; top: 44px; z-index: 5; width: 16rem; display: grid; gap: 4px; }
+.me a, .me button, .more div > *, .bar li a { display: block; width: 100%; min-height: 36px; padding: 8px 10px; border: 0; border-radius: 8px; background: none; text-align: start; font-size: 14px; font-weight: 400; text-decoration: none; color: var(--ink); cursor: pointer; }
 :is(.me a, .me button, .more div > *):hover { background: var(--tint); }
 .me p { margin: 4px 10px; }
 .bar { display: none; }
@@ -23938,7 +23938,7 @@ fieldset {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 12px 16px; align-items: start;
   margin: 0 0 16px; padding: 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
 }
-legend { font-weight: 600; padding: 0 6px; float: left; width: 100%; margin-bottom: 4px; }
+legend { font-weight: 600; padding: 0 6px; float: inline-start; width: 100%; margin-bottom: 4px; }
 legend + * { clear: both; }
 fieldset > legend { grid-column: 1 / -1; padding: 0; font-size: 18px; }
 label { display: block; color: var(--soft); font-size: 13px; }
@@ -23963,13 +23963,13 @@ label.chip { color: inherit; cursor: pointer; }
 .found li { display: flex; flex-wrap: wrap; gap: 2px 16px; border-top: 1px solid var(--line); }
 .found li:first-child { border-top: 0; }
 .found a { display: flex; gap: 8px; align-items: center; min-height: 40px; padding: 6px 14px; }
-.found a + a { margin-left: auto; }
-#answers { position: absolute; top: 44px; left: 0; right: -8rem; max-width: calc(100vw - 24px); z-index: 6; max-height: 75vh; overflow-y: auto; }
+.found a + a { margin-inline-start: auto; }
+#answers { position: absolute; top: 44px; inset-inline-start: 0; inset-inline-end: -8rem; max-width: calc(100vw - 24px); z-index: 6; max-height: 75vh; overflow-y: auto; }
 .fields { max-width: 64rem; }
 div.actions { display: flex; flex-wrap: wrap; gap: 8px; align-items: end; }
 .actions form { display: inline-flex; gap: 6px; align-items: end; margin: 2px 0 2px 6px; }
-div.actions > form { margin-left: 0; }
-td.actions { text-align: right; }
+div.actions > form { margin-inline-start: 0; }
+td.actions { text-align: end; }
 td.actions button, td.actions input, td.actions select { min-height: 32px; padding: 2px 10px; font-size: 14px; }
 td.actions input, td.actions select { width: auto; max-width: 18rem; }
 
@@ -23979,7 +23979,7 @@ td.actions input, td.actions select { width: auto; max-width: 18rem; }
 div.problem, p.problem[role], #offline, .told, .warning { padding: 10px 14px; border-radius: 8px; margin: 0 0 12px; }
 div.problem, p.problem[role], #offline { background: var(--bad-bg); }
 div.problem p { margin: 0; font-weight: 600; }
-div.problem ul { margin: 4px 0 0; padding-left: 20px; }
+div.problem ul { margin: 4px 0 0; padding-inline-start: 20px; }
 .told { display: flex; flex-wrap: wrap; gap: 8px 16px; align-items: center; background: var(--good-bg); color: var(--good); }
 .told p { margin: 0; }
 .told label { display: flex; gap: 6px; align-items: center; color: inherit; }
@@ -23988,7 +23988,7 @@ div.problem ul { margin: 4px 0 0; padding-left: 20px; }
 .warning { background: var(--wait-bg); color: var(--wait); }
 .told a, .warning a, .problem a { color: inherit; }
 .urgent, .tag {
-  margin-left: 6px; padding: 0 6px; border-radius: 4px; background: var(--bad-bg); color: var(--bad);
+  margin-inline-start: 6px; padding: 0 6px; border-radius: 4px; background: var(--bad-bg); color: var(--bad);
   font-size: 12px; font-weight: 600; white-space: nowrap;
 }
 [data-state="ARRIVED"], [data-state="READY"] { --fg: var(--wait); --bg: var(--wait-bg); --sign: "◔"; }
@@ -24029,14 +24029,14 @@ table.board { table-layout: fixed; }
 .more { display: inline-block; position: relative; }
 .more > summary { list-style: none; display: inline-grid; place-content: center; width: 36px; height: 32px; border-radius: 8px; color: var(--soft); cursor: pointer; font-size: 18px; }
 .more > summary:hover { background: var(--tint); }
-.more > div { position: absolute; right: 0; top: 34px; z-index: 3; width: 13rem; display: grid; gap: 2px; }
+.more > div { position: absolute; inset-inline-end: 0; top: 34px; z-index: 3; width: 13rem; display: grid; gap: 2px; }
 #board.moved { pointer-events: none; }
 .news, #offline { position: fixed; z-index: 3; margin: 0; }  /* they move nothing */
-#offline { bottom: 8px; right: 16px; }
+#offline { bottom: 8px; inset-inline-end: 16px; }
 .news { top: 64px; left: 50%; background: var(--wait); color: var(--card); border-color: transparent; }
 .news:hover { background: var(--wait); }
 table { width: 100%; border-collapse: separate; border-spacing: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-th, td { padding: 8px 14px; text-align: left; border-top: 1px solid var(--line); vertical-align: middle; }
+th, td { padding: 8px 14px; text-align: start; border-top: 1px solid var(--line); vertical-align: middle; }
 thead tr:first-child > *, tbody:first-child tr:first-child > * { border-top: 0; }
 thead th { color: var(--soft); font-size: 12px; font-weight: 600; white-space: nowrap; }
 thead + tbody tr:first-child > * { border-top: 1px solid var(--line); }
@@ -24057,7 +24057,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px; font-size: 13px; }
 .links { display: flex; flex-wrap: wrap; gap: 8px 20px; margin: 16px 0; }
 nav.links a[aria-current] { font-weight: 600; text-decoration: none; }
-.after { columns: 20rem; padding-left: 20px; }
+.after { columns: 20rem; padding-inline-start: 20px; }
 .stages { display: flex; flex-wrap: wrap; gap: 8px; list-style: none; margin: 0 0 16px; padding: 0; }
 .stages li { flex: 1 1 7rem; padding-top: 4px; border-top: 4px solid var(--line); color: var(--soft); }
 .stages li:not([data-state=""]) { border-color: var(--fg, var(--accent)); color: var(--ink); }
@@ -24066,7 +24066,7 @@ nav.links a[aria-current] { font-weight: 600; text-decoration: none; }
 .two h2:first-child { margin-top: 0; }
 .side { display: grid; gap: 8px; }
 .side > *, .side form > button { width: 100%; margin: 0; }
-.timeline { padding-left: 20px; }
+.timeline { padding-inline-start: 20px; }
 .timeline time { color: var(--soft); }
 .timeline .who { color: var(--soft); }
 details.deed { border: 1px solid var(--line); border-radius: 8px; margin-bottom: 8px; max-width: 40rem; background: var(--card); }
@@ -24087,7 +24087,7 @@ form.deed button { justify-self: start; }
 .fields details.deed { max-width: none; }
 .deed fieldset { padding: 0 14px; }
 .step .told, .step .warning { margin: 8px 0 0; }
-.step #board .button { margin-left: 8px; }
+.step #board .button { margin-inline-start: 8px; }
 .sign { display: grid; place-content: center; width: 32px; height: 32px; border-radius: 16px; background: var(--mute-bg); color: var(--mute); }
 .sign[data-done] { background: var(--good-bg); color: var(--good); }
 summary { cursor: pointer; }
@@ -24096,8 +24096,8 @@ code { padding: 2px 8px; border-radius: 6px; background: var(--mute-bg); font-si
 .big dd { font-size: 22px; font-weight: 600; }
 
 /* Calendar, waiting room, paper. */
-.views { display: flex; margin-left: auto; }
-.views .button { border-radius: 0; margin-left: -1px; }
+.views { display: flex; margin-inline-start: auto; }
+.views .button { border-radius: 0; margin-inline-start: -1px; }
 .views .button:first-child { border-radius: 8px 0 0 8px; }
 .views .button:last-child { border-radius: 0 8px 8px 0; }
 .views [aria-current] { background: var(--tint); color: var(--accent); position: relative; border-color: var(--accent); }
@@ -24117,12 +24117,12 @@ table.grid thead a { color: inherit; text-decoration: none; }
 table.grid thead small { display: block; font-weight: 400; }
 table.grid tbody tr, table.grid tbody td { height: 7px; }
 table.grid tbody tr:hover > * { background: none; }
-table.grid tbody th { padding: 0 8px; vertical-align: top; line-height: 0; text-align: right; font-size: 12px; font-weight: 400; color: var(--soft); }
-table.grid tbody td { position: relative; padding: 0; line-height: 0; border-left: 1px solid var(--line); border-top: 1px solid transparent; }
-table.grid tbody > tr > :first-child { position: static; border-left: 0; }
+table.grid tbody th { padding: 0 8px; vertical-align: top; line-height: 0; text-align: end; font-size: 12px; font-weight: 400; color: var(--soft); }
+table.grid tbody td { position: relative; padding: 0; line-height: 0; border-inline-start: 1px solid var(--line); border-top: 1px solid transparent; }
+table.grid tbody > tr > :first-child { position: static; border-inline-start: 0; }
 table.grid tbody tr:has(> th) > * { border-top-color: var(--line); }
-i.now { position: absolute; left: 0; right: 0; z-index: 1; height: 2px; background: var(--bad); pointer-events: none; }
-.block { position: absolute; inset: 0 2px 1px; padding: 1px 6px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; border-radius: 6px; border-left: 3px solid var(--fg, var(--mute)); background: var(--bg, var(--mute-bg)); color: var(--ink); font-size: 12px; line-height: 1.4; text-decoration: none; }
+i.now { position: absolute; inset-inline: 0; z-index: 1; height: 2px; background: var(--bad); pointer-events: none; }
+.block { position: absolute; inset: 0 2px 1px; padding: 1px 6px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; border-radius: 6px; border-inline-start: 3px solid var(--fg, var(--mute)); background: var(--bg, var(--mute-bg)); color: var(--ink); font-size: 12px; line-height: 1.4; text-decoration: none; }
 td:not([rowspan="1"], [rowspan="2"], [rowspan="3"], [rowspan="4"]) > .block { white-space: normal; }
 .block:hover, .block:focus-visible { z-index: 2; bottom: auto; white-space: normal; min-height: calc(100% - 1px); box-shadow: 0 2px 10px #0003; }
 .free { position: absolute; inset: 1px 2px; display: grid; place-content: center; border-radius: 6px; color: transparent; text-decoration: none; }
@@ -24168,8 +24168,8 @@ td:hover > .free { color: var(--accent); }
   .brand { font-size: 11px; padding: 0 4px; text-align: center; justify-content: center; overflow-wrap: anywhere; }
   .rail h2 { height: 1px; margin: 6px 8px; padding: 0; overflow: hidden; background: #ffffff2e; color: transparent; }
   .rail li a { flex-direction: column; gap: 2px; padding: 6px 2px; font-size: 11px; line-height: 1.15; text-align: center; overflow-wrap: anywhere; position: relative; }
-  .count { position: absolute; top: 2px; right: 6px; margin: 0; }
-  main, body > header { padding-left: 16px; padding-right: 16px; }
+  .count { position: absolute; top: 2px; inset-inline-end: 6px; margin: 0; }
+  main, body > header { padding-inline: 16px; }
 }
 @media (max-width: 40rem) {
   body.framed { display: block; padding-bottom: 72px; }

@@ -229,6 +229,13 @@ def test_right_to_left_and_the_decimal_comma_are_of_the_language():
     assert [Translator(one, {}).number(2.5) for one in ("en", "de")] == ["2.5", "2,5"]
 
 
+def test_the_style_turns_with_the_direction_of_writing():
+    """It says start and end; left and right stand for what is the same in every language."""
+    style = (FOLDER.parent / "minris.css").read_text("utf-8")
+    fixed = re.sub(r"left: 50%|@bottom-right", "", style)
+    assert re.findall(r"(?<![\w-])(?:[\w-]+-)?(?:left|right)(?: *:|\b(?=;))", fixed) == []
+
+
 def test_there_is_a_chinese_catalogue():
     assert "zh-CN" in [path.stem for path in CATALOGUES]
 
