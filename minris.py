@@ -2195,6 +2195,8 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "limit": lambda text: read_optional(text, "1", "1000000"),
 }
 ROLES = ("desk", "technologist", "admin")  # each includes the rights of those before it
+SCREEN_ROLE = "kiosk"  # of a token for the screen of the waiting room, and nothing else
+TOKEN_ROLES = (*ROLES, SCREEN_ROLE)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -3525,9 +3527,12 @@ def masked_name(name: str) -> str:
     """A PN value for a public screen: 王*东, W*** X."""
     groups = [group.split("^") for group in f"{name}==".split("=")]
     east = groups[1] if any(groups[1]) or any(groups[0]) else groups[2]
-    ideographic = "".join(east).replace(" ", "")
-    if len(ideographic) > 1:
-        return ideographic[0] + "*" * max(1, len(ideographic) - 2) + ideographic[2:][-1:]
+    surname, given = (part.replace(" ", "") for part in (east[0], "".join(east[1:])))
+    if len(surname + given) > 1:
+        if not given:  # written as one
+            parts = 2 if surname[:2] in COMPOUND_SURNAMES else 1
+            surname, given = surname[:parts], surname[parts:]
+        return surname + "*" * max(1, len(given) - 1) + given[1:][-1:]
     family, given = (groups[0] + [""])[:2]
     masked = f"{family[:1]}***" if family else ""
     return f"{masked} {given[:1]}".strip()
@@ -5437,6 +5442,17 @@ class ScheduledStation(Stored):
     Meta = keyed_by("ae_title", "start_date", "step")
 
 
+class WaitingNumber(Stored):
+    """The number of a patient in the waiting room of a day (DA), and the exam called last."""
+
+    day = peewee.TextField()
+    patient = peewee.ForeignKeyField(Patient, on_delete="CASCADE")
+    number = peewee.IntegerField()
+    called_step = peewee.IntegerField(default=0)
+    called_at = peewee.TextField(default="")
+    Meta = keyed_by("day", "patient")
+
+
 class StepSeen(Stored):
     """When a scheduled procedure step was first returned to a device."""
 
@@ -6039,6 +6055,18 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX referrer_used_at ON referrer (used_at);
         """,
     ),
+    (
+        25,
+        "numbers of the waiting room",
+        """
+        CREATE TABLE waiting_number (
+            day TEXT NOT NULL, patient_id INTEGER NOT NULL REFERENCES patient (id)
+            ON DELETE CASCADE, number INTEGER NOT NULL, called_step INTEGER NOT NULL DEFAULT 0,
+            called_at TEXT NOT NULL DEFAULT '', PRIMARY KEY (day, patient_id)) WITHOUT ROWID;
+        CREATE UNIQUE INDEX waiting_number_number ON waiting_number (day, number);
+        CREATE INDEX waiting_number_patient_id ON waiting_number (patient_id);
+        """,
+    ),
 )
 
 
@@ -6500,6 +6528,8 @@ INDEXES = body_rows("""
            | scheduled_procedure_step_patient_id          | scheduled_procedure_step | patient_id                                |
            | scheduled_procedure_step_study               | scheduled_procedure_step | study_instance_uid                        |
            | scheduled_procedure_step_status              | scheduled_procedure_step | status, start_date                        |
+    UNIQUE | waiting_number_number                        | waiting_number           | day, number                               |
+           | waiting_number_patient_id                    | waiting_number           | patient_id                                |
            | scheduled_station_step_id                    | scheduled_station        | step_id                                   |
     UNIQUE | performed_procedure_step_sop_instance_uid    | performed_procedure_step | sop_instance_uid                          |
            | performed_procedure_step_created_at          | performed_procedure_step | created_at                                |
@@ -9385,7 +9415,7 @@ def make_token(ctx: Context, name: str, role: str, ae_titles: Iterable[str] = ()
 
     ae_titles  AE titles that it may subscribe and open WebSockets for; admin tokens need none
     """
-    if not name or role not in ROLES:
+    if not name or role not in TOKEN_ROLES:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A token needs a name and a role"))
     titles = [title.strip() for title in ae_titles]
     for title in titles:
@@ -9421,6 +9451,12 @@ def find_token(secret: str) -> Login | None:
         return None
     name, role, titles = row
     return Login(name, role, ae_titles=tuple(titles.split("\\")) if titles else ())
+
+
+def is_screen(secret: str) -> bool:
+    """Whether this is the token of a screen of the waiting room."""
+    login = find_token(secret) if secret else None
+    return login is not None and login.role == SCREEN_ROLE
 
 
 def permit(role: str, least: str) -> bool:
@@ -12544,170 +12580,77 @@ def days_between(first: str, last: str) -> list[Day]:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.orders.steps
-# Scheduled steps: refolded with their patient and order, moved from state to state.
+# minris.orders.waiting
+# The waiting room: a number for each patient of a day, and who was called.
 # ------------------------------------------------------------------------------------------------
 
-def update_patient(
-    ctx: Context, patient: Patient, given: ElementIndex, empty: bool = False
-) -> None:
-    """Update a patient from what is given; open steps follow.
+IN_WAITING_ROOM = ("ARRIVED", "READY")
 
-    empty  an attribute given empty is emptied; else it is ignored
+
+class Waits(NamedTuple):
+    """The number of a patient, and when this exam was called, "" if it was not."""
+
+    number: int
+    called_at: str
+
+
+def _day_and_patient(step_id: int) -> tuple[str, int]:
+    found = database.execute_sql(
+        "SELECT s.start_date, r.patient_id FROM scheduled_procedure_step s"
+        " JOIN requested_procedure r ON r.id = s.procedure_id WHERE s.id = ?",
+        (step_id,),
+    ).fetchone()
+    return known_row(found, NO_STEP)
+
+
+def known_number(step_id: int) -> int:
+    """Return the number of an exam's patient on its day, 0 if there is none yet. Refuses 0112."""
+    sql = "SELECT number FROM waiting_number WHERE day = ? AND patient_id = ?"
+    found = database.execute_sql(sql, _day_and_patient(step_id)).fetchone()
+    return found[0] if found else 0
+
+
+def number_of(ctx: Context, step_id: int) -> int:
+    """Return the number of an exam's patient on its day, given now if there is none. Refuses 0112.
+
+    A patient has one for all exams of a day; those of days before yesterday are dropped.
     """
-    old = ElementIndex(patient.data)
-    given = keep_identity_number(old, given if empty else given.with_values())
-    new = old.merged(given)
-    if bytes(new) == bytes(old):
-        return
-    write_patient(patient, new, ctx.stamp())
-    note_change(ctx, f"patient {patient.id}", Message("Patient corrected"), old, new)
-    audit(ctx, "patient updated", patient.patient_id)
+    if known := known_number(step_id):
+        return known
+    day, patient_id = _day_and_patient(step_id)
+    yesterday = ctx.local_now().date() - datetime.timedelta(days=1)
+    erase("waiting_number WHERE day < ?", f"{yesterday:%Y%m%d}")
+    sql = "SELECT coalesce(max(number), 0) + 1 FROM waiting_number WHERE day = ?"
+    (number,) = database.execute_sql(sql, (day,)).fetchone()
+    insert_rows("waiting_number (day, patient_id, number) VALUES", [(day, patient_id, number)])
+    return int(number)
 
 
-def write_patient(patient: Patient, index: ElementIndex, updated_at: str) -> None:
-    """Write a patient's data set and columns; open steps follow. The identity until now is kept."""
-    old = ElementIndex(patient.data)
-    if bytes(identity_of(old)) != bytes(identity_of(index)):
-        note_identity(patient.id, old, updated_at)
-    for column, value in patient_columns(index).items():
-        setattr(patient, column, value)
-    patient.updated_at = updated_at
-    patient.save()
-    refold_open(patient)
-
-
-def refold_open(patient: Patient) -> None:
-    """Refold the open steps of a patient with the present data; compare performed steps again."""
-    steps = (
-        ScheduledProcedureStep.select(ScheduledProcedureStep, RequestedProcedure)
-        .join(RequestedProcedure)
-        .where(
-            (RequestedProcedure.patient == patient)
-            & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES | {"DEPARTED", "NO SHOW"})
-        )
+def call_patient(ctx: Context, step_id: int) -> int:
+    """Call a waiting patient to the device; return the number. Refuses 0112, 0110."""
+    step = known_row(first_row(ScheduledProcedureStep, "id = ?", step_id), NO_STEP)
+    if step.status not in IN_WAITING_ROOM:
+        words = Message("Only who has checked in and waits can be called")
+        raise Refusal(Status.PROCESSING_FAILURE, words)
+    number = number_of(ctx, step_id)
+    database.execute_sql(
+        "UPDATE waiting_number SET called_step = ?, called_at = ? WHERE day = ? AND number = ?",
+        (step_id, ctx.stamp(), step.start_date, number),
     )
-    for step in steps:
-        refold(step, patient, step.procedure, step_item(step))
-    compare_again(patient.id)
+    audit(ctx, "patient called", step.study_instance_uid, step.scheduled_procedure_step_id)
+    return number
 
 
-def refold(
-    step: ScheduledProcedureStep,
-    patient: Patient,
-    procedure: RequestedProcedure,
-    item: ElementIndex,
-) -> None:
-    """Rebuild a step's data set and write it with a new version."""
-    folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
-    columns = step_columns(folded)
-    if columns["status"] in OPEN_STEP_STATES:
-        columns["ended_at"] = ""
-    version = ScheduledProcedureStep.version + 1
-    changed = ScheduledProcedureStep.update(data=bytes(folded), version=version, **columns)
-    changed.where(ScheduledProcedureStep.id == step.id).execute()
-    station = tag_of("ScheduledStationAETitle")
-    stations, before = item.values(station), step_item(step).values(station)
-    if (stations, columns["start_date"]) != (before, step.start_date):
-        erase("scheduled_station WHERE step_id = ?", step.id)
-        save_stations(step.id, stations, columns["start_date"])
-    step.data, step.status = bytes(folded), columns["status"]
-
-
-def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
-    """Write the stations of a step, each once."""
-    sql = "INSERT INTO scheduled_station (ae_title, start_date, step_id) VALUES (?, ?, ?)"
-    for title in dict.fromkeys(stations):
-        database.execute_sql(sql, (title, start_date, step_id))
-
-
-def step_outcome(event: str, step: ScheduledProcedureStep) -> str:
-    """The state that an event leads to. Refuses 0110 where STEP_TRANSITIONS does not allow it."""
-    outcome = STEP_TRANSITIONS[event, step.status]
-    if isinstance(outcome, Status):
-        raise Refusal(outcome, Message("The step is {state}", state=Message(step.status)))
-    return outcome
-
-
-STAMP_OF_STATE = {"ARRIVED": "arrived_at", "STARTED": "started_at"}
-
-
-def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by: str = "") -> None:
-    """Move a step to a state, in its data set and columns, with the time of the change.
-
-    told_by  a key of TOLD_BY; by default the actor
-    """
-    if step.status == state:
-        return
-    old, step_id = step.status, step.scheduled_procedure_step_id
-    changed = step_item(step).merged(text_elements(ScheduledProcedureStepStatus=state))
-    sequence = sequence_elements(ScheduledProcedureStepSequence=[changed])
-    data = bytes(ElementIndex(step.data).merged(sequence))
-    ended = state not in OPEN_STEP_STATES
-    stamps = {
-        "ended_at": ctx.stamp() if ended else "",
-        "told_by": (told_by or ctx.actor.name) if ended else "",
-    }
-    if state in STAMP_OF_STATE:
-        stamps[STAMP_OF_STATE[state]] = ctx.stamp()
-    if state in WAITING_STEP_STATES and old not in OPEN_STEP_STATES:
-        stamps["remark"] = ""  # why it was off the list; the audit log keeps it
-    if state == "READY" and not step.arrived_at:
-        stamps["arrived_at"] = ctx.stamp()
-    step.data, step.status, step.version = data, state, step.version + 1
-    update_row(
-        ScheduledProcedureStep, step.id, data=data, status=state, version=step.version, **stamps
+def waiting_on(day: str) -> dict[int, Waits]:
+    """Return the numbers of a day, by the row of each exam."""
+    cursor = database.execute_sql(
+        "SELECT s.id, w.number, CASE w.called_step WHEN s.id THEN w.called_at ELSE '' END"
+        " FROM waiting_number w JOIN requested_procedure r ON r.patient_id = w.patient_id"
+        " JOIN scheduled_procedure_step s ON s.procedure_id = r.id AND s.start_date = w.day"
+        " WHERE w.day = ?",
+        (day,),
     )
-    accession = step.accession_number
-    log.info("step %s of %s: %s -> %s by %s", step_id, accession, old, state, ctx.actor)
-    audit(ctx, "step", step.study_instance_uid, f"{step_id} {state}")
-
-
-# What the pages offer for an exam in each state; "finish" of a waiting one is in person_events.
-EVENTS_OF_STATE = {
-    "SCHEDULED": ("arrive", "no show", "cancel"),
-    "ARRIVED": ("finish", "cancel"),
-    "READY": ("finish", "cancel"),
-    "STARTED": ("finish", "stop"),
-    "DEPARTED": ("arrive", "cancel"),
-    "CANCELED": ("reschedule",),
-    "NO SHOW": ("arrive", "reschedule"),
-    "DISCONTINUED": ("reschedule",),
-}
-
-
-def person_events(state: str, reports: bool) -> list[str]:
-    """Return the events of an exam in a state that a person may choose from.
-
-    reports  whether its machine reports performed steps; else a person also says it is done
-    """
-    events = list(EVENTS_OF_STATE.get(state, ()))
-    if state == "SCHEDULED" and not reports:
-        events.insert(1, "finish")
-    return events
-
-
-def change_step(
-    ctx: Context, event: str, study_instance_uid: str, step_id: str, remark: str = ""
-) -> bytes:
-    """Apply a person's event to a step; return its new data set. Refuses 0112, 0110.
-
-    event   arrive, ready, depart, cancel, no show; finish and stop for an exam whose machine does
-            not report or has gone silent (PS3.4 F.7.2.2.3 note 2): its later reports still count
-    remark  a reason, kept with the step
-    """
-    with database.atomic():
-        step = find_step(study_instance_uid, step_id)
-        state, about = step_outcome(event, step), f"step {step.id}"
-        if state != step.status:  # only the last event can be undone
-            erase("undo_note WHERE about = ? AND what = ?", about, step.status)
-        with can_be_undone(ctx, state, about, [("scheduled_procedure_step", step.id)], always=True):
-            enter_state(ctx, step, state)
-            if remark:
-                update_row(ScheduledProcedureStep, step.id, remark=remark[:1024])
-        if remark:
-            audit(ctx, "reason", study_instance_uid, f"{step_id}: {remark.strip()[:500]}")
-    return bytes(step.data)
+    return {step_id: Waits(number, called_at) for step_id, number, called_at in cursor}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -12943,6 +12886,175 @@ def unblock_time(ctx: Context, row_id: int) -> None:
 def purge_blocked(ctx: Context) -> int:
     """Erase the blocked times that are long over; return their number."""
     return erase("blocked_time WHERE last < ?", ctx.stamp(days=-KEPT_DAYS)[:10].replace("-", ""))
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.orders.steps
+# Scheduled steps: refolded with their patient and order, moved from state to state.
+# ------------------------------------------------------------------------------------------------
+
+def update_patient(
+    ctx: Context, patient: Patient, given: ElementIndex, empty: bool = False
+) -> None:
+    """Update a patient from what is given; open steps follow.
+
+    empty  an attribute given empty is emptied; else it is ignored
+    """
+    old = ElementIndex(patient.data)
+    given = keep_identity_number(old, given if empty else given.with_values())
+    new = old.merged(given)
+    if bytes(new) == bytes(old):
+        return
+    write_patient(patient, new, ctx.stamp())
+    note_change(ctx, f"patient {patient.id}", Message("Patient corrected"), old, new)
+    audit(ctx, "patient updated", patient.patient_id)
+
+
+def write_patient(patient: Patient, index: ElementIndex, updated_at: str) -> None:
+    """Write a patient's data set and columns; open steps follow. The identity until now is kept."""
+    old = ElementIndex(patient.data)
+    if bytes(identity_of(old)) != bytes(identity_of(index)):
+        note_identity(patient.id, old, updated_at)
+    for column, value in patient_columns(index).items():
+        setattr(patient, column, value)
+    patient.updated_at = updated_at
+    patient.save()
+    refold_open(patient)
+
+
+def refold_open(patient: Patient) -> None:
+    """Refold the open steps of a patient with the present data; compare performed steps again."""
+    steps = (
+        ScheduledProcedureStep.select(ScheduledProcedureStep, RequestedProcedure)
+        .join(RequestedProcedure)
+        .where(
+            (RequestedProcedure.patient == patient)
+            & ScheduledProcedureStep.status.in_(OPEN_STEP_STATES | {"DEPARTED", "NO SHOW"})
+        )
+    )
+    for step in steps:
+        refold(step, patient, step.procedure, step_item(step))
+    compare_again(patient.id)
+
+
+def refold(
+    step: ScheduledProcedureStep,
+    patient: Patient,
+    procedure: RequestedProcedure,
+    item: ElementIndex,
+) -> None:
+    """Rebuild a step's data set and write it with a new version."""
+    folded = fold(ElementIndex(patient.data), ElementIndex(procedure.data), item)
+    columns = step_columns(folded)
+    if columns["status"] in OPEN_STEP_STATES:
+        columns["ended_at"] = ""
+    version = ScheduledProcedureStep.version + 1
+    changed = ScheduledProcedureStep.update(data=bytes(folded), version=version, **columns)
+    changed.where(ScheduledProcedureStep.id == step.id).execute()
+    station = tag_of("ScheduledStationAETitle")
+    stations, before = item.values(station), step_item(step).values(station)
+    if (stations, columns["start_date"]) != (before, step.start_date):
+        erase("scheduled_station WHERE step_id = ?", step.id)
+        save_stations(step.id, stations, columns["start_date"])
+    step.data, step.status = bytes(folded), columns["status"]
+
+
+def save_stations(step_id: int, stations: Iterable[str], start_date: str) -> None:
+    """Write the stations of a step, each once."""
+    sql = "INSERT INTO scheduled_station (ae_title, start_date, step_id) VALUES (?, ?, ?)"
+    for title in dict.fromkeys(stations):
+        database.execute_sql(sql, (title, start_date, step_id))
+
+
+def step_outcome(event: str, step: ScheduledProcedureStep) -> str:
+    """The state that an event leads to. Refuses 0110 where STEP_TRANSITIONS does not allow it."""
+    outcome = STEP_TRANSITIONS[event, step.status]
+    if isinstance(outcome, Status):
+        raise Refusal(outcome, Message("The step is {state}", state=Message(step.status)))
+    return outcome
+
+
+STAMP_OF_STATE = {"ARRIVED": "arrived_at", "STARTED": "started_at"}
+
+
+def enter_state(ctx: Context, step: ScheduledProcedureStep, state: str, told_by: str = "") -> None:
+    """Move a step to a state, in its data set and columns, with the time of the change.
+
+    told_by  a key of TOLD_BY; by default the actor
+    """
+    if step.status == state:
+        return
+    old, step_id = step.status, step.scheduled_procedure_step_id
+    changed = step_item(step).merged(text_elements(ScheduledProcedureStepStatus=state))
+    sequence = sequence_elements(ScheduledProcedureStepSequence=[changed])
+    data = bytes(ElementIndex(step.data).merged(sequence))
+    ended = state not in OPEN_STEP_STATES
+    stamps = {
+        "ended_at": ctx.stamp() if ended else "",
+        "told_by": (told_by or ctx.actor.name) if ended else "",
+    }
+    if state in STAMP_OF_STATE:
+        stamps[STAMP_OF_STATE[state]] = ctx.stamp()
+    if state in WAITING_STEP_STATES and old not in OPEN_STEP_STATES:
+        stamps["remark"] = ""  # why it was off the list; the audit log keeps it
+    if state == "READY" and not step.arrived_at:
+        stamps["arrived_at"] = ctx.stamp()
+    step.data, step.status, step.version = data, state, step.version + 1
+    update_row(
+        ScheduledProcedureStep, step.id, data=data, status=state, version=step.version, **stamps
+    )
+    accession = step.accession_number
+    log.info("step %s of %s: %s -> %s by %s", step_id, accession, old, state, ctx.actor)
+    audit(ctx, "step", step.study_instance_uid, f"{step_id} {state}")
+
+
+# What the pages offer for an exam in each state; "finish" of a waiting one is in person_events.
+EVENTS_OF_STATE = {
+    "SCHEDULED": ("arrive", "no show", "cancel"),
+    "ARRIVED": ("finish", "cancel"),
+    "READY": ("finish", "cancel"),
+    "STARTED": ("finish", "stop"),
+    "DEPARTED": ("arrive", "cancel"),
+    "CANCELED": ("reschedule",),
+    "NO SHOW": ("arrive", "reschedule"),
+    "DISCONTINUED": ("reschedule",),
+}
+
+
+def person_events(state: str, reports: bool) -> list[str]:
+    """Return the events of an exam in a state that a person may choose from.
+
+    reports  whether its machine reports performed steps; else a person also says it is done
+    """
+    events = list(EVENTS_OF_STATE.get(state, ()))
+    if state == "SCHEDULED" and not reports:
+        events.insert(1, "finish")
+    return events
+
+
+def change_step(
+    ctx: Context, event: str, study_instance_uid: str, step_id: str, remark: str = ""
+) -> bytes:
+    """Apply a person's event to a step; return its new data set. Refuses 0112, 0110.
+
+    event   arrive, ready, depart, cancel, no show; finish and stop for an exam whose machine does
+            not report or has gone silent (PS3.4 F.7.2.2.3 note 2): its later reports still count
+    remark  a reason, kept with the step
+    """
+    with database.atomic():
+        step = find_step(study_instance_uid, step_id)
+        state, about = step_outcome(event, step), f"step {step.id}"
+        if state != step.status:  # only the last event can be undone
+            erase("undo_note WHERE about = ? AND what = ?", about, step.status)
+        with can_be_undone(ctx, state, about, [("scheduled_procedure_step", step.id)], always=True):
+            enter_state(ctx, step, state)
+            if event == "arrive":
+                number_of(ctx, step.id)
+            if remark:
+                update_row(ScheduledProcedureStep, step.id, remark=remark[:1024])
+        if remark:
+            audit(ctx, "reason", study_instance_uid, f"{step_id}: {remark.strip()[:500]}")
+    return bytes(step.data)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -21575,8 +21687,11 @@ class WebServer:
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """GET /events: the event stream of an open page, the number of each change."""
         cookie = cookie_of(scope, cookie_name(self.web, scope["scheme"], "minris"))
+        screen = cookie_of(scope, cookie_name(self.web, scope["scheme"], "screen"))
         run = asyncio.get_running_loop().run_in_executor
-        if not cookie or not await run(self.readers, self.web.session, cookie):
+        if not (cookie and await run(self.readers, self.web.session, cookie)) and not (
+            screen and await run(self.readers, self.web.read, is_screen, screen)
+        ):
             raise HttpRefusal(401, "Log in first")
         # nginx would keep it back until a buffer is full
         headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"),
@@ -23658,7 +23773,7 @@ def appointment_of(ctx: Context, index: ElementIndex) -> Appointment:
     return Appointment(
         uid=f"{index.get('StudyInstanceUID')}.{item.get('ScheduledProcedureStepID')}@minris",
         date=date, begin=begin, end=end, what=f"{exam}, {clinic.name}".strip(", "),
-        where=clinic.address, preparation=getattr(procedure, "preparation", ""),
+        where=clinic.address, preparation=procedure.preparation if procedure else "",
     )  # fmt: skip
 
 
@@ -24129,8 +24244,11 @@ td:not([rowspan="1"], [rowspan="2"], [rowspan="3"], [rowspan="4"]) > .block { wh
 .free:hover, .free:focus { background: var(--tint); color: var(--accent); }
 td:hover > .free { color: var(--accent); }
 .waiting { list-style: none; padding: 0; font-size: 2rem; }
-.waiting li { display: grid; grid-template-columns: 2fr 1fr 2fr 1.2fr; gap: 16px; padding: 8px 16px; border-bottom: 1px solid var(--line); align-items: center; }
+.waiting li { display: grid; grid-template-columns: 1fr 2fr 3fr 2fr; gap: 16px; padding: 8px 16px; border-bottom: 1px solid var(--line); align-items: center; }
+.waiting [data-called] { background: var(--good-bg); color: var(--good); font-weight: 600; border-radius: 10px; }
+.waiting strong { grid-column: 3 / 5; }
 .waiting .state { font-size: 1.4rem; border-radius: 20px; justify-self: start; }
+[aria-pressed="true"] { background: var(--tint); border-color: var(--accent); }
 .slip, .label { background: #fff; color: #000; border: 1px dashed var(--edge); }
 .slip figure, .label figure { margin: 0; text-align: center; }
 .slip img, .label img { display: block; width: 100%; }
@@ -24580,6 +24698,30 @@ window.addEventListener("pageshow", () => {
 for (const button of document.querySelectorAll("[data-print]")) {
   button.hidden = false;
   button.addEventListener("click", () => print());
+}
+
+// The screen of the waiting room: a tone for whoever is newly called, once it is switched on.
+const sound = document.getElementById("sound");
+if (sound) {
+  const called = () => Array.from(document.querySelectorAll("[data-called]"), (one) => one.dataset.called).sort().pop() || "";
+  let tones = null;
+  let last = called();
+  sound.hidden = false;
+  sound.addEventListener("click", () => {
+    if (tones) tones.close();
+    tones = tones ? null : new AudioContext();
+    sound.setAttribute("aria-pressed", String(Boolean(tones)));
+  });
+  new MutationObserver(() => {
+    const newest = called();
+    if (tones && newest > last) {
+      const tone = tones.createOscillator();
+      tone.connect(tones.destination);
+      tone.start();
+      tone.stop(tones.currentTime + 0.4);
+    }
+    last = newest;
+  }).observe(document.getElementById("board"), { childList: true, subtree: true });
 }
 
 // Keys, outside of fields: N new, / search, T today, arrows previous or next day, P print, ? help.
@@ -25375,7 +25517,7 @@ document.addEventListener("keydown", (event) => {
  "The same patient: use the ID {value}": "同一患者：使用编号 {value}",
  "The same request came before": "此前已收到相同请求",
  "The step is {state}": "该检查的状态为“{state}”",
- "The token, shown this once: {secret}": "令牌（仅显示这一次）：{secret}",
+ "The token, shown this once: {secret}": "令牌，仅显示这一次：{secret}",
  "The week after": "后一周",
  "The week before": "前一周",
  "There are no such images": "没有这些影像",
@@ -26427,7 +26569,19 @@ document.addEventListener("keydown", (event) => {
  "Known patient: name, ID, phone or birth date": "查找已有患者：姓名、编号、电话或出生日期",
  "Preparation": "检查前准备",
  "Show free times": "显示空闲时间",
- "{value} can be two days: choose one": "{value} 可能表示两个日期，请选择"
+ "{value} can be two days: choose one": "{value} 可能表示两个日期，请选择",
+ "Please go to {device}": "请到 {device}",
+ "Sound": "提示音",
+ "Your number in the waiting room:": "您的候诊号：",
+ "Only who has checked in and waits can be called": "只能呼叫已签到且正在候诊的患者",
+ "patient called": "呼叫患者",
+ "This screen has no valid token: an administrator makes one in Users": "此屏幕没有有效的令牌：请管理员在“用户”中创建",
+ "Open this address once in the browser of the screen; it is shown this once: {url}": "请在候诊屏的浏览器中打开一次此地址（仅显示一次）：{url}",
+ "Called.": "已呼叫。",
+ "Call": "呼叫",
+ "called {time}": "{time} 已呼叫",
+ "No. {number}": "{number} 号",
+ "kiosk": "候诊屏"
 }
 """,
 }
@@ -27628,6 +27782,85 @@ def figures_svg(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.pages.day.waiting
+# The waiting room: on a page for the desk, and on a screen with a token of its own.
+# ------------------------------------------------------------------------------------------------
+
+WAITING_PAGE = """
+% if not bare:
+<p><a href="/waiting?bare=1">{{t('Full-screen view for the waiting room')}}</a></p>
+% end
+<div id="board" data-part="{{part}}">
+{{!board}}
+</div>
+<p id="offline" class="problem" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
+<p><button type="button" id="sound" aria-pressed="false" hidden>{{t('Sound')}}</button></p>
+"""
+WAITING_PART = """
+% if not people:
+<p>{{t('Nobody waiting.')}}</p>
+% end
+<ul class="waiting">
+% for number, name, device, state, called in people:
+<li data-state="{{state}}"{{!' data-called="' + called + '"' if called else ''}}><b>{{number or ''}}</b> <span>{{name}}</span>
+% if called:
+<strong>{{t('Please go to {device}', device=device)}}</strong>
+% else:
+<span>{{device}}</span> <span class="state" data-state="{{state}}">{{t(state)}}</span>
+% end
+</li>
+% end
+</ul>
+"""
+A_YEAR_S = 365 * 86400
+
+
+def waiting_part(p: PageRequest) -> str:
+    """Render who waits or is in an exam, names masked: the called first, the last of them on top."""
+    names, day = device_names(p.web), p.ctx.today()
+    numbers, people = p.read(waiting_on, day), []
+    for step_id, state, _, data, arrived_at, _, _, station, _ in p.read(steps_of_day, day):
+        if state in (*IN_WAITING_ROOM, "STARTED"):
+            number, called_at = numbers.get(step_id, Waits(0, ""))
+            called = called_at if state in IN_WAITING_ROOM else ""
+            name = masked_name(ElementIndex(bytes(data)).get("PatientName"))
+            place = names.get(station, station or "")
+            people.append((called, arrived_at, (number, name, place, state, called)))
+    people.sort(key=lambda one: one[1])
+    people.sort(key=lambda one: one[0], reverse=True)
+    return p.part(WAITING_PART, people=[shown for *_, shown in people])
+
+
+def waiting_page(p: PageRequest) -> str:
+    """GET /waiting: the waiting room, as the screen there shows it."""
+    board = waiting_part(p)
+    if p.query("part") == "board":
+        return board
+    bare = bool(p.query("bare"))
+    return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=bare, public=True, board=board,
+                  part="/waiting?part=board")  # fmt: skip
+
+
+def screen_page(p: PageRequest) -> str:
+    """GET /screen: the waiting room for a screen whose token is in its address once, then a cookie.
+
+    It sees this page alone, and as long as the token is there. Refuses 401.
+    """
+    secret = p.query("token") or p.cookie("screen")
+    if not p.read(is_screen, secret):
+        words = Message("This screen has no valid token: an administrator makes one in Users")
+        raise HttpRefusal(401, words, Status.PROCESSING_FAILURE)
+    board = waiting_part(p)
+    if p.query("part") == "board":
+        return board
+    p.set_cookie("screen", secret, max_age=A_YEAR_S)
+    if p.query("token"):
+        return p.redirect("/screen")
+    return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=True, public=True, board=board,
+                  part="/screen?part=board")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.pages.forms
 # Forms: fields, how values are read and shown, and detection of changes by others.
 # ------------------------------------------------------------------------------------------------
@@ -28404,7 +28637,7 @@ BOARD_PART = """
 % end
 <small>{{step['about']}}</small></th>
 <td>{{step['exam']}}<small>{{step['order'] if by_device else step['device'] + ' · ' + step['order']}}</small></td>
-<td><span class="state" data-state="{{step['state']}}">{{t(step['state'])}} {{step['since']}}</span></td>
+<td><span class="state" data-state="{{step['state']}}">{{t(step['state'])}} {{step['since']}}</span><small>{{step['called']}}</small></td>
 <td class="actions">
 % for event, words in step['main']:
 <button form="act" formaction="{{step['path']}}?step_state={{step['mark']}}" name="event" value="{{event}}">{{words}}</button>
@@ -28428,26 +28661,6 @@ BOARD_PART = """
 <p class="empty">{{t('No exams on this day')}} <a href="/register">{{t('Register a patient')}}</a></p>
 % end
 """
-WAITING_PAGE = """
-% if not bare:
-<p><a href="/waiting?bare=1">{{t('Full-screen view for the waiting room')}}</a></p>
-% end
-<div id="board" data-part="/waiting?part=board">
-{{!board}}
-</div>
-<p id="offline" class="problem" hidden>{{t('No connection to the server. What is shown may be old.')}}</p>
-"""
-WAITING_PART = """
-% if not people:
-<p>{{t('Nobody waiting.')}}</p>
-% end
-<ul class="waiting">
-% for name, number, device, state in people:
-<li data-state="{{state}}"><strong>{{name}}</strong> <span>{{number}}</span> <span>{{device}}</span>
-<span class="state" data-state="{{state}}">{{t(state)}}</span></li>
-% end
-</ul>
-"""
 
 
 def board_step(
@@ -28460,6 +28673,8 @@ def board_step(
     events = person_events(state, does_report(ctx, [station] if station else [], reporting))
     main = next((event for event in events if event in NEXT_EVENTS), "")
     actions = [(event, t(PERSON_EVENTS[event])) for event in events]
+    if state in IN_WAITING_ROOM:
+        actions.insert(0, ("call", t("Call")))
     about = (t.of_person(index, ctx.local_now().date()), index.get("PatientID"))
     order = index.get("AccessionNumber"), t.name(index.get("ReferringPhysicianName"))
     return {
@@ -28540,6 +28755,7 @@ def exams_in_groups(
     """Return a day's exams as rows of the board, grouped by device or state, or all by time."""
     names = device_names(web)
     reporting, doubtful = web.read(reporting_stations), web.read(doubtful_steps)
+    numbers = web.read(waiting_on, view.date)
     groups: dict[str, list[dict[str, Any]]] = {}
     stations: dict[str, str] = {}
     for row in web.read(steps_of_day, view.date) if found is None else found:
@@ -28547,6 +28763,9 @@ def exams_in_groups(
         stations[device] = row[7] or ""
         step = board_step(ctx, t, row, reporting)
         step |= {"device": names.get(row[7], row[7] or "?"), "doubtful": row[0] in doubtful}
+        waits = numbers.get(row[0]) if row[1] in IN_WAITING_ROOM else None
+        called = clock_words(ctx, waits.called_at) if waits else ""
+        step["called"] = t("called {time}", time=called) if called else ""
         key = {"state": row[1], "time": ""}.get(view.by, device)
         groups.setdefault(key, []).append(step)
     for steps in groups.values():
@@ -28681,22 +28900,6 @@ def board_part(p: PageRequest, board: Rendered) -> str | bytes:
         return board.text
     p.response.set_header("Content-Encoding", "gzip")
     return board.gzip
-
-
-def waiting_page(p: PageRequest) -> str:
-    """GET /waiting: patients who wait or are in an exam, names masked, for the waiting room."""
-    names, people = device_names(p.web), []
-    for _, state, _, data, _, _, _, station, _ in p.read(steps_of_day, p.ctx.today()):
-        if state in ("ARRIVED", "READY", "STARTED"):
-            index = ElementIndex(bytes(data))
-            number = index.get("AccessionNumber")[-4:]
-            name = masked_name(index.get("PatientName"))
-            people.append((name, number, names.get(station, station or ""), state))
-    board = p.part(WAITING_PART, people=people)
-    if p.query("part") == "board":
-        return board
-    bare = bool(p.query("bare"))
-    return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=bare, public=True, board=board)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -29379,7 +29582,17 @@ KNOWN_LOGIN = {
 }
 
 
-def users_page(p: PageRequest, new_token: str = "") -> str:
+def words_of_token(p: PageRequest, secret: str) -> str:
+    """Return the sentence that shows a new token: that of a screen as an address."""
+    if p.form("role") != SCREEN_ROLE:
+        return p.t("The token, shown this once: {secret}", secret=secret)
+    ours = p.web.config.web.public_url or f"{scheme_of(p.request)}://{host_of(p.request)}"
+    url = f"{ours}/screen?token={secret}"
+    return p.t("Open this address once in the browser of the screen; it is shown this once: {url}",
+               url=url)  # fmt: skip
+
+
+def users_page(p: PageRequest, told: str = "") -> str:
     """GET /users: users, API tokens, and what each role may do."""
     t = p.t
     people = [
@@ -29408,8 +29621,7 @@ def users_page(p: PageRequest, new_token: str = "") -> str:
         p.listed(" | ".join(["What", *ROLES]), rights, "", t("What each role may do")),
     ]  # fmt: skip
     links = [("/users/new", t("New user or token"))]
-    shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
-    return p.listing("Users", parts, told=shown, links=links)
+    return p.listing("Users", parts, told=told, links=links)
 
 
 def roles_of_rights(pages: Iterable[Page]) -> list[tuple[str, str]]:
@@ -29425,7 +29637,7 @@ def new_user_page(p: PageRequest, problems: Iterable[Problem] = (), known: str =
     """
     t = p.t
     kinds = (("person", t("User")), ("token", t("API token")))
-    roles = tuple((role, t(role)) for role in ROLES)
+    roles = tuple((role, t(role)) for role in TOKEN_ROLES)
     fields = [
         Field("name", t("User name"), "text", p.form("name"), True),
         Field("kind", t("Type"), "select", p.form("kind") or "person", True, "", kinds),
@@ -29445,7 +29657,11 @@ def post_users(p: PageRequest) -> str:
     try:
         if deed == "save":
             secret = save_login(p, name)
-            return users_page(p, secret) if secret else p.tell("/users", p.t("Saved."))
+            return (
+                users_page(p, words_of_token(p, secret))
+                if secret
+                else p.tell("/users", p.t("Saved."))
+            )
         if deed not in USER_DEEDS:
             raise no_such_action()
         if deed != "end" and not is_sure(p):
@@ -30919,6 +31135,9 @@ def post_step(p: PageRequest, row_id: int) -> str:
         about = f"step {row_id}"
         p.write_seen(("undo", about), event, undo, about)
         return tell_step(p, row_id, p.t("Undone."), p.came_from(f"/step/{row_id}"))
+    if event == "call":
+        p.write_seen(("step", row_id), "", call_patient, row_id)
+        return tell_step(p, row_id, p.t("Called."), p.came_from("/"))
     if event not in PERSON_EVENTS:
         raise no_such_action()
     key = p.read(step_key, row_id)
@@ -31188,6 +31407,9 @@ SLIP_PAGE = """
 <p>{{facts}}</p>
 <p class="when">{{day}} <b>{{time}}</b></p>
 <p><b>{{exam}}</b><br>{{place}}</p>
+% if number:
+<p>{{t('Your number in the waiting room:')}} <b class="number">{{number}}</b></p>
+% end
 % if preparation:
 <p class="preparation">{{preparation}}</p>
 % end
@@ -31298,6 +31520,17 @@ def patient_facts(p: PageRequest, index: ElementIndex) -> str:
     return " · ".join(filter(None, (index.get("PatientID"), born, about)))
 
 
+def waiting_number(p: PageRequest, row_id: int, date: str) -> int:
+    """Return the number of an exam's patient in the waiting room, 0 if none is needed any more."""
+    known: int = p.read(known_number, row_id)
+    if known or date < p.ctx.today():
+        return known
+    try:
+        return int(p.write(number_of, row_id))
+    except StoreTrouble:  # what can be read is printed all the same
+        return 0
+
+
 def slip_page(p: PageRequest, row_id: int) -> str:
     """GET /step/…/slip: the appointment slip for the patient, with codes for a scanner."""
     t, index, clinic = p.t, exam_of(p, row_id), p.web.config.clinic
@@ -31312,7 +31545,8 @@ def slip_page(p: PageRequest, row_id: int) -> str:
         time=shown_time(item.get("ScheduledProcedureStepStartTime")),
         contact=" · ".join(filter(None, (clinic.address, clinic.phone))),
         preparation=p.read(appointment_of, p.ctx, index).preparation,
-        accession=index.get("AccessionNumber"), **size_of_paper(p, "slip_size"),
+        accession=index.get("AccessionNumber"), number=waiting_number(p, row_id, date),
+        **size_of_paper(p, "slip_size"),
     )  # fmt: skip
 
 
@@ -31320,10 +31554,12 @@ def label_page(p: PageRequest, row_id: int) -> str:
     """GET /step/…/label: a label in one of the sizes of [clinic] label_size."""
     index = exam_of(p, row_id)
     item = index.item("ScheduledProcedureStepSequence")
-    date = p.t.date(item.get("ScheduledProcedureStepStartDate"))
+    date = item.get("ScheduledProcedureStepStartDate")
+    number = waiting_number(p, row_id, date)
+    about = (exam_name(index), p.t.date(date), p.t("No. {number}", number=number) if number else "")
     return p.show(
         LABEL_PAGE, "Print label", name=p.t.name(index.get("PatientName")), row_id=row_id,
-        facts=patient_facts(p, index), exam=" · ".join(filter(None, (exam_name(index), date))),
+        facts=patient_facts(p, index), exam=" · ".join(filter(None, about)),
         accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
         **size_of_paper(p, "label_size"),
     )  # fmt: skip
@@ -32560,6 +32796,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/find",                           "desk",         find_part,             None),
     ("/search",                         "desk",         search_page,           None),
     ("/waiting",                        "desk",         waiting_page,          None,                  "Waiting room",          "Front desk"),
+    ("/screen",                         "",             screen_page,           None),
     ("/print",                          "desk",         print_page,            None),
     ("/step/<row_id:row>",              "desk",         step_page,             post_step),
     ("/step/<row_id:row>/edit",         "desk",         edit_page,             post_edit),
@@ -35790,7 +36027,8 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("export backup", "file", {"nargs": "?", "metavar": "FILE"}),
     ("restore", "file", {"metavar": "FILE"}),
     ("user token", "name", {"metavar": "NAME"}),
-    ("user token", "--role", {"choices": ROLES, "default": "desk"}),
+    ("user", "--role", {"choices": ROLES, "default": "desk"}),
+    ("token", "--role", {"choices": TOKEN_ROLES, "default": "desk"}),
     ("user token", "--delete", {"action": "store_true"}),
     ("user", "--password-stdin", {"action": "store_true"}),
     ("token", "--ae", {"action": "append", "default": [], "metavar": "TITLE",

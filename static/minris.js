@@ -337,6 +337,30 @@ for (const button of document.querySelectorAll("[data-print]")) {
   button.addEventListener("click", () => print());
 }
 
+// The screen of the waiting room: a tone for whoever is newly called, once it is switched on.
+const sound = document.getElementById("sound");
+if (sound) {
+  const called = () => Array.from(document.querySelectorAll("[data-called]"), (one) => one.dataset.called).sort().pop() || "";
+  let tones = null;
+  let last = called();
+  sound.hidden = false;
+  sound.addEventListener("click", () => {
+    if (tones) tones.close();
+    tones = tones ? null : new AudioContext();
+    sound.setAttribute("aria-pressed", String(Boolean(tones)));
+  });
+  new MutationObserver(() => {
+    const newest = called();
+    if (tones && newest > last) {
+      const tone = tones.createOscillator();
+      tone.connect(tones.destination);
+      tone.start();
+      tone.stop(tones.currentTime + 0.4);
+    }
+    last = newest;
+  }).observe(document.getElementById("board"), { childList: true, subtree: true });
+}
+
 // Keys, outside of fields: N new, / search, T today, arrows previous or next day, P print, ? help.
 document.addEventListener("keydown", (event) => {
   const typing = event.target.closest("input, textarea, select, [contenteditable]");

@@ -38,7 +38,7 @@ from minris.appliance.machine import (
 )
 from minris.appliance.store_commands import STORE_COMMANDS, control_file
 from minris.config.ini import Config, ConfigError, find_config, load_config, settings_reference
-from minris.config.values import ROLES
+from minris.config.values import ROLES, TOKEN_ROLES
 from minris.conformance.statement import conformance_statement
 from minris.housekeeping.restoring import clinic_time, restore, words_of_gap
 from minris.interchange.csv_tables import export_csv
@@ -484,7 +484,8 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("export backup", "file", {"nargs": "?", "metavar": "FILE"}),
     ("restore", "file", {"metavar": "FILE"}),
     ("user token", "name", {"metavar": "NAME"}),
-    ("user token", "--role", {"choices": ROLES, "default": "desk"}),
+    ("user", "--role", {"choices": ROLES, "default": "desk"}),
+    ("token", "--role", {"choices": TOKEN_ROLES, "default": "desk"}),
     ("user token", "--delete", {"action": "store_true"}),
     ("user", "--password-stdin", {"action": "store_true"}),
     ("token", "--ae", {"action": "append", "default": [], "metavar": "TITLE",

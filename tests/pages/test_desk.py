@@ -382,7 +382,10 @@ def test_the_page_of_an_exam_offers_to_take_back(appliance):
     [
         ("Wang^XiaoDong=王^小东", "王*东"),
         ("=王^东", "王*"),
-        ("Ouyang^Jing=欧阳^静", "欧*静"),
+        ("Ouyang^Jing=欧阳^静", "欧阳*"),
+        ("Ouyang^NaNa=欧阳^娜娜", "欧阳*娜"),
+        ("=欧阳娜", "欧阳*"),
+        ("=王小东", "王*东"),
         ("Miller^Anna", "M*** A"),
         ("Miller", "M***"),
         ("", ""),

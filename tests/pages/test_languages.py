@@ -10,7 +10,7 @@ import pytest
 from conftest import MADE, every_name, made_tree
 
 from minris.config.settings import DEVICE_SETTINGS, SETTINGS
-from minris.config.values import ROLES
+from minris.config.values import TOKEN_ROLES
 from minris.dataset.names import shown_name
 from minris.dataset.times import MONTHS, shown_date
 from minris.pages.after_exam.workitems import WORKITEM_ACTIONS, WORKITEM_FACTS, WORKITEM_FIELDS
@@ -114,7 +114,7 @@ def texts_in_tables():
     found |= {"ROUTINE", "HIGH", "STAT", "MEDIUM", "LOW", "yes", "no"}
     found |= set(DISCONTINUATION_REASONS.values()) | set(PREGNANCY_STATUS.values())
     found |= {setting.meaning for setting in (*SETTINGS, *DEVICE_SETTINGS)}
-    found |= {row[0] for row in RIGHTS} | set(ROLES) | {one.use for one in ENCODINGS.values()}
+    found |= {row[0] for row in RIGHTS} | set(TOKEN_ROLES) | {one.use for one in ENCODINGS.values()}
     for setting in DEVICE_SETTINGS:
         kind, *words = setting.kind.split(" ")
         found |= set(words) if kind == "choice" else set()

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from minris import log
 from minris.access.context import Context, audit
 from minris.config.ini import Config
-from minris.config.values import ROLES
+from minris.config.values import ROLES, SCREEN_ROLE, TOKEN_ROLES
 from minris.standard.dictionary import is_ae_title
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.store.models import LoginFailure, Session, Token, User, database
@@ -320,7 +320,7 @@ def make_token(ctx: Context, name: str, role: str, ae_titles: Iterable[str] = ()
 
     ae_titles  AE titles that it may subscribe and open WebSockets for; admin tokens need none
     """
-    if not name or role not in ROLES:
+    if not name or role not in TOKEN_ROLES:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("A token needs a name and a role"))
     titles = [title.strip() for title in ae_titles]
     for title in titles:
@@ -356,6 +356,12 @@ def find_token(secret: str) -> Login | None:
         return None
     name, role, titles = row
     return Login(name, role, ae_titles=tuple(titles.split("\\")) if titles else ())
+
+
+def is_screen(secret: str) -> bool:
+    """Whether this is the token of a screen of the waiting room."""
+    login = find_token(secret) if secret else None
+    return login is not None and login.role == SCREEN_ROLE
 
 
 def permit(role: str, least: str) -> bool:

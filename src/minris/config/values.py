@@ -280,3 +280,5 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "limit": lambda text: read_optional(text, "1", "1000000"),
 }
 ROLES = ("desk", "technologist", "admin")  # each includes the rights of those before it
+SCREEN_ROLE = "kiosk"  # of a token for the screen of the waiting room, and nothing else
+TOKEN_ROLES = (*ROLES, SCREEN_ROLE)

@@ -120,9 +120,12 @@ def masked_name(name: str) -> str:
     """A PN value for a public screen: 王*东, W*** X."""
     groups = [group.split("^") for group in f"{name}==".split("=")]
     east = groups[1] if any(groups[1]) or any(groups[0]) else groups[2]
-    ideographic = "".join(east).replace(" ", "")
-    if len(ideographic) > 1:
-        return ideographic[0] + "*" * max(1, len(ideographic) - 2) + ideographic[2:][-1:]
+    surname, given = (part.replace(" ", "") for part in (east[0], "".join(east[1:])))
+    if len(surname + given) > 1:
+        if not given:  # written as one
+            parts = 2 if surname[:2] in COMPOUND_SURNAMES else 1
+            surname, given = surname[:parts], surname[parts:]
+        return surname + "*" * max(1, len(given) - 1) + given[1:][-1:]
     family, given = (groups[0] + [""])[:2]
     masked = f"{family[:1]}***" if family else ""
     return f"{masked} {given[:1]}".strip()

@@ -11,6 +11,7 @@ from minris.orders.identities import compare_again, note_identity
 from minris.orders.items import fold, patient_columns, step_columns, step_item
 from minris.orders.lookup import find_step
 from minris.orders.notes import can_be_undone, note_change
+from minris.orders.waiting import number_of
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
 from minris.standard.worklist import OPEN_STEP_STATES, STEP_TRANSITIONS, WAITING_STEP_STATES
@@ -173,6 +174,8 @@ def change_step(
             erase("undo_note WHERE about = ? AND what = ?", about, step.status)
         with can_be_undone(ctx, state, about, [("scheduled_procedure_step", step.id)], always=True):
             enter_state(ctx, step, state)
+            if event == "arrive":
+                number_of(ctx, step.id)
             if remark:
                 update_row(ScheduledProcedureStep, step.id, remark=remark[:1024])
         if remark:

@@ -14,13 +14,14 @@ from minris.access.users import (
     permit,
     tokens_of,
 )
-from minris.config.values import ROLES
+from minris.config.values import ROLES, SCREEN_ROLE, TOKEN_ROLES
 from minris.pages.asking import ask_if_sure, is_sure
 from minris.pages.forms import Field, show_form
 from minris.pages.frame import Action, Page, PageRequest, Row, no_such_action, row_number
 from minris.seen import ChangedMeanwhile, as_seen, mark_of
 from minris.standard.status import Message, Problem, Refusal
 from minris.standard.tables import body_rows
+from minris.web.request import host_of, scheme_of
 
 # What the roles may do, and on which pages (* for a part of the path). The first page gives the
 # minimum role; "-": actions on other pages that check for an administrator.
@@ -56,7 +57,17 @@ KNOWN_LOGIN = {
 }
 
 
-def users_page(p: PageRequest, new_token: str = "") -> str:
+def words_of_token(p: PageRequest, secret: str) -> str:
+    """Return the sentence that shows a new token: that of a screen as an address."""
+    if p.form("role") != SCREEN_ROLE:
+        return p.t("The token, shown this once: {secret}", secret=secret)
+    ours = p.web.config.web.public_url or f"{scheme_of(p.request)}://{host_of(p.request)}"
+    url = f"{ours}/screen?token={secret}"
+    return p.t("Open this address once in the browser of the screen; it is shown this once: {url}",
+               url=url)  # fmt: skip
+
+
+def users_page(p: PageRequest, told: str = "") -> str:
     """GET /users: users, API tokens, and what each role may do."""
     t = p.t
     people = [
@@ -85,8 +96,7 @@ def users_page(p: PageRequest, new_token: str = "") -> str:
         p.listed(" | ".join(["What", *ROLES]), rights, "", t("What each role may do")),
     ]  # fmt: skip
     links = [("/users/new", t("New user or token"))]
-    shown = t("The token, shown this once: {secret}", secret=new_token) if new_token else ""
-    return p.listing("Users", parts, told=shown, links=links)
+    return p.listing("Users", parts, told=told, links=links)
 
 
 def roles_of_rights(pages: Iterable[Page]) -> list[tuple[str, str]]:
@@ -102,7 +112,7 @@ def new_user_page(p: PageRequest, problems: Iterable[Problem] = (), known: str =
     """
     t = p.t
     kinds = (("person", t("User")), ("token", t("API token")))
-    roles = tuple((role, t(role)) for role in ROLES)
+    roles = tuple((role, t(role)) for role in TOKEN_ROLES)
     fields = [
         Field("name", t("User name"), "text", p.form("name"), True),
         Field("kind", t("Type"), "select", p.form("kind") or "person", True, "", kinds),
@@ -122,7 +132,11 @@ def post_users(p: PageRequest) -> str:
     try:
         if deed == "save":
             secret = save_login(p, name)
-            return users_page(p, secret) if secret else p.tell("/users", p.t("Saved."))
+            return (
+                users_page(p, words_of_token(p, secret))
+                if secret
+                else p.tell("/users", p.t("Saved."))
+            )
         if deed not in USER_DEEDS:
             raise no_such_action()
         if deed != "end" and not is_sure(p):

@@ -29,7 +29,7 @@ from minris.pages.box import (
     users_page,
 )
 from minris.pages.day.blocked import blocked_page, post_blocked
-from minris.pages.day.board import Boards, waiting_page
+from minris.pages.day.board import Boards
 from minris.pages.day.calendar import calendar_page
 from minris.pages.day.exam import edit_page, post_edit, post_step, step_page
 from minris.pages.day.figures import figures_csv, figures_page, figures_svg
@@ -54,6 +54,7 @@ from minris.pages.day.paper import (
     slip_page,
 )
 from minris.pages.day.slots import slots_part
+from minris.pages.day.waiting import screen_page, waiting_page
 from minris.pages.frame import ERROR_PAGE, Answer, Page, PageRequest, Site
 from minris.pages.login import (
     ask_to_log_in,
@@ -134,6 +135,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/find",                           "desk",         find_part,             None),
     ("/search",                         "desk",         search_page,           None),
     ("/waiting",                        "desk",         waiting_page,          None,                  "Waiting room",          "Front desk"),
+    ("/screen",                         "",             screen_page,           None),
     ("/print",                          "desk",         print_page,            None),
     ("/step/<row_id:row>",              "desk",         step_page,             post_step),
     ("/step/<row_id:row>/edit",         "desk",         edit_page,             post_edit),

@@ -203,6 +203,18 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX referrer_used_at ON referrer (used_at);
         """,
     ),
+    (
+        25,
+        "numbers of the waiting room",
+        """
+        CREATE TABLE waiting_number (
+            day TEXT NOT NULL, patient_id INTEGER NOT NULL REFERENCES patient (id)
+            ON DELETE CASCADE, number INTEGER NOT NULL, called_step INTEGER NOT NULL DEFAULT 0,
+            called_at TEXT NOT NULL DEFAULT '', PRIMARY KEY (day, patient_id)) WITHOUT ROWID;
+        CREATE UNIQUE INDEX waiting_number_number ON waiting_number (day, number);
+        CREATE INDEX waiting_number_patient_id ON waiting_number (patient_id);
+        """,
+    ),
 )
 
 

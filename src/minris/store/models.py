@@ -96,6 +96,17 @@ class ScheduledStation(Stored):
     Meta = keyed_by("ae_title", "start_date", "step")
 
 
+class WaitingNumber(Stored):
+    """The number of a patient in the waiting room of a day (DA), and the exam called last."""
+
+    day = peewee.TextField()
+    patient = peewee.ForeignKeyField(Patient, on_delete="CASCADE")
+    number = peewee.IntegerField()
+    called_step = peewee.IntegerField(default=0)
+    called_at = peewee.TextField(default="")
+    Meta = keyed_by("day", "patient")
+
+
 class StepSeen(Stored):
     """When a scheduled procedure step was first returned to a device."""
 

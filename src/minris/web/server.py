@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from minris import log
+from minris.access.users import is_screen
 from minris.intake import Intake, Share
 from minris.standard.status import HttpRefusal
 from minris.web.answers import log_refused, refusal_reply
@@ -274,8 +275,11 @@ class WebServer:
     async def _events(self, scope: Any, receive: Any, send: Any) -> None:
         """GET /events: the event stream of an open page, the number of each change."""
         cookie = cookie_of(scope, cookie_name(self.web, scope["scheme"], "minris"))
+        screen = cookie_of(scope, cookie_name(self.web, scope["scheme"], "screen"))
         run = asyncio.get_running_loop().run_in_executor
-        if not cookie or not await run(self.readers, self.web.session, cookie):
+        if not (cookie and await run(self.readers, self.web.session, cookie)) and not (
+            screen and await run(self.readers, self.web.read, is_screen, screen)
+        ):
             raise HttpRefusal(401, "Log in first")
         # nginx would keep it back until a buffer is full
         headers = [(b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"),

@@ -43,7 +43,7 @@ def appointment_of(ctx: Context, index: ElementIndex) -> Appointment:
     return Appointment(
         uid=f"{index.get('StudyInstanceUID')}.{item.get('ScheduledProcedureStepID')}@minris",
         date=date, begin=begin, end=end, what=f"{exam}, {clinic.name}".strip(", "),
-        where=clinic.address, preparation=getattr(procedure, "preparation", ""),
+        where=clinic.address, preparation=procedure.preparation if procedure else "",
     )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from minris.access.context import Context
 from minris.dataset.elements import ElementIndex
-from minris.dataset.names import masked_name
 from minris.dataset.times import shown_date
 from minris.mpps.linking import does_report, doubtful_steps, reporting_stations
 from minris.orders.diary import diary, free_times
@@ -18,6 +17,7 @@ from minris.orders.items import exam_name
 from minris.orders.lookup import steps_of_day
 from minris.orders.steps import person_events
 from minris.orders.trace import last_query
+from minris.orders.waiting import IN_WAITING_ROOM, waiting_on
 from minris.pages.asking import PERSON_EVENTS
 from minris.pages.frame import PageRequest
 from minris.pages.language import (
@@ -40,8 +40,6 @@ from minris.web.request import Web, takes_gzip
 BOARD_PAGE = template("day/board.html")
 # Its buttons belong to the form outside it, so the part is the same for all users (no CSRF token).
 BOARD_PART = template("day/board_part.html")
-WAITING_PAGE = template("day/waiting.html")
-WAITING_PART = template("day/waiting_part.html")
 
 
 def board_step(
@@ -54,6 +52,8 @@ def board_step(
     events = person_events(state, does_report(ctx, [station] if station else [], reporting))
     main = next((event for event in events if event in NEXT_EVENTS), "")
     actions = [(event, t(PERSON_EVENTS[event])) for event in events]
+    if state in IN_WAITING_ROOM:
+        actions.insert(0, ("call", t("Call")))
     about = (t.of_person(index, ctx.local_now().date()), index.get("PatientID"))
     order = index.get("AccessionNumber"), t.name(index.get("ReferringPhysicianName"))
     return {
@@ -134,6 +134,7 @@ def exams_in_groups(
     """Return a day's exams as rows of the board, grouped by device or state, or all by time."""
     names = device_names(web)
     reporting, doubtful = web.read(reporting_stations), web.read(doubtful_steps)
+    numbers = web.read(waiting_on, view.date)
     groups: dict[str, list[dict[str, Any]]] = {}
     stations: dict[str, str] = {}
     for row in web.read(steps_of_day, view.date) if found is None else found:
@@ -141,6 +142,9 @@ def exams_in_groups(
         stations[device] = row[7] or ""
         step = board_step(ctx, t, row, reporting)
         step |= {"device": names.get(row[7], row[7] or "?"), "doubtful": row[0] in doubtful}
+        waits = numbers.get(row[0]) if row[1] in IN_WAITING_ROOM else None
+        called = clock_words(ctx, waits.called_at) if waits else ""
+        step["called"] = t("called {time}", time=called) if called else ""
         key = {"state": row[1], "time": ""}.get(view.by, device)
         groups.setdefault(key, []).append(step)
     for steps in groups.values():
@@ -275,19 +279,3 @@ def board_part(p: PageRequest, board: Rendered) -> str | bytes:
         return board.text
     p.response.set_header("Content-Encoding", "gzip")
     return board.gzip
-
-
-def waiting_page(p: PageRequest) -> str:
-    """GET /waiting: patients who wait or are in an exam, names masked, for the waiting room."""
-    names, people = device_names(p.web), []
-    for _, state, _, data, _, _, _, station, _ in p.read(steps_of_day, p.ctx.today()):
-        if state in ("ARRIVED", "READY", "STARTED"):
-            index = ElementIndex(bytes(data))
-            number = index.get("AccessionNumber")[-4:]
-            name = masked_name(index.get("PatientName"))
-            people.append((name, number, names.get(station, station or ""), state))
-    board = p.part(WAITING_PART, people=people)
-    if p.query("part") == "board":
-        return board
-    bare = bool(p.query("bare"))
-    return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=bare, public=True, board=board)

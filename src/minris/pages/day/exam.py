@@ -22,6 +22,7 @@ from minris.orders.lookup import get_step, patient_of_step, step_key, step_row
 from minris.orders.scheduling import reschedule
 from minris.orders.steps import change_step, person_events
 from minris.orders.undo import undo
+from minris.orders.waiting import call_patient
 from minris.outbox import passed_on_of
 from minris.pages.asking import PERSON_EVENTS, exam_words
 from minris.pages.day.board import NEXT_EVENTS, tags_of
@@ -323,6 +324,9 @@ def post_step(p: PageRequest, row_id: int) -> str:
         about = f"step {row_id}"
         p.write_seen(("undo", about), event, undo, about)
         return tell_step(p, row_id, p.t("Undone."), p.came_from(f"/step/{row_id}"))
+    if event == "call":
+        p.write_seen(("step", row_id), "", call_patient, row_id)
+        return tell_step(p, row_id, p.t("Called."), p.came_from("/"))
     if event not in PERSON_EVENTS:
         raise no_such_action()
     key = p.read(step_key, row_id)

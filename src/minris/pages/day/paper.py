@@ -10,11 +10,13 @@ from minris.dataset.elements import ElementIndex
 from minris.dataset.times import shown_date
 from minris.orders.items import exam_name
 from minris.orders.lookup import steps_of_day
+from minris.orders.waiting import known_number, number_of
 from minris.pages.day.appointment import appointment_of, calendar_event, calendar_file
 from minris.pages.frame import PageRequest
 from minris.pages.language import WEEKDAY_WORDS, day_of, device_names, shown_time
 from minris.pages.reception import exam_of
 from minris.pages.template import template
+from minris.store.condition import StoreTrouble
 
 SLIP_PAGE = template("day/slip.html")
 LABEL_PAGE = template("day/label.html")
@@ -82,6 +84,17 @@ def patient_facts(p: PageRequest, index: ElementIndex) -> str:
     return " · ".join(filter(None, (index.get("PatientID"), born, about)))
 
 
+def waiting_number(p: PageRequest, row_id: int, date: str) -> int:
+    """Return the number of an exam's patient in the waiting room, 0 if none is needed any more."""
+    known: int = p.read(known_number, row_id)
+    if known or date < p.ctx.today():
+        return known
+    try:
+        return int(p.write(number_of, row_id))
+    except StoreTrouble:  # what can be read is printed all the same
+        return 0
+
+
 def slip_page(p: PageRequest, row_id: int) -> str:
     """GET /step/…/slip: the appointment slip for the patient, with codes for a scanner."""
     t, index, clinic = p.t, exam_of(p, row_id), p.web.config.clinic
@@ -96,7 +109,8 @@ def slip_page(p: PageRequest, row_id: int) -> str:
         time=shown_time(item.get("ScheduledProcedureStepStartTime")),
         contact=" · ".join(filter(None, (clinic.address, clinic.phone))),
         preparation=p.read(appointment_of, p.ctx, index).preparation,
-        accession=index.get("AccessionNumber"), **size_of_paper(p, "slip_size"),
+        accession=index.get("AccessionNumber"), number=waiting_number(p, row_id, date),
+        **size_of_paper(p, "slip_size"),
     )  # fmt: skip
 
 
@@ -104,10 +118,12 @@ def label_page(p: PageRequest, row_id: int) -> str:
     """GET /step/…/label: a label in one of the sizes of [clinic] label_size."""
     index = exam_of(p, row_id)
     item = index.item("ScheduledProcedureStepSequence")
-    date = p.t.date(item.get("ScheduledProcedureStepStartDate"))
+    date = item.get("ScheduledProcedureStepStartDate")
+    number = waiting_number(p, row_id, date)
+    about = (exam_name(index), p.t.date(date), p.t("No. {number}", number=number) if number else "")
     return p.show(
         LABEL_PAGE, "Print label", name=p.t.name(index.get("PatientName")), row_id=row_id,
-        facts=patient_facts(p, index), exam=" · ".join(filter(None, (exam_name(index), date))),
+        facts=patient_facts(p, index), exam=" · ".join(filter(None, about)),
         accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
         **size_of_paper(p, "label_size"),
     )  # fmt: skip
