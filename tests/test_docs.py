@@ -146,8 +146,6 @@ def test_the_header_of_the_file_asks_for_what_the_package_asks_for():
     assert header["requires-python"] == project()["requires-python"]
 
 
-# The catalogues of static/i18n. English itself is the key.
-
 
 def dicomweb_commands():
     """The commands of the README's chapter on DICOMweb."""
