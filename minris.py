@@ -12191,6 +12191,14 @@ def exam_minutes() -> dict[str, int]:
     return known
 
 
+@cached(1024, 4096)
+def _booked(data: bytes) -> tuple[str, str, str]:
+    """The code and name of the procedure, and the patient's name, of an exam's data set."""
+    index = ElementIndex(data)
+    code = index.item("RequestedProcedureCodeSequence").get("CodeValue")
+    return code, index.get("RequestedProcedureDescription"), index.get("PatientName")
+
+
 def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
     """The exams and blocked times of a device from one day (DA) to another, by start.
 
@@ -12210,11 +12218,9 @@ def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
         (*titles, first, last),
     )
     for row_id, date, start_time, status, data, study in cursor:
-        index = ElementIndex(data)
-        exam = index.get("RequestedProcedureDescription")
-        code = index.item("RequestedProcedureCodeSequence").get("CodeValue")
+        code, exam, name = _booked(bytes(data))
         minutes = known.get(code) or known.get(exam) or ctx.config.clinic.slot_minutes
-        begin, name = minute_of_day(start_time), index.get("PatientName")
+        begin = minute_of_day(start_time)
         found.append(Booking(row_id, date, begin, begin + minutes, status, name, exam, study))
     blocked = [one for title in titles for one in blocked_of(title, first, last)]
     return sorted([*found, *blocked], key=lambda one: (one.date, one.begin)) if blocked else found
@@ -28619,25 +28625,33 @@ BOARD_PART = """
 <table class="board">
 <thead><tr><th scope="col">{{t('Time')}}</th><th scope="col">{{t('Patient')}}</th><th scope="col">{{t('Exam')}}</th>
 <th scope="col">{{t('Status')}}</th><th scope="col"><span class="hidden">{{t('Actions')}}</span></th></tr></thead>
-% for heading, steps, _, note in groups:
+% for heading, rows, _, note in groups:
 <tbody>
 % if heading:
 <tr class="group"><th scope="rowgroup" colspan="5"><h2>{{heading}}</h2> <span>{{note}}</span></th></tr>
 % end
-% for step in steps:
-% now = step['now']
-<tr data-step="{{step['row_id']}}" data-state="{{step['state']}}"{{!' class="now"' if now else ''}}>
+% for row in rows:
+{{!row}}
+% end
+</tbody>
+% end
+</table>
+% else:
+<p class="empty">{{t('No exams on this day')}} <a href="/register">{{t('Register a patient')}}</a></p>
+% end
+"""
+BOARD_ROW_PART = """<tr data-step="{{step['row_id']}}" data-state="{{step['state']}}"{{!' class="now"' if now else ''}}>
 <td>{{step['time']}}</td>
 <th scope="row"><a href="{{step['path']}}">{{step['name']}}</a>
 % for words in step['tags']:
 <strong class="tag">{{words}}</strong>
 % end
-% if step['doubtful']:
+% if doubtful:
 <strong class="tag">{{t('Other patient?')}}</strong>
 % end
 <small>{{step['about']}}</small></th>
-<td>{{step['exam']}}<small>{{step['order'] if by_device else step['device'] + ' · ' + step['order']}}</small></td>
-<td><span class="state" data-state="{{step['state']}}">{{t(step['state'])}} {{step['since']}}</span><small>{{step['called']}}</small></td>
+<td>{{step['exam']}}<small>{{device + ' · ' if device else ''}}{{step['order']}}</small></td>
+<td><span class="state" data-state="{{step['state']}}">{{t(step['state'])}} {{since}}</span><small>{{called}}</small></td>
 <td class="actions">
 % for event, words in step['main']:
 <button form="act" formaction="{{step['path']}}?step_state={{step['mark']}}" name="event" value="{{event}}">{{words}}</button>
@@ -28653,24 +28667,17 @@ BOARD_PART = """
 </div></details>
 </td>
 </tr>
-% end
-</tbody>
-% end
-</table>
-% else:
-<p class="empty">{{t('No exams on this day')}} <a href="/register">{{t('Register a patient')}}</a></p>
-% end
 """
 
 
-def board_step(
-    ctx: Context, t: Translator, row: tuple[Any, ...], reporting: set[str]
-) -> dict[str, Any]:
-    """Return one row of the board, as its template wants it."""
-    step_id, state, start_time, data, arrived_at, started_at, ended_at, station, study = row
+def board_step(ctx: Context, t: Translator, row: tuple[Any, ...], reports: bool) -> dict[str, Any]:
+    """Return one row of the board, as its template wants it.
+
+    reports  whether its machine reports performed steps
+    """
+    step_id, state, start_time, data, *_, study = row
     index = ElementIndex(bytes(data))
-    since = ended_at or (started_at if state == "STARTED" else arrived_at)
-    events = person_events(state, does_report(ctx, [station] if station else [], reporting))
+    events = person_events(state, reports)
     main = next((event for event in events if event in NEXT_EVENTS), "")
     actions = [(event, t(PERSON_EVENTS[event])) for event in events]
     if state in IN_WAITING_ROOM:
@@ -28679,12 +28686,9 @@ def board_step(
     order = index.get("AccessionNumber"), t.name(index.get("ReferringPhysicianName"))
     return {
         "row_id": step_id, "path": f"/step/{step_id}", "mark": mark_of(state, study), "state": state,
-        "minute": start_time[:4], "time": shown_time(start_time),
-        "name": t.name(index.get("PatientName")), "patient_id": index.get("PatientID"),
-        "accession": order[0], "about": " · ".join(filter(None, about)),
-        "exam": exam_name(index),
+        "time": shown_time(start_time), "name": t.name(index.get("PatientName")),
+        "about": " · ".join(filter(None, about)), "exam": exam_name(index),
         "order": " · ".join(filter(None, order)), "tags": tags_of(t, index),
-        "since": clock_words(ctx, ended_at) or elapsed(ctx, t, since),
         "main": [one for one in actions if one[0] == main],
         "others": [one for one in actions if one[0] != main],
     }  # fmt: skip
@@ -28741,49 +28745,87 @@ BOARD_ORDERS = {
 
 
 class Group(NamedTuple):
-    """Rows of the board under one heading; `station` is the AE title of a device, `note` what is said of it."""
+    """Rows of the board under one heading; `station` is the AE title of a device, `note` what is said of it.
+
+    rows  those of steps_of_day
+    """
 
     heading: str
-    steps: list[dict[str, Any]]
+    rows: list[Any]
     station: str = ""
     note: str = ""
 
 
 def exams_in_groups(
-    web: Web, ctx: Context, t: Translator, view: BoardView, found: list[Any] | None = None
+    names: Mapping[str, str], t: Translator, by: str, rows: list[Any]
 ) -> list[Group]:
-    """Return a day's exams as rows of the board, grouped by device or state, or all by time."""
-    names = device_names(web)
-    reporting, doubtful = web.read(reporting_stations), web.read(doubtful_steps)
-    numbers = web.read(waiting_on, view.date)
-    groups: dict[str, list[dict[str, Any]]] = {}
+    """Return a day's exams, grouped by device or state, or all by time.
+
+    names  of the devices, by AE title
+    """
+    groups: dict[str, list[Any]] = {}
     stations: dict[str, str] = {}
-    for row in web.read(steps_of_day, view.date) if found is None else found:
+    for row in rows:
         device = f"{names[row[7]]} ({row[7]})" if row[7] in names else row[7] or "?"
         stations[device] = row[7] or ""
-        step = board_step(ctx, t, row, reporting)
-        step |= {"device": names.get(row[7], row[7] or "?"), "doubtful": row[0] in doubtful}
-        waits = numbers.get(row[0]) if row[1] in IN_WAITING_ROOM else None
-        called = clock_words(ctx, waits.called_at) if waits else ""
-        step["called"] = t("called {time}", time=called) if called else ""
-        key = {"state": row[1], "time": ""}.get(view.by, device)
-        groups.setdefault(key, []).append(step)
-    for steps in groups.values():
-        note_now(ctx, view.date, steps)
-    if view.by == "state":
+        groups.setdefault({"state": row[1], "time": ""}.get(by, device), []).append(row)
+    if by == "state":
         return [Group(t(state), groups[state]) for state in STEP_STATES if state in groups]
     return [
-        Group(device, steps, stations[device] if device else "")
-        for device, steps in sorted(groups.items())
+        Group(device, found, stations[device] if device else "")
+        for device, found in sorted(groups.items())
     ]
 
 
-def note_now(ctx: Context, date: str, steps: list[dict[str, Any]]) -> None:
-    """Mark the first exam of today that is still to come: a line stands above it."""
-    now = f"{ctx.local_now():%H%M}" if date == ctx.today() else "9999"
-    later = [step for step in steps if step["minute"] >= now]
-    for step in steps:
-        step["now"] = bool(later) and step is later[0]
+class Rows:
+    """The rows of boards as HTML: one that is as it was is not rendered again."""
+
+    MOST = 4 << 20  # bytes
+
+    def __init__(self) -> None:
+        self.kept: Recent[object, str] = Recent(self.MOST)
+
+    def of_groups(
+        self, web: Web, ctx: Context, t: Translator, view: BoardView, rows: list[Any]
+    ) -> list[Group]:
+        """Return a day's exams as rows of the board, in groups with a note for each device."""
+        names = device_names(web)
+        reporting, doubtful = web.read(reporting_stations), web.read(doubtful_steps)
+        numbers, found = web.read(waiting_on, view.date), []
+        for one in exams_in_groups(names, t, view.by, rows):
+            minute = f"{ctx.local_now():%H%M}" if view.date == ctx.today() else "9999"
+            coming = next((row[0] for row in one.rows if row[2][:4] >= minute), None)
+            shown = []
+            for row in one.rows:
+                station, since = row[7], row[5] if row[1] == "STARTED" else row[4]
+                waits = numbers.get(row[0]) if row[1] in IN_WAITING_ROOM else None
+                called = clock_words(ctx, waits.called_at) if waits else ""
+                shown.append(self.row(
+                    ctx, t, row, does_report(ctx, [station] if station else [], reporting),
+                    device="" if view.by == "device" else names.get(station, station or "?"),
+                    since=clock_words(ctx, row[6]) or elapsed(ctx, t, since),
+                    called=t("called {time}", time=called) if called else "",
+                    doubtful=row[0] in doubtful, now=row[0] == coming,
+                ))  # fmt: skip
+            note = device_note(web, ctx, t, view.date, one.station) if one.station else ""
+            found.append(one._replace(rows=shown, note=note))
+        return found
+
+    def row(self, ctx: Context, t: Translator, row: Any, reports: bool, **shown: Any) -> str:
+        """Return one row of the board.
+
+        shown  device: its name, where the heading does not have it; since: for how long it is in
+               its state, or when it ended; called; doubtful: another patient may have been examined;
+               now: it is the first of today that is still to come, a line stands above it
+        """
+        import bottle
+
+        key = t.language, ctx.today(), row, reports, *shown.values()
+        if key not in self.kept:
+            step = board_step(ctx, t, row, reports)
+            text = bottle.template(BOARD_ROW_PART, t=t, step=step, **shown)
+            self.kept.keep(key, text, 2 * len(text) + len(row[3]))
+        return self.kept[key]
 
 
 def device_note(web: Web, ctx: Context, t: Translator, date: str, station: str) -> str:
@@ -28800,7 +28842,7 @@ def device_note(web: Web, ctx: Context, t: Translator, date: str, station: str) 
     )))  # fmt: skip
 
 
-def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
+def render_board(web: Web, ctx: Context, t: Translator, view: BoardView, rows: Rows) -> str:
     """Return the board of a day as HTML: the same for all users of one language."""
     import bottle
 
@@ -28817,9 +28859,7 @@ def render_board(web: Web, ctx: Context, t: Translator, view: BoardView) -> str:
         BOARD_PART, t=t, view=view,
         chips=[(f"/?{view._replace(state=state).query}", state, words, number)
                for state, words, number in chips],
-        groups=[one._replace(note=device_note(web, ctx, t, view.date, one.station))
-                if one.station else one for one in exams_in_groups(web, ctx, t, view, shown)],
-        by_device=view.by == "device",
+        groups=rows.of_groups(web, ctx, t, view, shown),
     )  # fmt: skip
 
 
@@ -28839,6 +28879,7 @@ class Boards:
     def __init__(self, web: Web) -> None:
         self.web = web
         self.kept: Recent[object, Rendered] = Recent(self.MOST)
+        self.rows = Rows()
         self.lock = threading.Lock()
 
     def get(self, ctx: Context, t: Translator, view: BoardView) -> Rendered:
@@ -28847,7 +28888,7 @@ class Boards:
         with self.lock:  # others wait for the same rendering
             key = self.web.writer.commits, self.web.access().version, t.language, view, minute
             if key not in self.kept:
-                text = render_board(self.web, ctx, t, view)
+                text = render_board(self.web, ctx, t, view, self.rows)
                 content = text.encode()
                 sent = below_path(self.web.root, content)
                 mark = hashlib.sha256(content).hexdigest()[:16]

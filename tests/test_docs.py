@@ -146,7 +146,6 @@ def test_the_header_of_the_file_asks_for_what_the_package_asks_for():
     assert header["requires-python"] == project()["requires-python"]
 
 
-
 def dicomweb_commands():
     """The commands of the README's chapter on DICOMweb."""
     chapter = README.partition("\n## DICOMweb\n")[2].partition("\n## ")[0]

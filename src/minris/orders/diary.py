@@ -8,6 +8,7 @@ from minris.access.context import Context, device_of
 from minris.config.values import WEEKDAYS, spans_of
 from minris.dataset.elements import ElementIndex
 from minris.orders.catalogue import all_procedures
+from minris.recent import cached
 from minris.standard.worklist import OPEN_STEP_STATES
 from minris.store.models import BlockedTime, database
 from minris.store.rows import fetch_rows
@@ -45,6 +46,14 @@ def exam_minutes() -> dict[str, int]:
     return known
 
 
+@cached(1024, 4096)
+def _booked(data: bytes) -> tuple[str, str, str]:
+    """The code and name of the procedure, and the patient's name, of an exam's data set."""
+    index = ElementIndex(data)
+    code = index.item("RequestedProcedureCodeSequence").get("CodeValue")
+    return code, index.get("RequestedProcedureDescription"), index.get("PatientName")
+
+
 def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
     """The exams and blocked times of a device from one day (DA) to another, by start.
 
@@ -64,11 +73,9 @@ def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
         (*titles, first, last),
     )
     for row_id, date, start_time, status, data, study in cursor:
-        index = ElementIndex(data)
-        exam = index.get("RequestedProcedureDescription")
-        code = index.item("RequestedProcedureCodeSequence").get("CodeValue")
+        code, exam, name = _booked(bytes(data))
         minutes = known.get(code) or known.get(exam) or ctx.config.clinic.slot_minutes
-        begin, name = minute_of_day(start_time), index.get("PatientName")
+        begin = minute_of_day(start_time)
         found.append(Booking(row_id, date, begin, begin + minutes, status, name, exam, study))
     blocked = [one for title in titles for one in blocked_of(title, first, last)]
     return sorted([*found, *blocked], key=lambda one: (one.date, one.begin)) if blocked else found
