@@ -57,7 +57,7 @@ def test_the_click_hits_the_patient_who_was_aimed_at(board):
     board.mary("arrive", 1)
     news = board.page.locator("#news")
     news.wait_for(state="visible")
-    assert news.inner_text() == "1 change, show"
+    assert news.inner_text() == "Show changes (1)"
     board.page.mouse.click(*place)
     board.page.locator(".told").wait_for()
     assert [state(board, row) for row in (4, 5)] == ["NO SHOW", "SCHEDULED"]

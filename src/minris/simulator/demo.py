@@ -113,6 +113,15 @@ def of_nobody(item: Any) -> Any:
     return other
 
 
+def register_all(
+    reception: Reception, zone: datetime.tzinfo | None, report: Callable[[str], None]
+) -> None:
+    """Register the patients of the day."""
+    for index in reception.send("POST", "", demo_items(datetime.datetime.now(zone))):
+        numbers = f"{index.get('PatientID')}, accession number {index.get('AccessionNumber')}"
+        report(f"{shown_name(index.get('PatientName'))}: ID {numbers}")
+
+
 def play_day(
     web_url: str, token: str, host: str, port: int, called: str,
     say: Callable[[str], None], pause: float, listen: int = 0,
@@ -135,9 +144,7 @@ def play_day(
 
     scene(f"Reception registers {len(DEMO_DAY)} patients.")
     reception = Reception(web_url, token)
-    for index in reception.send("POST", "", demo_items(datetime.datetime.now(zone))):
-        numbers = f"{index.get('PatientID')}, accession number {index.get('AccessionNumber')}"
-        report(f"{shown_name(index.get('PatientName'))}: ID {numbers}")
+    register_all(reception, zone, report)
     machines = {
         title: Modality(title, modality, host, port, called, report)
         for title, modality in (("CT1", "CT"), ("DX1", "DX"), ("US1", "US"))
