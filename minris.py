@@ -8537,6 +8537,18 @@ def register_all(
         report(f"{shown_name(index.get('PatientName'))}: ID {numbers}")
 
 
+def leave_at_work(
+    machines: dict[str, Modality], lists: dict[str, list[Any]], reception: Reception
+) -> None:
+    """Leave the department in the middle of its day: a report without an order, waiting patients."""
+    dx, walk_in, uid = machines["DX1"], of_nobody(lists["DX1"][1]), new_uid()
+    dx.start(walk_in, uid)
+    dx.end(walk_in, uid, images=1)
+    for item in (lists["CT1"][1], lists["DX1"][1], lists["US1"][2]):
+        reception.arrived(item)
+    machines["CT1"].start(lists["CT1"][1], new_uid())
+
+
 def play_day(
     web_url: str, token: str, host: str, port: int, called: str,
     say: Callable[[str], None], pause: float, listen: int = 0,
@@ -8591,12 +8603,7 @@ def play_day(
     scene("The 3D workstation finds, claims and completes its workitem.")
     scenario_pull(Workstation("WS1", host, port, called, report, listen=listen))
     scene("X-ray examines somebody who is on no list. Two patients wait; CT examines the next.")
-    walk_in, uid = of_nobody(lists["DX1"][1]), new_uid()
-    dx.start(walk_in, uid)
-    dx.end(walk_in, uid, images=1)
-    for item in (lists["CT1"][1], lists["DX1"][1], lists["US1"][2]):
-        reception.arrived(item)
-    ct.start(lists["CT1"][1], new_uid())
+    leave_at_work(machines, lists, reception)
     scene("Still on the worklists:")
     for machine in machines.values():
         machine.worklist()
@@ -27815,7 +27822,7 @@ WAITING_PART = """
 % end
 <ul class="waiting">
 % for number, name, device, state, called in people:
-<li data-state="{{state}}"{{!' data-called="' + called + '"' if called else ''}}><b>{{number or ''}}</b> <span>{{name}}</span>
+<li data-state="{{state}}" data-called="{{called}}"><b>{{number or ''}}</b> <span>{{name}}</span>
 % if called:
 <strong>{{t('Please go to {device}', device=device)}}</strong>
 % else:

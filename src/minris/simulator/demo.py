@@ -122,6 +122,18 @@ def register_all(
         report(f"{shown_name(index.get('PatientName'))}: ID {numbers}")
 
 
+def leave_at_work(
+    machines: dict[str, Modality], lists: dict[str, list[Any]], reception: Reception
+) -> None:
+    """Leave the department in the middle of its day: a report without an order, waiting patients."""
+    dx, walk_in, uid = machines["DX1"], of_nobody(lists["DX1"][1]), new_uid()
+    dx.start(walk_in, uid)
+    dx.end(walk_in, uid, images=1)
+    for item in (lists["CT1"][1], lists["DX1"][1], lists["US1"][2]):
+        reception.arrived(item)
+    machines["CT1"].start(lists["CT1"][1], new_uid())
+
+
 def play_day(
     web_url: str, token: str, host: str, port: int, called: str,
     say: Callable[[str], None], pause: float, listen: int = 0,
@@ -176,12 +188,7 @@ def play_day(
     scene("The 3D workstation finds, claims and completes its workitem.")
     scenario_pull(Workstation("WS1", host, port, called, report, listen=listen))
     scene("X-ray examines somebody who is on no list. Two patients wait; CT examines the next.")
-    walk_in, uid = of_nobody(lists["DX1"][1]), new_uid()
-    dx.start(walk_in, uid)
-    dx.end(walk_in, uid, images=1)
-    for item in (lists["CT1"][1], lists["DX1"][1], lists["US1"][2]):
-        reception.arrived(item)
-    ct.start(lists["CT1"][1], new_uid())
+    leave_at_work(machines, lists, reception)
     scene("Still on the worklists:")
     for machine in machines.values():
         machine.worklist()
