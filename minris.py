@@ -8744,6 +8744,11 @@ def device_titled(devices: Iterable[Device], ae_title: str) -> Device | None:
     return next((one for one in devices if ae_title in one.ae_titles), None)
 
 
+def modalities_of(devices: Iterable[Device]) -> list[Device]:
+    """The devices that ask for a worklist."""
+    return [device for device in devices if device.role == "modality"]
+
+
 def device_of(ctx: Context, ae_title: str) -> Device | None:
     """The device with an AE title, None if it is not registered."""
     return device_titled(ctx.devices, ae_title)
@@ -9188,9 +9193,10 @@ def has_first_password() -> bool:
 
 
 def make_user(ctx: Context, name: str, role: str, password: str) -> User:
-    """Add a user, or change role and password of an existing one and end its sessions.
+    """Add a user, or change role and password of an existing one; a new password ends its sessions.
 
-    Refuses 0106 for an invalid name, an unknown role, a password of fewer than 8 characters
+    password  empty for an existing one: it stays
+    Refuses  0106 for an invalid name, an unknown role, a password of fewer than 8 characters
     """
     words = None
     if not re.fullmatch(r"[^\s:@/]{1,64}", name):
@@ -9199,14 +9205,19 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
         words = Message("There is no role {role}", role=role)
     if words:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, words)])
-    _check_new_password(password)
+    user = User.get_or_none(User.name == name)
+    if password or not user:
+        _check_new_password(password)
     if role != "admin":
         _check_not_last_administrator(name)
-    user = User.get_or_none(User.name == name) or User(name=name, created_at=ctx.stamp())
-    user.role, user.password = role, hash_password(password)
+    user = user or User(name=name, created_at=ctx.stamp())
+    user.role = role
+    if password:
+        user.password = hash_password(password)
     user.save()
-    Session.delete().where(Session.user == user).execute()
-    _forget_first_password(ctx, name)
+    if password:
+        Session.delete().where(Session.user == user).execute()
+        _forget_first_password(ctx, name)
     audit(ctx, "user set", name, role)
     return user
 
@@ -26038,7 +26049,6 @@ document.addEventListener("keydown", (event) => {
  "The disk is full: nothing can be saved. What was saved before is shown. Free space on the disk of this computer; saving then resumes by itself.": "磁盘已满：现在无法保存任何内容。之前保存的内容照常显示。请在本机磁盘上腾出空间，之后会自动恢复。",
  "See today's exams and the calendar, print the day's list": "查看今日检查和预约日历，打印当日安排",
  "API token": "API 令牌",
- "Password (of a user)": "密码（用户）",
  "Created": "创建时间",
  "Details": "详情",
  "Start": "开始",
@@ -26601,7 +26611,20 @@ document.addEventListener("keydown", (event) => {
  "Call": "呼叫",
  "called {time}": "{time} 已呼叫",
  "No. {number}": "{number} 号",
- "kiosk": "候诊屏"
+ "kiosk": "候诊屏",
+ "Add a machine first: patients are registered for one.": "请先添加设备：患者按设备登记。",
+ "Add the archive": "添加归档系统",
+ "Add the first one": "添加第一台",
+ "At least 8 characters.": "至少 8 个字符。",
+ "Devices that want to be notified of workitems are listed here.": "此处列出需要接收工作项通知的设备。",
+ "Each call of a machine is listed here, with what it did and how it ended.": "此处列出设备的每次呼叫、所做的操作和结果。",
+ "Exams that a machine reports without an order are matched here with the order that they belong to.": "设备上报但没有申请的检查在此与其申请匹配。",
+ "Left empty, the password stays.": "留空则密码不变。",
+ "Machines ask here whether their images are in the archive; exams whose images are not all there are listed too.": "设备在此查询影像是否已归档；影像不全的检查也会列出。",
+ "There are no machines yet. Ask an administrator to add one.": "还没有设备。请管理员添加。",
+ "What machines report can be forwarded to other systems.": "设备上报的内容可转发给其他系统。",
+ "Whoever is registered is found here.": "已登记的患者在此查找。",
+ "Work on images after the exam, such as 3D views, is listed here until somebody has done it.": "检查后的影像处理（如三维重建）列在此处，直到有人完成。"
 }
 """,
 }
@@ -26935,6 +26958,9 @@ LIST_PAGE = """
 % if get('intro'):
 <p>{{intro}}</p>
 % end
+% if get('teaching'):
+<p class="empty">{{t(teaching[0])}} <a href="{{teaching[1]}}">{{t(teaching[2])}}</a></p>
+% end
 % if get('search'):
 <form method="get" action="{{here}}" class="day" role="search">
 <label>{{search}} <input name="q" value="{{query}}" autofocus></label> <button>{{t('Search')}}</button>
@@ -27010,6 +27036,17 @@ LIGHTS = {  # sign and words
 }
 
 
+# What a list is for, and what to do next, where it has nothing yet: words, path, words of the link.
+TEACHING = {
+    "/unscheduled": (Message("Exams that a machine reports without an order are matched here with the order that they belong to."), "/", Message("Back to today")),
+    "/patients": (Message("Whoever is registered is found here."), "/register", Message("Register a patient")),
+    "/workitems": (Message("Work on images after the exam, such as 3D views, is listed here until somebody has done it."), "/workitems/new", Message("New workitem")),
+    "/watchers": (Message("Devices that want to be notified of workitems are listed here."), "/devices", Message("Devices")),
+    "/passed-on": (Message("What machines report can be forwarded to other systems."), "/devices", Message("Devices")),
+    "/commitments": (Message("Machines ask here whether their images are in the archive; exams whose images are not all there are listed too."), "/devices/edit", Message("Add the archive")),
+    "/devices": (Message("No machines yet."), "/devices/edit", Message("Add the first one")),
+    "/associations": (Message("Each call of a machine is listed here, with what it did and how it ended."), "/devices", Message("Devices")),
+}  # fmt: skip
 Answer = Callable[..., str | bytes]  # takes a PageRequest and the parts of the path
 
 
@@ -27292,7 +27329,9 @@ class PageRequest:
         values  intro; search, the label of the search field, and query, its value; links below
                 (path, words); filters (path, words, whether chosen)
         """
-        return self.show(LIST_PAGE, title, parts=parts, **values)
+        found = values.get("query") or (parts and parts[0].rows)
+        teaching = None if found else TEACHING.get(self.request.path)
+        return self.show(LIST_PAGE, title, parts=parts, teaching=teaching, **values)
 
     def _menu(self, here: str) -> dict[str, Any]:
         """Return the menu, by heading, and the tabs of this page: path, words, here or not, count."""
@@ -28650,6 +28689,8 @@ BOARD_PART = """
 </tbody>
 % end
 </table>
+% elif not machines:
+<p class="empty">{{t('No machines yet.')}} <a href="/devices/edit">{{t('Add the first one')}}</a></p>
 % else:
 <p class="empty">{{t('No exams on this day')}} <a href="/register">{{t('Register a patient')}}</a></p>
 % end
@@ -28870,7 +28911,7 @@ def render_board(web: Web, ctx: Context, t: Translator, view: BoardView, rows: R
     chips += [(state, t(state), counted[state]) for state in STEP_STATES if counted[state]]
     shown = [row for row in found if view.state in ("", row[1])]
     return bottle.template(
-        BOARD_PART, t=t, view=view,
+        BOARD_PART, t=t, view=view, machines=modalities_of(web.access().devices),
         chips=[(f"/?{view._replace(state=state).query}", state, words, number)
                for state, words, number in chips],
         groups=rows.of_groups(web, ctx, t, view, shown),
@@ -28941,7 +28982,7 @@ def board_page(p: PageRequest) -> str | bytes:
 
 def stations_of(p: PageRequest) -> list[tuple[str, str]]:
     """Return AE title and name of each modality."""
-    return [(d.ae_title, d.name) for d in p.devices if d.role == "modality"]
+    return [(d.ae_title, d.name) for d in modalities_of(p.devices)]
 
 
 def board_part(p: PageRequest, board: Rendered) -> str | bytes:
@@ -29651,7 +29692,7 @@ def users_page(p: PageRequest, told: str = "") -> str:
     """GET /users: users, API tokens, and what each role may do."""
     t = p.t
     people = [
-        Row((name, t(role), str(count), p.at(at)), "", (
+        Row((name, t(role), str(count), p.at(at)), f"/users/new?name={urllib.parse.quote(name)}", (
             Action("/users", t("End sessions"), (("do", "end"), ("name", name))),
             Action("/users", t("Delete"), (("do", "delete"), ("name", name),
                                            p.mark(("user", name)))),
@@ -29686,23 +29727,34 @@ def roles_of_rights(pages: Iterable[Page]) -> list[tuple[str, str]]:
 
 
 def new_user_page(p: PageRequest, problems: Iterable[Problem] = (), known: str = "") -> str:
-    """GET /users/new: the form for a user or token; an existing user is changed.
+    """GET /users/new: the form for a user or token; ?name=: for a user who is there.
 
     known  the mark of one who was found to exist
     """
-    t = p.t
+    t, name = p.t, p.form("name") or p.query("name")
+    roles_now = {who: role for who, role, _, _ in p.read(logins_of, p.ctx)}
+    is_there = name in roles_now and p.form("kind") != "token"
+    opened = is_there and bool(p.query("name"))
     kinds = (("person", t("User")), ("token", t("API token")))
     roles = tuple((role, t(role)) for role in TOKEN_ROLES)
+    role = p.form("role") or roles_now.get(name, "desk")
+    kept = t("Left empty, the password stays.") if is_there else t("At least 8 characters.")
     fields = [
-        Field("name", t("User name"), "text", p.form("name"), True),
-        Field("kind", t("Type"), "select", p.form("kind") or "person", True, "", kinds),
-        Field("role", t("Role"), "select", p.form("role") or "desk", True, "", roles),
-        Field("password", t("Password (of a user)"), "password"),
-        Field("ae_titles", t("AE titles (of a token)"), "text", p.form("ae_titles")),
+        Field("name", t("User name"), "text", name, True, locked=opened),
+        Field("role", t("Role"), "select", role, True, "", roles),
+        Field("password", t("Password"), "password", help=kept),
     ]
+    if not opened:
+        fields.insert(
+            1, Field("kind", t("Type"), "select", p.form("kind") or "person", True, "", kinds)
+        )
+        fields.append(Field("ae_titles", t("AE titles (of a token)"), "text", p.form("ae_titles")))
+    mark = known or p.form("known") or p.read(state_mark, ("user", name))
+    hidden = [("do", "save"), ("known", mark)] + [("name", name)] * opened
+    title = name if opened else Message("New user or token")
     return show_form(
-        p, "Users", [(t("Add or change"), fields)], problems, submit=t("Save"), action="/users",
-        hidden=[("do", "save"), ("known", known or p.form("known") or mark_of())], after=[("/users", t("Users"))],
+        p, title, [(t("Add or change"), fields)], problems, submit=t("Save"), action="/users",
+        hidden=hidden, after=[("/users", t("Users"))],
     )  # fmt: skip
 
 
@@ -29715,7 +29767,7 @@ def post_users(p: PageRequest) -> str:
             return (
                 users_page(p, words_of_token(p, secret))
                 if secret
-                else p.tell("/users", p.t("Saved."))
+                else p.tell("/users", p.t("{name} was saved.", name=name))
             )
         if deed not in USER_DEEDS:
             raise no_such_action()
@@ -31267,7 +31319,7 @@ LEFTOVERS_PAGE = """
 % problem_list(t('Not saved. Please check:'), problems)
 <p>{{t('Exams from earlier days that are still open.')}}</p>
 % if not steps:
-<p>{{t('There are none.')}}</p>
+<p class="empty">{{t('There are none.')}} <a href="/">{{t('Back to today')}}</a></p>
 % else:
 <form method="post" action="/leftovers"><input type="hidden" name="csrf" value="{{csrf}}">
 <div class="wide"><table>
@@ -31998,6 +32050,13 @@ def post_patient(p: PageRequest, row_id: int) -> str:
 
 REGISTER_PAGE = """
 % problem_list(t('Not saved. Please correct:'), problems)
+% if not machines:
+% if may_add:
+<p class="warning">{{t('Add a machine first: patients are registered for one.')}} <a href="/devices/edit">{{t('Add the first one')}}</a></p>
+% else:
+<p class="warning">{{t('There are no machines yet. Ask an administrator to add one.')}}</p>
+% end
+% end
 <form method="post" action="/register" class="fields">
 <input type="hidden" name="csrf" value="{{csrf}}">
 % for name, value in hidden:
@@ -32132,6 +32191,7 @@ def register_page(
         found=found_part(p, form["q"]) if form.get("q") else "",
         slots=free_times_part(p, empty | form),
         focus=first_problem(fields + asked) or ("procedure" if decided else name),
+        machines=modalities_of(p.devices), may_add=p.may("technologist"),
     )  # fmt: skip
 
 
@@ -32738,15 +32798,10 @@ def home_page(p: PageRequest) -> str | bytes:
     return welcome_page(p)
 
 
-def modalities_of(p: PageRequest) -> list[Device]:
-    """Return the machines that ask for a worklist."""
-    return [device for device in p.devices if device.role == "modality"]
-
-
 def welcome_page(p: PageRequest) -> str:
     """GET /welcome: what is to be done on the first day, and what is done; ?part=board: the live part."""
     t, config = p.t, p.web.config
-    done, machines = p.read(first_day, p.ctx), modalities_of(p)
+    done, machines = p.read(first_day, p.ctx), modalities_of(p.devices)
     lines = machine_lines(p, machines)
     wanted = not lines or not all(good for good, _ in lines)
     board = p.part(WELCOME_PART, done=done.machine, lines=lines,

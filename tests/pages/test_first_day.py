@@ -1,5 +1,6 @@
 """Section 19: the first day: settings on a page, the first machine, the first patient on it."""
 
+import contextlib
 import re
 
 import pytest
@@ -15,15 +16,17 @@ from test_pages import (
 )
 
 from minris.access.context import audit_lines
-from minris.access.devices import save_device
+from minris.access.devices import delete_device, save_device
 from minris.access.page_settings import stored_settings
-from minris.access.users import make_user, open_session
+from minris.access.users import authenticate, logins_of, make_user, open_session
 from minris.config.ini import load_config
 from minris.config.settings import DEVICE_SETTINGS, PAGE_SETTINGS
+from minris.pages.frame import TEACHING
 from minris.pages.machines.device_form import FIRST_KEYS, GROUPS, LABELS
 from minris.pages.settings import SETTING_FIELDS, field_name
 from minris.simulator.modality import Modality
 from minris.simulator.peer import SimulationError
+from minris.standard.status import Refusal
 
 EMPTY = "[dicom]\nhost = 127.0.0.1\nport = 0\n[web]\nhost = 127.0.0.1\nport = 0\n"
 
@@ -193,3 +196,39 @@ def test_an_echo_in_vain_is_told_in_red(box, admin):
     assert (
         '<div class="problem" role="alert"><p>Old US has no address' in admin.get("/devices").text
     )
+
+
+# Users, and pages with nothing on them.
+
+
+def test_a_user_is_opened_and_gets_another_role_without_another_password(box, admin):
+    box.write(make_user, box.context(), "mary", "desk", "blue-kettle-9")
+    assert 'href="/users/new?name=mary"' in admin.get("/users").text
+    page = admin.get("/users/new?name=mary").text
+    assert re.search('<input id="name"[^>]* value="mary"[^>]* disabled', page)
+    form = hidden_fields(page[page.index('action="/users"') :]) | {"role": "technologist"}
+    assert admin.post("/users", data=form).status_code == 303
+    role = {name: role for name, role, _, _ in box.read(logins_of, box.context())}["mary"]
+    assert role == "technologist"
+    box.read(authenticate, box.context(), "mary", "blue-kettle-9")
+
+
+@pytest.mark.parametrize("path", TEACHING)
+def test_a_page_with_nothing_says_what_it_is_for(box, admin, path):
+    for device in ("MR room", "Old US"):
+        with contextlib.suppress(Refusal):
+            box.write(delete_device, box.context(), device)
+    box.appliance.reload_access()
+    page = admin.get(path).text
+    words, link, _ = TEACHING[path]
+    assert f'<p class="empty">{words} <a href="{link}"' in page or path == "/associations"
+
+
+def test_registration_without_a_machine_leads_to_one(box, admin):
+    assert 'machine first: patients are registered for one. <a href="/devices/edit"' in (
+        admin.get("/register").text
+    )
+    with visiting(box) as client:
+        client.cookies.update(desk_cookies(box))
+        assert "Ask an administrator to add one." in words_of(client.get("/register"))
+        assert "No machines yet." in words_of(client.get("/"))

@@ -1377,6 +1377,7 @@ def test_the_board_recovers_when_the_server_is_back(window):
     desk = window()
     desk.log_in()
     desk.page.locator("#board").wait_for()
+    desk.page.goto("/?by=device")  # not the list of the first day
     desk.appliance.stop()
     desk.page.locator("#offline").wait_for(state="visible")
     again = Running(desk.appliance.config)
@@ -1425,6 +1426,7 @@ def test_a_board_that_was_hidden_is_right_when_it_is_seen_again(window):
     desk = window()
     desk.log_in()
     desk.page.locator("#board").wait_for()
+    desk.page.goto("/?by=device")  # not the list of the first day
     desk.page.evaluate(HIDE)
     today = desk.appliance.context().today()
     desk.appliance.schedule(item(ScheduledProcedureStepStartDate=today))

@@ -146,6 +146,11 @@ def device_titled(devices: Iterable[Device], ae_title: str) -> Device | None:
     return next((one for one in devices if ae_title in one.ae_titles), None)
 
 
+def modalities_of(devices: Iterable[Device]) -> list[Device]:
+    """The devices that ask for a worklist."""
+    return [device for device in devices if device.role == "modality"]
+
+
 def device_of(ctx: Context, ae_title: str) -> Device | None:
     """The device with an AE title, None if it is not registered."""
     return device_titled(ctx.devices, ae_title)

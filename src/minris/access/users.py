@@ -79,9 +79,10 @@ def has_first_password() -> bool:
 
 
 def make_user(ctx: Context, name: str, role: str, password: str) -> User:
-    """Add a user, or change role and password of an existing one and end its sessions.
+    """Add a user, or change role and password of an existing one; a new password ends its sessions.
 
-    Refuses 0106 for an invalid name, an unknown role, a password of fewer than 8 characters
+    password  empty for an existing one: it stays
+    Refuses  0106 for an invalid name, an unknown role, a password of fewer than 8 characters
     """
     words = None
     if not re.fullmatch(r"[^\s:@/]{1,64}", name):
@@ -90,14 +91,19 @@ def make_user(ctx: Context, name: str, role: str, password: str) -> User:
         words = Message("There is no role {role}", role=role)
     if words:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words, [Problem(0, words)])
-    _check_new_password(password)
+    user = User.get_or_none(User.name == name)
+    if password or not user:
+        _check_new_password(password)
     if role != "admin":
         _check_not_last_administrator(name)
-    user = User.get_or_none(User.name == name) or User(name=name, created_at=ctx.stamp())
-    user.role, user.password = role, hash_password(password)
+    user = user or User(name=name, created_at=ctx.stamp())
+    user.role = role
+    if password:
+        user.password = hash_password(password)
     user.save()
-    Session.delete().where(Session.user == user).execute()
-    _forget_first_password(ctx, name)
+    if password:
+        Session.delete().where(Session.user == user).execute()
+        _forget_first_password(ctx, name)
     audit(ctx, "user set", name, role)
     return user
 

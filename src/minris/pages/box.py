@@ -18,7 +18,7 @@ from minris.config.values import ROLES, SCREEN_ROLE, TOKEN_ROLES
 from minris.pages.asking import ask_if_sure, is_sure
 from minris.pages.forms import Field, show_form
 from minris.pages.frame import Action, Page, PageRequest, Row, no_such_action, row_number
-from minris.seen import ChangedMeanwhile, as_seen, mark_of
+from minris.seen import ChangedMeanwhile, as_seen, state_mark
 from minris.standard.status import Message, Problem, Refusal
 from minris.standard.tables import body_rows
 from minris.web.request import host_of, scheme_of
@@ -71,7 +71,7 @@ def users_page(p: PageRequest, told: str = "") -> str:
     """GET /users: users, API tokens, and what each role may do."""
     t = p.t
     people = [
-        Row((name, t(role), str(count), p.at(at)), "", (
+        Row((name, t(role), str(count), p.at(at)), f"/users/new?name={urllib.parse.quote(name)}", (
             Action("/users", t("End sessions"), (("do", "end"), ("name", name))),
             Action("/users", t("Delete"), (("do", "delete"), ("name", name),
                                            p.mark(("user", name)))),
@@ -106,23 +106,34 @@ def roles_of_rights(pages: Iterable[Page]) -> list[tuple[str, str]]:
 
 
 def new_user_page(p: PageRequest, problems: Iterable[Problem] = (), known: str = "") -> str:
-    """GET /users/new: the form for a user or token; an existing user is changed.
+    """GET /users/new: the form for a user or token; ?name=: for a user who is there.
 
     known  the mark of one who was found to exist
     """
-    t = p.t
+    t, name = p.t, p.form("name") or p.query("name")
+    roles_now = {who: role for who, role, _, _ in p.read(logins_of, p.ctx)}
+    is_there = name in roles_now and p.form("kind") != "token"
+    opened = is_there and bool(p.query("name"))
     kinds = (("person", t("User")), ("token", t("API token")))
     roles = tuple((role, t(role)) for role in TOKEN_ROLES)
+    role = p.form("role") or roles_now.get(name, "desk")
+    kept = t("Left empty, the password stays.") if is_there else t("At least 8 characters.")
     fields = [
-        Field("name", t("User name"), "text", p.form("name"), True),
-        Field("kind", t("Type"), "select", p.form("kind") or "person", True, "", kinds),
-        Field("role", t("Role"), "select", p.form("role") or "desk", True, "", roles),
-        Field("password", t("Password (of a user)"), "password"),
-        Field("ae_titles", t("AE titles (of a token)"), "text", p.form("ae_titles")),
+        Field("name", t("User name"), "text", name, True, locked=opened),
+        Field("role", t("Role"), "select", role, True, "", roles),
+        Field("password", t("Password"), "password", help=kept),
     ]
+    if not opened:
+        fields.insert(
+            1, Field("kind", t("Type"), "select", p.form("kind") or "person", True, "", kinds)
+        )
+        fields.append(Field("ae_titles", t("AE titles (of a token)"), "text", p.form("ae_titles")))
+    mark = known or p.form("known") or p.read(state_mark, ("user", name))
+    hidden = [("do", "save"), ("known", mark)] + [("name", name)] * opened
+    title = name if opened else Message("New user or token")
     return show_form(
-        p, "Users", [(t("Add or change"), fields)], problems, submit=t("Save"), action="/users",
-        hidden=[("do", "save"), ("known", known or p.form("known") or mark_of())], after=[("/users", t("Users"))],
+        p, title, [(t("Add or change"), fields)], problems, submit=t("Save"), action="/users",
+        hidden=hidden, after=[("/users", t("Users"))],
     )  # fmt: skip
 
 
@@ -135,7 +146,7 @@ def post_users(p: PageRequest) -> str:
             return (
                 users_page(p, words_of_token(p, secret))
                 if secret
-                else p.tell("/users", p.t("Saved."))
+                else p.tell("/users", p.t("{name} was saved.", name=name))
             )
         if deed not in USER_DEEDS:
             raise no_such_action()

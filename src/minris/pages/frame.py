@@ -71,6 +71,17 @@ LIGHTS = {  # sign and words
 }
 
 
+# What a list is for, and what to do next, where it has nothing yet: words, path, words of the link.
+TEACHING = {
+    "/unscheduled": (Message("Exams that a machine reports without an order are matched here with the order that they belong to."), "/", Message("Back to today")),
+    "/patients": (Message("Whoever is registered is found here."), "/register", Message("Register a patient")),
+    "/workitems": (Message("Work on images after the exam, such as 3D views, is listed here until somebody has done it."), "/workitems/new", Message("New workitem")),
+    "/watchers": (Message("Devices that want to be notified of workitems are listed here."), "/devices", Message("Devices")),
+    "/passed-on": (Message("What machines report can be forwarded to other systems."), "/devices", Message("Devices")),
+    "/commitments": (Message("Machines ask here whether their images are in the archive; exams whose images are not all there are listed too."), "/devices/edit", Message("Add the archive")),
+    "/devices": (Message("No machines yet."), "/devices/edit", Message("Add the first one")),
+    "/associations": (Message("Each call of a machine is listed here, with what it did and how it ended."), "/devices", Message("Devices")),
+}  # fmt: skip
 Answer = Callable[..., str | bytes]  # takes a PageRequest and the parts of the path
 
 
@@ -353,7 +364,9 @@ class PageRequest:
         values  intro; search, the label of the search field, and query, its value; links below
                 (path, words); filters (path, words, whether chosen)
         """
-        return self.show(LIST_PAGE, title, parts=parts, **values)
+        found = values.get("query") or (parts and parts[0].rows)
+        teaching = None if found else TEACHING.get(self.request.path)
+        return self.show(LIST_PAGE, title, parts=parts, teaching=teaching, **values)
 
     def _menu(self, here: str) -> dict[str, Any]:
         """Return the menu, by heading, and the tabs of this page: path, words, here or not, count."""

@@ -4,6 +4,7 @@ import datetime
 import urllib.parse
 from typing import Any
 
+from minris.access.context import modalities_of
 from minris.access.users import logins_of
 from minris.config.ini import Device
 from minris.config.settings import SETTINGS
@@ -37,15 +38,10 @@ def home_page(p: PageRequest) -> str | bytes:
     return welcome_page(p)
 
 
-def modalities_of(p: PageRequest) -> list[Device]:
-    """Return the machines that ask for a worklist."""
-    return [device for device in p.devices if device.role == "modality"]
-
-
 def welcome_page(p: PageRequest) -> str:
     """GET /welcome: what is to be done on the first day, and what is done; ?part=board: the live part."""
     t, config = p.t, p.web.config
-    done, machines = p.read(first_day, p.ctx), modalities_of(p)
+    done, machines = p.read(first_day, p.ctx), modalities_of(p.devices)
     lines = machine_lines(p, machines)
     wanted = not lines or not all(good for good, _ in lines)
     board = p.part(WELCOME_PART, done=done.machine, lines=lines,

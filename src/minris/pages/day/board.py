@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from minris.access.context import Context
+from minris.access.context import Context, modalities_of
 from minris.dataset.elements import ElementIndex
 from minris.dataset.times import shown_date
 from minris.mpps.linking import does_report, doubtful_steps, reporting_stations
@@ -230,7 +230,7 @@ def render_board(web: Web, ctx: Context, t: Translator, view: BoardView, rows: R
     chips += [(state, t(state), counted[state]) for state in STEP_STATES if counted[state]]
     shown = [row for row in found if view.state in ("", row[1])]
     return bottle.template(
-        BOARD_PART, t=t, view=view,
+        BOARD_PART, t=t, view=view, machines=modalities_of(web.access().devices),
         chips=[(f"/?{view._replace(state=state).query}", state, words, number)
                for state, words, number in chips],
         groups=rows.of_groups(web, ctx, t, view, shown),
@@ -301,7 +301,7 @@ def board_page(p: PageRequest) -> str | bytes:
 
 def stations_of(p: PageRequest) -> list[tuple[str, str]]:
     """Return AE title and name of each modality."""
-    return [(d.ae_title, d.name) for d in p.devices if d.role == "modality"]
+    return [(d.ae_title, d.name) for d in modalities_of(p.devices)]
 
 
 def board_part(p: PageRequest, board: Rendered) -> str | bytes:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from minris.access.context import Context
+from minris.access.context import Context, modalities_of
 from minris.dataset.checks import implausible
 from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.names import resident_number
@@ -119,6 +119,7 @@ def register_page(
         found=found_part(p, form["q"]) if form.get("q") else "",
         slots=free_times_part(p, empty | form),
         focus=first_problem(fields + asked) or ("procedure" if decided else name),
+        machines=modalities_of(p.devices), may_add=p.may("technologist"),
     )  # fmt: skip
 
 
