@@ -24043,7 +24043,7 @@ header > form[role="search"] input { background: var(--ground); width: 100%; }
 header .main { white-space: nowrap; }
 .status, header > :last-child { margin-inline-start: auto; }
 .status + :last-child { margin-inline-start: 0; }
-.status { display: flex; align-items: center; gap: 6px; min-height: 36px; color: inherit; text-decoration: none; white-space: nowrap; }
+.status { display: flex; flex-wrap: wrap; align-items: center; gap: 6px; min-height: 36px; color: inherit; text-decoration: none; white-space: nowrap; }
 .me { position: relative; }
 .me > summary { list-style: none; min-height: 36px; display: flex; align-items: center; padding: 0 8px; border-radius: 8px; cursor: pointer; }
 .me > summary::after { content: "▾"; margin-inline-start: 6px; color: var(--soft); }

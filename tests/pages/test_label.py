@@ -31,7 +31,7 @@ def label(window):  # noqa: F811
     desk = window()
     desk.appliance.schedule(item(NAME, PatientBirthDate="19780312",
                                           AccessionNumber="2612010001"))  # fmt: skip
-    desk.log_in()
+    desk.enter()
     desk.page.locator("#board").wait_for()
     desk.page.goto("/step/1/label", wait_until="load")
     return desk

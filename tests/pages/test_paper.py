@@ -35,7 +35,7 @@ def desk(chromium, tmp_path_factory, ready_store):  # noqa: F811
         *(item(f"Many^Patient{n}", ScheduledStationAETitle="US1", Modality="US") for n in range(60)),
     )  # fmt: skip
     one = Desk(chromium, running)
-    one.log_in()
+    one.enter()
     one.page.locator("#board").wait_for()
     yield one
     one.context.close()

@@ -20,7 +20,7 @@ def board(window):  # noqa: F811
         desk.appliance.schedule(item(
             PatientID=f"P{number}", PatientName=name, ScheduledProcedureStepStartDate=today,
             ScheduledProcedureStepStartTime=f"1{number}00"))  # fmt: skip
-    desk.log_in()
+    desk.enter()
 
     def mary(event, row_id):
         ctx = desk.appliance.context().by(Actor("mary", role="desk"))

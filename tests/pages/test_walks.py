@@ -1,9 +1,9 @@
-"""The walks of a clinic's people in Chromium, in both languages; each leaves its pictures.
+"""The walks of a clinic's people in Chromium, in both languages.
 
 First start to first patient; register, wait, done; a wrong AE title found and mended; a lock that
 nobody tends removed; a patient merged; the day printed; a free time found in the calendar.
 
-MINRIS_PICTURES=yes makes the README's pictures anew.
+MINRIS_PICTURES=yes leaves pictures of them all in artefacts/, and makes the README's anew.
 """
 
 import datetime
@@ -22,7 +22,6 @@ from minris.dataset.elements import ElementIndex, text_elements
 from minris.dataset.times import shown_date
 from minris.orders.patients import get_patient
 from minris.pages.language import Translator
-from minris.pages.site import PAGES
 from minris.pages.static import load_catalogues
 from minris.standard.uids import MODALITY_WORKLIST
 from minris.store.models import database
@@ -39,7 +38,7 @@ def desk(request, chromium, run_appliance):  # noqa: F811
     appliance = run_appliance()
     one = Desk(chromium, appliance, locale=request.param, viewport={"width": 1280, "height": 800})
     one.language = LANGUAGES[request.param]
-    one.log_in()
+    one.enter()
     one.page.locator("#board").wait_for()
     yield one
     one.context.close()
@@ -52,7 +51,7 @@ README_PICTURES = {"en-day", "zh-day", "en-found", "en-calendar", "zh-doctor"}
 
 
 def picture(desk, name):
-    """Keep what is seen: with the artefacts of the run, and for the README where that is asked for."""
+    """Keep what is seen where that is asked for: with the artefacts, and for the README."""
     desk.picture(f"walk-{desk.language}-{name}")
     name = f"{desk.language}-{name}"
     if name in README_PICTURES and os.environ.get("MINRIS_PICTURES"):
@@ -368,19 +367,3 @@ def test_the_readmes_pictures_are_those_of_the_walks():
     shown = set(re.findall(r"tests/pictures/([\w-]+)\.png", text))
     assert shown == README_PICTURES
     assert {path.stem for path in PICTURES.glob("*.png")} == README_PICTURES
-
-
-WIDE_PAGES = (*(page.path for page in PAGES if page.words), "/print", "/step/1", "/step/1/label", "/patient/1",
-         "/calendar?device=CT1", "/devices/edit")  # fmt: skip
-
-
-@pytest.mark.parametrize("width", [390, 1920])
-def test_no_page_is_wider_than_its_window(desk, width):
-    desk.appliance.schedule(item())
-    desk.page.set_viewport_size({"width": width, "height": 800})
-    wide = []
-    for path in WIDE_PAGES:
-        desk.page.goto(path)
-        if desk.page.evaluate("document.documentElement.scrollWidth") > width:
-            wide.append(path)
-    assert wide == []
