@@ -19032,7 +19032,8 @@ class Ageing(NamedTuple):
 
     words   what is counted; "" for what goes with something else
     table   with the column by which its rows are gone through
-    days    section and setting of the days they are kept, 0 for ever; `undo`, or "" for not at all
+    days    setting of the days they are kept, 0 for ever: keep_days of [commitment], others of
+            [housekeeping]; `undo`, or "" for not at all
     where   a condition on a row and :old
     first   what goes before the row: SQL for a row of :key
     last    the SQL that erases it, if it is not deleted
@@ -19061,36 +19062,36 @@ _NOT_SENT = "NOT EXISTS (SELECT 1 FROM outbox o WHERE o.event_id = workitem_even
 _OVER = "(state IN ('told', 'given up') OR (state = 'judged' AND door = 'web'))"
 
 AGEING = (
-    Ageing("", "performed_procedure_step", "id", "housekeeping keep_steps_days", _OF_OLD_EXAMS,
+    Ageing("", "performed_procedure_step", "id", "keep_steps_days", _OF_OLD_EXAMS,
          ("DELETE FROM performed_scheduled_step WHERE performed_id = :key",),
          told=lambda ctx, uid: notify_of_mpps(ctx, uid, "deleted"), of="sop_instance_uid"),
-    Ageing("steps", "scheduled_procedure_step", "id", "housekeeping keep_steps_days",
+    Ageing("steps", "scheduled_procedure_step", "id", "keep_steps_days",
          "ended_at <> '' AND ended_at < :old",
          ("DELETE FROM performed_scheduled_step WHERE scheduled_id = :key",
           "DELETE FROM scheduled_station WHERE step_id = :key",
           "DELETE FROM step_seen WHERE step_id = :key",
           "DELETE FROM value_change WHERE about = 'step ' || :key")),
-    Ageing("", "requested_procedure", "id", "housekeeping keep_steps_days",
+    Ageing("", "requested_procedure", "id", "keep_steps_days",
          "created_at < :old AND NOT EXISTS (SELECT 1 FROM scheduled_procedure_step s"
          " WHERE s.procedure_id = requested_procedure.id)"),
-    Ageing("patients", "patient", "id", "housekeeping keep_patients_days",
+    Ageing("patients", "patient", "id", "keep_patients_days",
          "updated_at < :old AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
          " WHERE r.patient_id = patient.id)",
          ("DELETE FROM value_change WHERE about = 'patient ' || :key",)),
-    Ageing("queries", "query_trace", "id", "housekeeping keep_queries_days", "last_at < :old"),
-    Ageing("commitments", "commitment", "id", "commitment keep_days", f"{_OVER} AND judged_at < :old",
+    Ageing("queries", "query_trace", "id", "keep_queries_days", "last_at < :old"),
+    Ageing("commitments", "commitment", "id", "keep_days", f"{_OVER} AND judged_at < :old",
          ("DELETE FROM commitment_instance WHERE commitment_id = :key",
           "DELETE FROM outbox WHERE commitment_id = :key"),
          # its Transaction UID stays used
          "UPDATE commitment SET state = 'dropped', data = x'' WHERE id = :key"),
-    Ageing("", "availability", "sop_instance_uid", "commitment keep_days", "at < :old"),
-    Ageing("", "study_seen", "study_instance_uid", "commitment keep_days", "since < :old"),
-    Ageing("", "availability_notice", "id", "commitment keep_days", "created_at < :old"),
+    Ageing("", "availability", "sop_instance_uid", "keep_days", "at < :old"),
+    Ageing("", "study_seen", "study_instance_uid", "keep_days", "since < :old"),
+    Ageing("", "availability_notice", "id", "keep_days", "created_at < :old"),
     Ageing("changes", "undo_note", "id", "undo", "at < :old"),
-    Ageing("deliveries", "outbox", "id", "housekeeping keep_deliveries_days",
+    Ageing("deliveries", "outbox", "id", "keep_deliveries_days",
          "created_at < :old AND (sent_at <> '' OR given_up_at <> '') AND commitment_id IS NULL"),
     Ageing("initial reports", "workitem_event", "id", "", f"initial = 1 AND {_NOT_SENT}"),
-    Ageing("workitem events", "workitem_event", "id", "housekeeping keep_workitem_history_days",
+    Ageing("workitem events", "workitem_event", "id", "keep_workitem_history_days",
          f"created_at < :old AND {_NOT_SENT} AND NOT EXISTS (SELECT 1 FROM workitem w"
          " WHERE w.sop_instance_uid = workitem_event.sop_instance_uid)"),
 )  # fmt: skip
@@ -19100,8 +19101,8 @@ def old_since(ctx: Context, days: str) -> str:
     """The time before which something is old, by the days of an Ageing; empty for never."""
     if days in ("", "undo"):
         return ctx.stamp(hours=-UNDO_HOURS if days else 0)
-    section, _, setting = days.partition(" ")
-    kept = getattr(getattr(ctx.config, section), setting)
+    section = ctx.config.commitment if days == "keep_days" else ctx.config.housekeeping
+    kept = getattr(section, days)
     return ctx.stamp(days=-kept) if kept else ""
 
 
