@@ -17748,12 +17748,23 @@ def enter_file(
     )  # fmt: skip
 
 
-def want_import(ctx: Context, row_id: int) -> None:
-    """Let a file that was looked at be checked again, and imported. Refuses 0112."""
+def want_import(ctx: Context, row_id: int) -> int:
+    """Let a file that was looked at be checked again, and imported; return its row id. Refuses 0112.
+
+    That of the same file if it is being imported now, as after a restart: it is not added twice
+    """
     known_row(known_import(row_id), NO_IMPORT)
+    states = ", ".join(f"'{state}'" for state in UNDER_WAY)
+    same = (
+        f"wanted AND state IN ({states}) AND id <> ?1"
+        " AND digest = (SELECT digest FROM imported_file WHERE id = ?1)"
+    )
+    if known := first_row(ImportedFile, same, row_id, columns="id"):
+        return int(known.id)
     where = "id = ? AND state IN ('checking', 'checked', 'refused')"
     sql = f"UPDATE imported_file SET wanted = 1, state = 'checking', done = 0 WHERE {where}"
     database.execute_sql(sql, (row_id,))
+    return row_id
 
 
 def known_import(row_id: int) -> Any | None:
@@ -19022,8 +19033,8 @@ def _workitems_where(where: str, *values: Any) -> list[str]:
 # What has passed its time is erased, in slices between which others write.
 # ------------------------------------------------------------------------------------------------
 
-LOOKED_THROUGH = 1000  # looked at in one slice
-MOST_S = 0.1  # seconds of a slice, whatever the machine
+LOOKED_THROUGH = 500  # looked at in one slice
+MOST_S = 0.05  # seconds of a slice, whatever the machine
 LINES_AT_ONCE = 2000  # audit lines of a slice
 
 
@@ -28492,7 +28503,7 @@ def post_import(p: PageRequest) -> str:
         number = read_id(p.form("number"))
         name = file_of(p, number, 0).name
         if p.form("confirmed"):
-            p.write(want_import, number)
+            number = p.write(want_import, number)
         else:
             number = p.write(enter_file, name, p.read(imported_content, number), how, False)
     imports.start(number)

@@ -79,7 +79,7 @@ def by_page(served, rows):
             page = client.post("/import", data=sent, files=file)
             while "Refresh" in page.headers:
                 page = client.get(page.headers["Refresh"].partition("url=")[2])
-            if "imported already" not in words_of(page.text):
+            if "imported already" not in words_of(page):
                 number = re.search(r'name="number" value="(\d+)"', page.text)[1]
                 client.post("/import", data=sent | {"number": number, "confirmed": "yes"})
 

@@ -1238,7 +1238,7 @@ def test_no_slice_of_a_purge_of_a_million_exams_holds_the_writer_for_half_a_seco
     schedule(at(ctx, days=-400), ScheduledProcedureStepStatus="COMPLETED")
     for table in ("patient", "requested_procedure", "scheduled_procedure_step"):
         names = [name for _, name, *_ in database.execute_sql(f"PRAGMA table_info({table})")]
-        numbered = {"study_instance_uid": "'2.25.' || n", "procedure_id": "n", "id": "n"}
+        numbered = {"study_instance_uid": "'1.2.3.' || n", "procedure_id": "n", "id": "n"}
         numbered |= {"patient_id": "n" if table == "requested_procedure" else "'P' || n"}
         columns = ", ".join(numbered.get(name, name) for name in names)
         database.execute_sql(

@@ -23,6 +23,7 @@ from minris.interchange.imports import (
     import_now,
     known_import,
     open_imports,
+    want_import,
 )
 from minris.orders.patients import correct_patient
 from minris.orders.scheduling import schedule
@@ -347,3 +348,17 @@ def test_an_import_that_is_taken_back_gives_patients_back_what_it_changed(ctx, s
     assert ElementIndex(after[1]).get("PatientWeight") == "80"
     assert "patients stay as the import left them" in json.loads(one.problem)[1]
     assert fetch_rows(ImportedPatient, "1 = 1") == []
+
+
+def test_a_file_that_is_being_imported_is_not_added_twice_from_the_page(ctx, small_slices):
+    """The page was sent again after a restart, while the first import goes on."""
+    content = json_of(*(item(PatientID=f"P{n}", name=f"Doe^{n}") for n in range(4)))
+    number = entered(ctx, content, name="a.json")
+    with pytest.raises(Killed):
+        worked(ctx, number, killed_at(7))
+    again = enter_file(ctx, "a.json", content, How(), False)
+    assert again != number
+    assert want_import(ctx, again) == number
+    assert worked(ctx, number).state == "done"
+    assert count() == 4
+    assert want_import(ctx, again) == again  # wanted though it is known to be there

@@ -14,8 +14,8 @@ from minris.orders.blocking import purge_blocked
 from minris.orders.notes import UNDO_HOURS
 from minris.store.models import database
 
-LOOKED_THROUGH = 1000  # looked at in one slice
-MOST_S = 0.1  # seconds of a slice, whatever the machine
+LOOKED_THROUGH = 500  # looked at in one slice
+MOST_S = 0.05  # seconds of a slice, whatever the machine
 LINES_AT_ONCE = 2000  # audit lines of a slice
 
 

@@ -109,12 +109,23 @@ def enter_file(
     )  # fmt: skip
 
 
-def want_import(ctx: Context, row_id: int) -> None:
-    """Let a file that was looked at be checked again, and imported. Refuses 0112."""
+def want_import(ctx: Context, row_id: int) -> int:
+    """Let a file that was looked at be checked again, and imported; return its row id. Refuses 0112.
+
+    That of the same file if it is being imported now, as after a restart: it is not added twice
+    """
     known_row(known_import(row_id), NO_IMPORT)
+    states = ", ".join(f"'{state}'" for state in UNDER_WAY)
+    same = (
+        f"wanted AND state IN ({states}) AND id <> ?1"
+        " AND digest = (SELECT digest FROM imported_file WHERE id = ?1)"
+    )
+    if known := first_row(ImportedFile, same, row_id, columns="id"):
+        return int(known.id)
     where = "id = ? AND state IN ('checking', 'checked', 'refused')"
     sql = f"UPDATE imported_file SET wanted = 1, state = 'checking', done = 0 WHERE {where}"
     database.execute_sql(sql, (row_id,))
+    return row_id
 
 
 def known_import(row_id: int) -> Any | None:

@@ -58,7 +58,7 @@ def post_import(p: PageRequest) -> str:
         number = read_id(p.form("number"))
         name = file_of(p, number, 0).name
         if p.form("confirmed"):
-            p.write(want_import, number)
+            number = p.write(want_import, number)
         else:
             number = p.write(enter_file, name, p.read(imported_content, number), how, False)
     imports.start(number)
