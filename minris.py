@@ -2163,6 +2163,17 @@ def spans_of(hours: tuple[str, ...]) -> list[tuple[int, int]]:
     return spans
 
 
+def read_viewer_url(text: str) -> str:
+    """An http or https address with {accession} and {study} as places, or empty."""
+    try:
+        shown = text.format(accession="A1", study="1.2.3")
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise ValueError("has a field other than {accession} and {study}") from None
+    if text and (not re.match("https?://[^/ ]", shown) or shown == text or " " in shown):
+        raise ValueError("is not an address with {accession} or {study}")
+    return text
+
+
 SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "text": str,
     "bool": read_bool,
@@ -2180,6 +2191,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "charset": read_character_set,
     "store": read_store_url,
     "url": read_public_url,
+    "viewer": read_viewer_url,
     "origins": read_origins,
     "networks": read_networks,
     "port": lambda text: "off" if text.lower() == "off" else read_int(text, "0", "65535"),
@@ -2301,6 +2313,7 @@ SETTINGS = setting_table(r"""
     clinic | closed_days | | weekdays | days of the week without exams, such as sat, sun
     clinic | slot_minutes | 15 | int 5 240 | default length of an exam, minutes, if its procedure is not in the catalogue
     clinic | import_encoding | | encoding | encoding of imported files other than UTF-8, such as GB18030 or windows-1252; empty: asked for if uncertain
+    clinic | viewer_url | | viewer | address of an exam's images in the viewer, with {accession} or {study}, such as https://viewer.example/?study={study}
     clinic | patient_id_format | P{number:06} | id 64 | pattern of generated Patient IDs
     clinic | accession_number_format | {yy}{month}{day}{number:04} | id 16 | pattern of generated Accession Numbers
     clinic | requested_procedure_id_format | R{yy}{month}{day}{number:04} | id 16 | pattern of generated Requested Procedure IDs
@@ -13877,11 +13890,16 @@ def performed_row(performed_id: int) -> Any:
     return known_row(first_row(PerformedProcedureStep, "id = ?", performed_id), NO_STEP)
 
 
-def exams_to_match(ctx: Context, performed_id: int) -> list[tuple[Any, list[Message]]]:
+def exams_to_match(
+    ctx: Context, performed_id: int, wrong: int = 0
+) -> list[tuple[Any, list[Message]]]:
     """The steps that a performed step may belong to, each with why, the likeliest first.
 
     They are those of its day and of today, and those of its Patient ID or accession number.
-    Refuses 0112.
+
+    wrong    the step that was chosen by mistake at the machine: it is left out, and as the report
+             carries its patient, those of the same device within two hours come first
+    Refuses  0112
     """
     index = ElementIndex(performed_row(performed_id).data)
     told = [index, *index.items(STEP_ATTRIBUTES)]
@@ -13898,7 +13916,7 @@ def exams_to_match(ctx: Context, performed_id: int) -> list[tuple[Any, list[Mess
     titles = set(device.ae_titles) if device else {index.get("PerformedStationAETitle")}
     begin = day, index.get("PerformedProcedureStepStartTime")
     found = []
-    for step in steps:
+    for step in [one for one in steps if one.id != wrong]:
         of = ElementIndex(step.data)
         stations = set(step_item(step).values(tag_of("ScheduledStationAETitle")))
         holds = {
@@ -13911,6 +13929,7 @@ def exams_to_match(ctx: Context, performed_id: int) -> list[tuple[Any, list[Mess
             "time": are_near(begin, (step.start_date, step.start_time)),
         }
         likely = sum(weight for weight, why, _ in LIKELY if holds[why])
+        likely += 64 if wrong and holds["device"] and holds["time"] else 0
         found.append((likely, step, [words for _, why, words in LIKELY if holds[why]]))
     return [one[1:] for one in sorted(found, key=lambda one: -one[0])]
 
@@ -24978,7 +24997,6 @@ document.addEventListener("keydown", (event) => {
  "The images still carry {reported}. Correct them to {patient}, {accession}: at {device}, if they have not been sent, else in the archive.": "影像仍带有 {reported} 的信息。请更正为 {patient}、检查号 {accession}：尚未发送的在设备 {device} 上更正，已发送的在归档系统中更正。",
  "The machine's filter is set to {asked}, and it is registered with {right}: change it at the machine.": "设备的查询过滤条件设为 {asked}，而登记的是 {right}：请在设备上更改。",
  "The report of the machine": "设备的报告",
- "The report of the machine waits for its order among the unmatched exams.": "设备的报告已移至待匹配检查，等待匹配申请。",
  "The state is changed by N-ACTION": "状态由 N-ACTION 更改",
  "There is a token {name}: save again to replace it by a new one": "已有令牌 {name}：再次保存将以新令牌替换",
  "There is a user {name}: save again to change role and password": "已有用户 {name}：再次保存将更改其角色和密码",
@@ -26211,7 +26229,6 @@ document.addEventListener("keydown", (event) => {
  "Merge with another record": "合并重复患者",
  "Merge records": "合并患者",
  "Merge {who} into": "将 {who} 合并到",
- "Patient ID to keep": "保留的患者编号",
  "Type the Patient ID to confirm": "再次输入患者编号以确认",
  "These exams were reported by devices without a matching order.": "设备报告了这些检查，但没有找到对应的申请。",
  "Linked by": "关联依据",
@@ -26636,7 +26653,15 @@ document.addEventListener("keydown", (event) => {
  "There are no machines yet. Ask an administrator to add one.": "还没有设备。请管理员添加。",
  "What machines report can be forwarded to other systems.": "设备上报的内容可转发给其他系统。",
  "Whoever is registered is found here.": "已登记的患者在此查找。",
- "Work on images after the exam, such as 3D views, is listed here until somebody has done it.": "检查后的影像处理（如三维重建）列在此处，直到有人完成。"
+ "Work on images after the exam, such as 3D views, is listed here until somebody has done it.": "检查后的影像处理（如三维重建）列在此处，直到有人完成。",
+ "Another day": "不是今天",
+ "Identified as the same person": "已确认是同一人",
+ "Identify the patient": "确认患者身份",
+ "Merge {who} into {into}? All exams go there.": "将 {who} 合并到 {into}？所有检查将一并转移。",
+ "Open the images": "打开影像",
+ "The report was removed from {exam}. Which exam was it?": "已从 {exam} 解除设备报告。它属于哪项检查？",
+ "address of an exam's images in the viewer, with {accession} or {study}, such as https://viewer.example/?study={study}": "影像浏览器中检查影像的地址，含 {accession} 或 {study}，如 https://viewer.example/?study={study}",
+ "{exam}: this is not today. Check in all the same?": "{exam}：不是今天的检查。仍要签到吗？"
 }
 """,
 }
@@ -30225,6 +30250,14 @@ def typing_problems(form: Mapping[str, str]) -> list[Problem]:
     return problems
 
 
+EMERGENCY = "Unknown", "Emergency"  # the name of a patient whom nobody knows yet, before the time
+
+
+def is_unidentified(index: ElementIndex) -> bool:
+    """Tell whether a patient is one who was registered without a name."""
+    return index.get("PatientName").startswith("^".join(EMERGENCY))
+
+
 def in_order(t: Translator, rows: tuple[FieldRow, ...]) -> tuple[FieldRow, ...]:
     """Return fields in the order of a language: in Chinese the name in characters is first."""
     first = "chinese_name" if t.kind == "zh" else ""
@@ -30968,6 +31001,9 @@ STEP_PAGE = """
 <form method="post" action="/step/{{row_id}}?step_state={{mark}}"><input type="hidden" name="csrf" value="{{csrf}}">
 <button class="main" name="event" value="{{event}}">{{words}}</button></form>
 % end
+% if viewer:
+<a href="{{viewer}}" class="main" target="_blank" rel="noopener">{{t('Open the images')}}</a>
+% end
 % if undoing:
 <form method="post" action="{{undoing[0]}}"><input type="hidden" name="csrf" value="{{csrf}}">
 <button name="event" value="undo">{{undoing[1]}}</button></form>
@@ -31137,7 +31173,17 @@ def step_page(p: PageRequest, row_id: int) -> str:
         links=step_links(p, row_id, index, row.status),
         changing=isinstance(STEP_TRANSITIONS["reschedule", row.status], str),
         history=shown_history(p, p.read(visit_of, row_id)),
+        viewer=viewer_of(p, row),
     )  # fmt: skip
+
+
+def viewer_of(p: PageRequest, row: Any) -> str:
+    """Return the address of the images of an exam in the viewer; "" if there are none, or no viewer."""
+    pattern = p.web.config.clinic.viewer_url
+    if not pattern or row.status not in ("COMPLETED", "DISCONTINUED"):
+        return ""
+    known = {"accession": row.accession_number, "study": row.study_instance_uid}
+    return str(pattern.format(**{k: urllib.parse.quote(v, safe="") for k, v in known.items()}))
 
 
 def performed_parts(
@@ -31212,6 +31258,7 @@ def step_links(
     patient = p.read(patient_of_step, row_id)
     waits = state in WAITING_STEP_STATES
     return [
+        *[(f"/patient/{patient}/merge", t("Identify the patient"))] * is_unidentified(index),
         (f"/patient/{patient}", t("Correct the patient")),
         *[(f"/why?q={urllib.parse.quote(accession)}", t("Not on the machine?"))] * waits,
         (f"/register?order={row_id}", t("Add exam to this order")),
@@ -31259,6 +31306,18 @@ def post_step(p: PageRequest, row_id: int) -> str:
         return tell_step(p, row_id, p.t("Called."), p.came_from("/"))
     if event not in PERSON_EVENTS:
         raise no_such_action()
+    row = p.read(step_row, row_id)
+    if event == "arrive" and row.start_date > p.ctx.today() and not is_sure(p):
+        words = p.t("{exam}: this is not today. Check in all the same?",
+                    exam=exam_words(p.t, ElementIndex(bytes(row.data))))  # fmt: skip
+        return ask(
+            p,
+            Message("Another day"),
+            [words],
+            p.t("Check in"),
+            sure=SURE,
+            step_state=p.seen("step"),
+        )
     key = p.read(step_key, row_id)
     p.write_seen(("step", row_id), event, change_step, event, *key, p.form("remark"))
     return tell_step(p, row_id, "", p.came_from("/"), f"step {row_id}")
@@ -31445,7 +31504,8 @@ def match_page(p: PageRequest) -> str:
         raise no_such_action()
     mark, names, found = p.mark(("performed", int(number))), device_names(p.web), []
     performed = p.read(performed_row, int(number))
-    for step, why in p.read(exams_to_match, p.ctx, int(number)):
+    wrong = row_number(p.query("wrong"))
+    for step, why in p.read(exams_to_match, p.ctx, int(number), wrong):
         index = ElementIndex(bytes(step.data))
         item = step_item(step)
         stations = item.values(tag_of("ScheduledStationAETitle"))
@@ -31509,8 +31569,10 @@ def post_unmatch(p: PageRequest) -> str:
     """POST /unmatch: remove the link between a performed step and an exam."""
     step, performed = p.number("step"), p.number("performed")
     p.write_seen(("performed", performed), "", unlink_step, performed, step)
-    told = p.t("The report of the machine waits for its order among the unmatched exams.")
-    return p.tell(f"/step/{step}", told + " " + p.t(IMAGES_CARRY))
+    exam = exam_words(p.t, exam_of(p, step))
+    told = p.t("The report was removed from {exam}. Which exam was it?", exam=exam)
+    path = f"/unscheduled/match?performed={performed}&wrong={step}"
+    return p.tell(path, told + " " + p.t(IMAGES_CARRY))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -31890,172 +31952,6 @@ def choose_page_language(p: PageRequest) -> str:
 
 
 # ------------------------------------------------------------------------------------------------
-# minris.pages.patients.patients
-# Patients: find, correct, merge, erase.
-# ------------------------------------------------------------------------------------------------
-
-def patient_index(p: PageRequest, row_id: int) -> ElementIndex:
-    """Return the data set of a patient. Refuses 0112."""
-    return ElementIndex(p.read(get_patient, row_id))
-
-
-def who_it_is(p: PageRequest, index: ElementIndex) -> str:
-    """Return name and ID of a patient."""
-    return f"{p.t.name(index.get('PatientName'))} {index.get('PatientID')}"
-
-
-def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
-    """GET /patient/…/merge: the form to merge this patient into another one."""
-    t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
-    fields = [
-        Field("into", t("Patient ID to keep"), "text", p.form("into"), True, "",
-              namesakes(p, row_id, index)),
-        Field("reason", t("Reason"), "text", p.form("reason"), True),
-    ]  # fmt: skip
-    legend = t("Merge {who} into", who=who_it_is(p, index))
-    after = [(f"/patient/{row_id}", t("Back"))]
-    return show_form(
-        p, "Merge records", [(legend, fields)], problems, submit=t("Merge"), after=after,
-        hidden=[mark],
-    )  # fmt: skip
-
-
-def post_merge(p: PageRequest, row_id: int) -> str:
-    """POST /patient/…/merge: merge this patient into another one."""
-    try:
-        merging = merge_patients, row_id, p.form("into"), p.form("reason")
-        into = p.write_seen(("patient", row_id), "", *merging)
-    except ChangedMeanwhile:
-        raise
-    except Refusal as refusal:
-        patient_index(p, row_id)  # refuses 0112 if there is no such patient
-        return merge_page(p, row_id, p.again(refusal))
-    return p.tell(f"/patient/{into}", p.t("Saved. Open exams were updated too."))
-
-
-def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[str, str], ...]:
-    """Return ID and words of patients who may be the same person."""
-    initials_, born = initials(index.get("PatientName")), index.get("PatientBirthDate")
-    today = p.ctx.local_now().date()
-    found = [
-        one for text in (initials_, born) if text for one in p.read(find_patients, text, today, 10)
-    ]
-    return tuple({
-        one.patient_id: f"{p.t.name(one.patient_name)}, {p.t.date(one.patient_birth_date)}"
-        for one in found if one.id != row_id
-    }.items())  # fmt: skip
-
-
-def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
-    """GET /patient/…/erase: the form to erase all data of a patient."""
-    t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
-    fields = [
-        Field("patient_id", t("Type the Patient ID to confirm"), required=True),
-        Field("reason", t("Reason"), "text", p.form("reason"), True),
-    ]
-    words = t(
-        "This permanently erases the patient and all exams, machine reports, workitems and "
-        "logged queries. The audit log keeps the ID and accession numbers; images stay in the "
-        "archive, and existing backups keep their copy until they expire. This cannot be "
-        "undone."
-    )
-    return show_form(
-        p, "Erase a patient", [(who_it_is(p, index), fields)], problems, submit=t("Erase"),
-        intro=words, hidden=[mark],
-        after=[(f"/patient/{row_id}", t("Back"))],
-    )  # fmt: skip
-
-
-def post_erase(p: PageRequest, row_id: int) -> str:
-    """POST /patient/…/erase: erase the patient if the Patient ID is typed again."""
-    known = patient_index(p, row_id).get("PatientID")
-    try:
-        if p.form("patient_id").strip() != known:
-            words = Message("This is not the ID of the patient")
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, words)])
-        p.write_seen(("patient", row_id), "", erase_patient, row_id, p.form("reason"))
-        p.read(forget_erased)
-    except ChangedMeanwhile:
-        raise
-    except Refusal as refusal:
-        return erase_page(p, row_id, p.again(refusal))
-    return p.tell("/patients", p.t("Erased."))
-
-
-def patients_page(p: PageRequest) -> str:
-    """GET /patients: search for patients."""
-    t, query = p.t, p.query("q")
-    found = [
-        Row((t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date)),
-            f"/patient/{one.id}")
-        for one in (
-            p.read(find_patients, query, p.ctx.local_now().date()) if query.strip() else ()
-        )
-    ]  # fmt: skip
-    part = p.listed("Patient | Patient ID | Birth date", found,
-                    "No patient found." if query else "")  # fmt: skip
-    return p.listing("Patients", [part], search=t("Name, ID or birth date"), query=query)
-
-
-def patient_page(
-    p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
-    problems: Sequence[Problem] = (),
-) -> str:  # fmt: skip
-    """GET /patient/…: the form to correct a patient, with links to the exams."""
-    shown = form_of(PATIENT_FIELDS, patient_index(p, row_id))
-    fields, others = show_fields(
-        p, in_order(p.t, PATIENT_FIELDS), form or shown, problems, reception_choices(p)
-    )
-    return show_form(
-        p, "Patient", [(p.t("Patient"), fields)], others, submit=p.t("Save"),
-        seen=shown, undoing=p.undo_of(f"patient {row_id}"), after=patient_links(p, row_id),
-    )  # fmt: skip
-
-
-def patient_links(p: PageRequest, row_id: int) -> list[tuple[str, str]]:
-    """Return the links of a patient's page: new exam, merge, erase, and each exam."""
-    t = p.t
-    links = [(f"/register?patient={row_id}", t("New order")),
-             (f"/patient/{row_id}/merge", t("Merge with another record"))]  # fmt: skip
-    if p.may("admin"):
-        links.append((f"/patient/{row_id}/erase", t("Erase this patient's data")))
-    for step in p.read(steps_of, row_id):
-        words = (t.date(step.start_date), shown_time(step.start_time),
-                 step_item(step).get("ScheduledProcedureStepDescription"), t(step.status))  # fmt: skip
-        links.append((f"/step/{step.id}", " ".join(words)))
-    return links
-
-
-def post_patient(p: PageRequest, row_id: int) -> str:
-    """POST /patient/…: correct a patient, or undo the last change."""
-    where = f"/patient/{row_id}"
-    if p.form("event") == "undo":
-        about = f"patient {row_id}"
-        p.write_seen(("undo", about), "", undo, about)
-        return p.tell(where, p.t("Undone."))
-
-    def stored() -> dict[str, str]:
-        return form_of(PATIENT_FIELDS, ElementIndex(get_patient(row_id)))
-
-    def change(form: dict[str, str], shown: dict[str, str]) -> tuple[Any, ...]:
-        given, problems = patient_from_form(form, shown)
-        if problems:
-            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
-        if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
-            # the form does not show the whole name: middle names, the phonetic group
-            name = ElementIndex(patient_index(p, row_id).only([tag_of("PatientName")]))
-            given = ElementIndex(given).merged(name)
-        return correct_patient, row_id, given
-
-    form, shown, problems = post_changes(p, PATIENT_FIELDS, stored, change)
-    if problems:
-        return patient_page(p, row_id, form, problems)
-    if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have moved
-        where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
-    return p.tell(where, p.t("Saved. Open exams were updated too."))
-
-
-# ------------------------------------------------------------------------------------------------
 # minris.pages.patients.register
 # Registration.
 # ------------------------------------------------------------------------------------------------
@@ -32146,7 +32042,7 @@ def prefilled(p: PageRequest) -> dict[str, str]:
     now = p.ctx.local_now()
     form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": p.ctx.new_uid()}
     if p.query("emergency"):
-        form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%m%d-%H%M}",
+        form |= {"family_name": EMERGENCY[0], "given_name": f"{EMERGENCY[1]} {now:%m%d-%H%M}",
                  "priority": "STAT", "emergency": "yes"}  # fmt: skip
         if p.t.kind == "zh":
             form["chinese_name"] = f"无名氏急诊{now:%m%d-%H%M}"
@@ -32350,11 +32246,16 @@ def find_part(p: PageRequest) -> str:
     return found_part(p, p.query("q"), p.query("field"))
 
 
-def found_part(p: PageRequest, text: str, field: str = "") -> str:
-    """Return the known patients that match a text, and what the text says of a birth date."""
+def found_part(
+    p: PageRequest, text: str, field: str = "", people: Sequence[Any] | None = None
+) -> str:
+    """Return the known patients that match a text, and what the text says of a birth date.
+
+    people  those to be shown instead
+    """
     text = text.strip()
     enough = len(text) >= 2 or (text and not text.isascii())
-    found = p.read(find_patients, text, today_of(p), 6) if enough else ()
+    found = people or (p.read(find_patients, text, today_of(p), 6) if enough else ())
     born, sex = resident_number(text) or ("", "")
     mistyped = re.fullmatch("[0-9]{17}[0-9Xx]", text) and not born
     return p.part(
@@ -32674,6 +32575,231 @@ def post_settings(p: PageRequest) -> str:
     finally:  # even if that took too long: it may be done all the same
         p.web.box.reload_access()
     return p.tell(safe_path(p.form("next"), "/settings"), p.t("Saved."))
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.pages.patients.patients
+# Patients: find, correct, merge, erase.
+# ------------------------------------------------------------------------------------------------
+
+PATIENT_PAGE = """
+% if tags:
+<p>
+% for words in tags:
+<strong class="tag">{{words}}</strong>
+% end
+</p>
+% end
+% problem_list(t('Not saved. Please correct:'), problems)
+<div class="two"><div>
+<form method="post" action="/patient/{{row_id}}" class="fields" id="patient">
+<input type="hidden" name="csrf" value="{{csrf}}">
+% for name, value in hidden:
+<input type="hidden" name="{{name}}" value="{{value}}">
+% end
+<fieldset><legend>{{t('Patient')}}</legend>
+% for f in fields:
+% field(f, focus)
+% end
+<p class="row"><button class="main">{{t('Save')}}</button></p>
+</fieldset></form>
+<h2>{{t('Exams')}}</h2>
+% if exams:
+<ul class="found">
+% for path, when, exam, state in exams:
+<li><a href="{{path}}">{{when}} <strong>{{exam}}</strong> <span class="state" data-state="{{state}}">{{t(state)}}</span></a></li>
+% end
+</ul>
+% else:
+<p>{{t('There are none.')}}</p>
+% end
+% if history:
+% history_list(history)
+% end
+</div>
+<aside class="side actions">
+<a href="/register?patient={{row_id}}" class="button">{{t('New order')}}</a>
+% if undoing:
+<form method="post" action="{{undoing[0]}}"><input type="hidden" name="csrf" value="{{csrf}}">
+<button name="event" value="undo">{{undoing[1]}}</button></form>
+% end
+<details class="more"><summary aria-label="{{t('Further actions')}}">⋯</summary><div>
+<a href="/patient/{{row_id}}/merge">{{t('Merge with another record')}}</a>
+% if erase:
+<a href="/patient/{{row_id}}/erase">{{erase}}</a>
+% end
+</div></details>
+</aside></div>
+"""
+MERGE_PAGE = """
+% problem_list(t('Not saved. Please correct:'), problems)
+<form method="post" action="/patient/{{row_id}}/merge" class="fields">
+<input type="hidden" name="csrf" value="{{csrf}}"><input type="hidden" name="{{mark[0]}}" value="{{mark[1]}}">
+<button class="hidden" name="event" value="look" tabindex="-1" aria-hidden="true">{{t('Search')}}</button>
+<fieldset><div class="field"><label for="q">{{t('Known patient: name, ID, phone or birth date')}}</label>
+<input id="q" name="q" type="search" value="{{query}}" autocomplete="off" autofocus></div>
+<div class="field"><label for="reason">{{t('Reason')}}</label><input id="reason" name="reason" value="{{reason}}"></div>
+<noscript><button name="event" value="look">{{t('Search')}}</button></noscript>
+<div id="found" class="row" data-find="/find" aria-live="polite">{{!found}}</div></fieldset>
+</form>
+<p><a href="/patient/{{row_id}}">{{t('Back')}}</a></p>
+"""
+
+
+def patient_index(p: PageRequest, row_id: int) -> ElementIndex:
+    """Return the data set of a patient. Refuses 0112."""
+    return ElementIndex(p.read(get_patient, row_id))
+
+
+def who_it_is(p: PageRequest, index: ElementIndex) -> str:
+    """Return name and ID of a patient."""
+    return f"{p.t.name(index.get('PatientName'))} {index.get('PatientID')}"
+
+
+def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
+    """GET /patient/…/merge: find the record that this patient is merged into."""
+    t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
+    text = p.form("q")
+    likely = namesakes(p, row_id, index) if not text else None
+    return p.show(
+        MERGE_PAGE, t("Merge {who} into", who=who_it_is(p, index)), row_id=row_id, mark=mark,
+        problems=[t(problem.words) for problem in problems], query=text,
+        reason=p.form("reason") or t("Identified as the same person"),
+        found=found_part(p, text, people=likely),
+    )  # fmt: skip
+
+
+def post_merge(p: PageRequest, row_id: int) -> str:
+    """POST /patient/…/merge: merge this patient into the chosen record, once a person is sure."""
+    if p.form("event") == "look" or not p.form("choose"):
+        return merge_page(p, row_id)
+    into, index = patient_index(p, row_number(p.form("choose"))), patient_index(p, row_id)
+    if not is_sure(p):
+        words = p.t("Merge {who} into {into}? All exams go there.", who=who_it_is(p, index),
+                    into=who_is(p.t, into))  # fmt: skip
+        return ask_if_sure(p, Message("Merge records"), words, p.t("Merge"))
+    try:
+        merging = merge_patients, row_id, into.get("PatientID"), p.form("reason")
+        stays = p.write_seen(("patient", row_id), "", *merging)
+    except ChangedMeanwhile:
+        raise
+    except Refusal as refusal:
+        return merge_page(p, row_id, p.again(refusal))
+    told = p.t("Saved. Open exams were updated too.")
+    return p.tell(f"/patient/{stays}", told, f"patient {stays}")
+
+
+def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> list[Any]:
+    """Return the patients who may be the same person."""
+    initials_, born = initials(index.get("PatientName")), index.get("PatientBirthDate")
+    today = p.ctx.local_now().date()
+    found = [
+        one for text in (initials_, born) if text for one in p.read(find_patients, text, today, 10)
+    ]
+    return list({one.id: one for one in found if one.id != row_id}.values())
+
+
+def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
+    """GET /patient/…/erase: the form to erase all data of a patient."""
+    t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
+    fields = [
+        Field("patient_id", t("Type the Patient ID to confirm"), required=True),
+        Field("reason", t("Reason"), "text", p.form("reason"), True),
+    ]
+    words = t(
+        "This permanently erases the patient and all exams, machine reports, workitems and "
+        "logged queries. The audit log keeps the ID and accession numbers; images stay in the "
+        "archive, and existing backups keep their copy until they expire. This cannot be "
+        "undone."
+    )
+    return show_form(
+        p, "Erase a patient", [(who_it_is(p, index), fields)], problems, submit=t("Erase"),
+        intro=words, hidden=[mark],
+        after=[(f"/patient/{row_id}", t("Back"))],
+    )  # fmt: skip
+
+
+def post_erase(p: PageRequest, row_id: int) -> str:
+    """POST /patient/…/erase: erase the patient if the Patient ID is typed again."""
+    known = patient_index(p, row_id).get("PatientID")
+    try:
+        if p.form("patient_id").strip() != known:
+            words = Message("This is not the ID of the patient")
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=[Problem(0, words)])
+        p.write_seen(("patient", row_id), "", erase_patient, row_id, p.form("reason"))
+        p.read(forget_erased)
+    except ChangedMeanwhile:
+        raise
+    except Refusal as refusal:
+        return erase_page(p, row_id, p.again(refusal))
+    return p.tell("/patients", p.t("Erased."))
+
+
+def patients_page(p: PageRequest) -> str:
+    """GET /patients: search for patients."""
+    t, query = p.t, p.query("q")
+    found = [
+        Row((t.name(one.patient_name), one.patient_id, t.date(one.patient_birth_date)),
+            f"/patient/{one.id}")
+        for one in (
+            p.read(find_patients, query, p.ctx.local_now().date()) if query.strip() else ()
+        )
+    ]  # fmt: skip
+    part = p.listed("Patient | Patient ID | Birth date", found,
+                    "No patient found." if query else "")  # fmt: skip
+    return p.listing("Patients", [part], search=t("Name, ID or birth date"), query=query)
+
+
+def patient_page(
+    p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
+    problems: Sequence[Problem] = (),
+) -> str:  # fmt: skip
+    """GET /patient/…: the patient to be corrected, all exams, and who changed what."""
+    t, index = p.t, patient_index(p, row_id)
+    shown = form_of(PATIENT_FIELDS, index)
+    rows = in_order(t, PATIENT_FIELDS)
+    fields, others = show_fields(p, rows, form or shown, problems, reception_choices(p))
+    exams = [
+        (f"/step/{step.id}", f"{t.date(step.start_date)} {shown_time(step.start_time)}",
+         exam_name(ElementIndex(bytes(step.data))), step.status)
+        for step in p.read(steps_of, row_id)
+    ]  # fmt: skip
+    return p.show(
+        PATIENT_PAGE, patient_title(p, index), row_id=row_id, fields=fields, exams=exams,
+        problems=problem_words(p, fields, others), focus=first_problem(fields),
+        hidden=[("seen", encoded_form(shown))], undoing=p.undo_of(f"patient {row_id}"),
+        tags=tags_of(t, index), erase=t("Erase this patient's data") if p.may("admin") else "",
+        history=shown_history(p, p.read(changes_of, f"patient {row_id}")),
+    )  # fmt: skip
+
+
+def post_patient(p: PageRequest, row_id: int) -> str:
+    """POST /patient/…: correct a patient, or undo the last change."""
+    where = f"/patient/{row_id}"
+    if p.form("event") == "undo":
+        about = f"patient {row_id}"
+        p.write_seen(("undo", about), "", undo, about)
+        return p.tell(where, p.t("Undone."))
+
+    def stored() -> dict[str, str]:
+        return form_of(PATIENT_FIELDS, ElementIndex(get_patient(row_id)))
+
+    def change(form: dict[str, str], shown: dict[str, str]) -> tuple[Any, ...]:
+        given, problems = patient_from_form(form, shown)
+        if problems:
+            raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, problems=problems)
+        if all(form[name] == shown[name] for name in ("family_name", "given_name", "chinese_name")):
+            # the form does not show the whole name: middle names, the phonetic group
+            name = ElementIndex(patient_index(p, row_id).only([tag_of("PatientName")]))
+            given = ElementIndex(given).merged(name)
+        return correct_patient, row_id, given
+
+    form, shown, problems = post_changes(p, PATIENT_FIELDS, stored, change)
+    if problems:
+        return patient_page(p, row_id, form, problems)
+    if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have moved
+        where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
+    return p.tell(where, p.t("Saved. Open exams were updated too."))
 
 
 # ------------------------------------------------------------------------------------------------

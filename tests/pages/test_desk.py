@@ -223,8 +223,10 @@ def test_a_patient_is_merged_on_the_page(appliance):
     appliance.schedule(item(PatientID="P9", PatientName="Wang^X"))
     with visiting(appliance) as client:
         page = employ(appliance, client).get("/patient/2/merge")
-        form = {"csrf": csrf_of(page.text), "into": "P000001", "reason": "Typed twice"}
-        answer = client.post("/patient/2/merge", data=form)
+        form = {"csrf": csrf_of(page.text), "choose": "1", "reason": "Typed twice"}
+        asked = client.post("/patient/2/merge", data=form)
+        assert "Merge Wang X P9 into Wang XiaoDong 王小东, P000001" in words_of(asked)
+        answer = client.post("/patient/2/merge", data=form | {"sure": "yes"})
         assert answer.headers["location"] == "/patient/1"
         assert client.get("/patient/2").status_code == 404
 
@@ -310,12 +312,12 @@ def test_a_merge_that_fails_keeps_what_was_typed_and_offers_namesakes(appliance)
     appliance.schedule(item("Wang^X", PatientID="P9", PatientBirthDate="19780312"))
     with visiting(appliance) as client:
         page = employ(appliance, client).get("/patient/2/merge")
-        assert '<option value="P000001">Wang XiaoDong' in page.text
-        form = {"csrf": csrf_of(page.text), "into": "P000001", "reason": ""}
+        assert '<button name="choose" value="1" formnovalidate><strong>Wang XiaoDong' in page.text
+        form = {"csrf": csrf_of(page.text), "choose": "1", "reason": "", "sure": "yes", "q": "P00"}
         answer = client.post("/patient/2/merge", data=form)
         assert answer.status_code == 422
         assert "A reason is needed" in words_of(answer)
-        assert 'value="P000001"' in answer.text
+        assert 'value="P00"' in answer.text
 
 
 def test_the_screen_of_the_waiting_room_has_no_menu(appliance):

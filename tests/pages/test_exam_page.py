@@ -2,20 +2,25 @@
 
 import dataclasses
 import datetime
+import html
 import re
 from types import SimpleNamespace
 
 import pytest
 from conftest import item
-from test_mpps import schedule
+from test_mpps import create, creation_for, schedule
 from test_pages import csrf_of, employ, visiting, words_of
+from test_seen import button, press
 
 from minris.access.context import Actor
-from minris.dataset.elements import EMPTY, text_elements
+from minris.config.values import read_viewer_url
+from minris.dataset.elements import EMPTY, ElementIndex, text_elements
 from minris.dataset.resident import OTHER_IDS, identity_elements
 from minris.housekeeping.erasing import erase_patient
 from minris.housekeeping.retention import purge
+from minris.mpps.linking import exams_to_match, unlink_step
 from minris.orders.history import changes_of, stages_of, visit_of
+from minris.orders.lookup import step_row
 from minris.orders.notes import MOST_CHANGES, note_change
 from minris.orders.patients import correct_patient, merge_patients
 from minris.orders.scheduling import move_step
@@ -159,3 +164,87 @@ def test_a_correction_is_shown_with_old_and_new_values(appliance):
         given = bytes(text_elements(PatientBirthDate="19780313"))
         appliance.write(correct_patient, anna, 1, given)
         assert "Birth date: 12 Mar 1978 → 13 Mar 1978" in words_of(client.get("/step/1"))
+
+
+def begin(ctx, step):
+    """The machine reports a step as begun, at half past eleven."""
+    when = {"PerformedProcedureStepStartDate": ctx.today(),
+            "PerformedProcedureStepStartTime": "114000"}  # fmt: skip
+    create(ctx, creation_for(step, **when))
+
+
+def test_a_check_in_of_another_day_is_asked(appliance):
+    day = appliance.context().local_now() + datetime.timedelta(days=1)
+    appliance.schedule(item(ScheduledProcedureStepStartDate=f"{day:%Y%m%d}"))
+    with visiting(appliance) as client:
+        made = button(employ(appliance, client).get("/step/1").text, "Check in")
+        asked = press(client, made)
+        assert "this is not today. Check in all the same?" in words_of(asked)
+        assert appliance.read(step_row, 1).status == "SCHEDULED"
+        assert press(client, button(asked.text, "Check in")).status_code == 303
+        assert appliance.read(step_row, 1).status == "ARRIVED"
+
+
+def test_a_report_at_the_wrong_exam_is_moved_to_the_likeliest_other_one(ctx):
+    """What was done ten minutes ago at the same device comes before the same Patient ID."""
+    wrong = schedule(ctx, ScheduledProcedureStepStartTime="113000")
+    schedule(ctx, PatientID="P2", PatientName="Li^Na", ScheduledProcedureStepStartTime="114500")
+    schedule(ctx, ScheduledStationAETitle="US1", Modality="US")
+    begin(ctx, wrong)
+    unlink_step(ctx, 1, 1)
+    found = [step.id for step, _ in exams_to_match(ctx, 1, 1)]
+    assert found == [2, 3]
+    assert [what for what, *_ in told("step 1")] == ["Report of the machine removed"]
+
+
+def test_an_unlinked_report_leads_to_the_list_of_exams(appliance):
+    context = appliance.context()
+    [step] = appliance.schedule(item(ScheduledProcedureStepStartDate=context.today()))
+    appliance.write(begin, context, ElementIndex(step))
+    with visiting(appliance) as client:
+        page = employ(appliance, client).get("/step/1").text
+        answer = press(client, button(page, "Wrong exam: unlink this report"))
+        assert answer.headers["location"] == "/unscheduled/match?performed=1&wrong=1"
+        words = words_of(client.get(answer.headers["location"]))
+    assert "The report was removed from Wang XiaoDong" in words
+    assert "The images in the archive still carry" in words
+
+
+def test_the_images_of_an_exam_that_is_done_open_in_the_viewer(run_appliance):
+    appliance = run_appliance("[clinic]\nviewer_url = https://v.example/?a={accession}&s={study}")
+    appliance.schedule(item(AccessionNumber="A 1"))
+    with visiting(appliance) as client:
+        page = employ(appliance, client).get("/step/1")
+        assert "Open the images" not in page.text
+        press(client, button(page.text, "Mark as done"))
+        page = html.unescape(client.get("/step/1").text)
+    study = appliance.read(step_row, 1).study_instance_uid
+    assert f'href="https://v.example/?a=A%201&s={study}"' in page
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["https://v.example/", "ftp://v/{study}", "https://v/{patient}", "https://v/{0}", "{study}"],
+)
+def test_an_address_of_a_viewer_without_the_exam_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"is not an address|has a field other"):
+        read_viewer_url(wrong)
+
+
+def test_an_unidentified_patient_is_identified_by_search(appliance):
+    appliance.schedule(item(PatientBirthDate="19780312"))
+    unknown = item("Unknown^Emergency 1201-1030", PatientID="P9", AccessionNumber="A9")
+    appliance.schedule(unknown)
+    with visiting(appliance) as client:
+        assert "Identify the patient" in words_of(employ(appliance, client).get("/step/2"))
+        assert "Identify the patient" not in words_of(client.get("/step/1"))
+        made = button(client.get("/patient/2/merge").text, "Search", q="wang", event="look")
+        found = press(client, made)
+        asked = press(client, button(found.text, "Wang XiaoDong"))
+        assert "into Wang XiaoDong 王小东, P000001, 12 Mar 1978" in words_of(asked)
+        done = press(client, button(asked.text, "Merge"))
+        assert done.headers["location"] == "/patient/1"
+        page = client.get("/patient/1")
+    assert page.text.count('<li><a href="/step/') == 2
+    assert "Patients merged" in words_of(page)
+    assert "Undo" in words_of(page)

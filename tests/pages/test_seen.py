@@ -254,7 +254,7 @@ def test_what_was_corrected_meanwhile_is_not_undone_by_a_registration(appliance,
 
 @pytest.mark.parametrize(
     ("path", "words", "typed"),
-    [("/patient/1/merge", "Merge", {"into": "P2", "reason": "Twice"}),
+    [("/patient/1/merge", "Search", {"choose": "2", "sure": "yes", "event": "", "reason": "Twice"}),
      ("/patient/1/erase", "Erase", {"patient_id": "P1", "reason": "Wish"})],
 )  # fmt: skip
 def test_who_has_become_another_person_is_neither_merged_nor_erased(

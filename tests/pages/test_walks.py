@@ -203,10 +203,10 @@ def test_a_patient_is_merged(desk):
     desk.appliance.schedule(item("Wang^Xiao", PatientID="P9"))
     page = desk.page
     page.goto("/patient/2/merge")
-    page.locator("#into").fill("P000001")
-    page.locator("#reason").fill("Typed twice")
+    page.locator("#q").press_sequentially("P000001")
     picture(desk, "merge")
-    desk.send()
+    page.locator("#found button", has_text="P000001").click()
+    press(desk, "Merge")
     page.wait_for_url("**/patient/1")
     page.goto("/patients?q=P9")
     assert page.locator("table").count() == 0

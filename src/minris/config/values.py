@@ -248,6 +248,17 @@ def spans_of(hours: tuple[str, ...]) -> list[tuple[int, int]]:
     return spans
 
 
+def read_viewer_url(text: str) -> str:
+    """An http or https address with {accession} and {study} as places, or empty."""
+    try:
+        shown = text.format(accession="A1", study="1.2.3")
+    except (KeyError, IndexError, ValueError, AttributeError):
+        raise ValueError("has a field other than {accession} and {study}") from None
+    if text and (not re.match("https?://[^/ ]", shown) or shown == text or " " in shown):
+        raise ValueError("is not an address with {accession} or {study}")
+    return text
+
+
 SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "text": str,
     "bool": read_bool,
@@ -265,6 +276,7 @@ SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "charset": read_character_set,
     "store": read_store_url,
     "url": read_public_url,
+    "viewer": read_viewer_url,
     "origins": read_origins,
     "networks": read_networks,
     "port": lambda text: "off" if text.lower() == "off" else read_int(text, "0", "65535"),

@@ -163,11 +163,16 @@ def performed_row(performed_id: int) -> Any:
     return known_row(first_row(PerformedProcedureStep, "id = ?", performed_id), NO_STEP)
 
 
-def exams_to_match(ctx: Context, performed_id: int) -> list[tuple[Any, list[Message]]]:
+def exams_to_match(
+    ctx: Context, performed_id: int, wrong: int = 0
+) -> list[tuple[Any, list[Message]]]:
     """The steps that a performed step may belong to, each with why, the likeliest first.
 
     They are those of its day and of today, and those of its Patient ID or accession number.
-    Refuses 0112.
+
+    wrong    the step that was chosen by mistake at the machine: it is left out, and as the report
+             carries its patient, those of the same device within two hours come first
+    Refuses  0112
     """
     index = ElementIndex(performed_row(performed_id).data)
     told = [index, *index.items(STEP_ATTRIBUTES)]
@@ -184,7 +189,7 @@ def exams_to_match(ctx: Context, performed_id: int) -> list[tuple[Any, list[Mess
     titles = set(device.ae_titles) if device else {index.get("PerformedStationAETitle")}
     begin = day, index.get("PerformedProcedureStepStartTime")
     found = []
-    for step in steps:
+    for step in [one for one in steps if one.id != wrong]:
         of = ElementIndex(step.data)
         stations = set(step_item(step).values(tag_of("ScheduledStationAETitle")))
         holds = {
@@ -197,6 +202,7 @@ def exams_to_match(ctx: Context, performed_id: int) -> list[tuple[Any, list[Mess
             "time": are_near(begin, (step.start_date, step.start_time)),
         }
         likely = sum(weight for weight, why, _ in LIKELY if holds[why])
+        likely += 64 if wrong and holds["device"] and holds["time"] else 0
         found.append((likely, step, [words for _, why, words in LIKELY if holds[why]]))
     return [one[1:] for one in sorted(found, key=lambda one: -one[0])]
 

@@ -110,6 +110,14 @@ def typing_problems(form: Mapping[str, str]) -> list[Problem]:
     return problems
 
 
+EMERGENCY = "Unknown", "Emergency"  # the name of a patient whom nobody knows yet, before the time
+
+
+def is_unidentified(index: ElementIndex) -> bool:
+    """Tell whether a patient is one who was registered without a name."""
+    return index.get("PatientName").startswith("^".join(EMERGENCY))
+
+
 def in_order(t: Translator, rows: tuple[FieldRow, ...]) -> tuple[FieldRow, ...]:
     """Return fields in the order of a language: in Chinese the name in characters is first."""
     first = "chinese_name" if t.kind == "zh" else ""

@@ -24,7 +24,7 @@ from minris.orders.steps import change_step, person_events
 from minris.orders.undo import undo
 from minris.orders.waiting import call_patient
 from minris.outbox import passed_on_of
-from minris.pages.asking import PERSON_EVENTS, exam_words
+from minris.pages.asking import PERSON_EVENTS, SURE, ask, exam_words, is_sure
 from minris.pages.day.board import NEXT_EVENTS, tags_of
 from minris.pages.day.slots import free_times_part
 from minris.pages.forms import post_changes, show_fields, show_form
@@ -45,6 +45,7 @@ from minris.pages.reception import (
     exam_from_form,
     exam_of,
     form_of,
+    is_unidentified,
     patient_title,
     reception_choices,
     shown_history,
@@ -53,7 +54,7 @@ from minris.pages.template import template
 from minris.seen import mark_of
 from minris.standard.dictionary import tag_of
 from minris.standard.mpps import DISCONTINUATION_REASONS, SERIES
-from minris.standard.status import Problem, Status
+from minris.standard.status import Message, Problem, Status
 from minris.standard.tables import body_rows
 from minris.standard.worklist import (
     MWL_ATTRIBUTES,
@@ -207,7 +208,17 @@ def step_page(p: PageRequest, row_id: int) -> str:
         links=step_links(p, row_id, index, row.status),
         changing=isinstance(STEP_TRANSITIONS["reschedule", row.status], str),
         history=shown_history(p, p.read(visit_of, row_id)),
+        viewer=viewer_of(p, row),
     )  # fmt: skip
+
+
+def viewer_of(p: PageRequest, row: Any) -> str:
+    """Return the address of the images of an exam in the viewer; "" if there are none, or no viewer."""
+    pattern = p.web.config.clinic.viewer_url
+    if not pattern or row.status not in ("COMPLETED", "DISCONTINUED"):
+        return ""
+    known = {"accession": row.accession_number, "study": row.study_instance_uid}
+    return str(pattern.format(**{k: urllib.parse.quote(v, safe="") for k, v in known.items()}))
 
 
 def performed_parts(
@@ -282,6 +293,7 @@ def step_links(
     patient = p.read(patient_of_step, row_id)
     waits = state in WAITING_STEP_STATES
     return [
+        *[(f"/patient/{patient}/merge", t("Identify the patient"))] * is_unidentified(index),
         (f"/patient/{patient}", t("Correct the patient")),
         *[(f"/why?q={urllib.parse.quote(accession)}", t("Not on the machine?"))] * waits,
         (f"/register?order={row_id}", t("Add exam to this order")),
@@ -329,6 +341,18 @@ def post_step(p: PageRequest, row_id: int) -> str:
         return tell_step(p, row_id, p.t("Called."), p.came_from("/"))
     if event not in PERSON_EVENTS:
         raise no_such_action()
+    row = p.read(step_row, row_id)
+    if event == "arrive" and row.start_date > p.ctx.today() and not is_sure(p):
+        words = p.t("{exam}: this is not today. Check in all the same?",
+                    exam=exam_words(p.t, ElementIndex(bytes(row.data))))  # fmt: skip
+        return ask(
+            p,
+            Message("Another day"),
+            [words],
+            p.t("Check in"),
+            sure=SURE,
+            step_state=p.seen("step"),
+        )
     key = p.read(step_key, row_id)
     p.write_seen(("step", row_id), event, change_step, event, *key, p.form("remark"))
     return tell_step(p, row_id, "", p.came_from("/"), f"step {row_id}")

@@ -125,7 +125,8 @@ def match_page(p: PageRequest) -> str:
         raise no_such_action()
     mark, names, found = p.mark(("performed", int(number))), device_names(p.web), []
     performed = p.read(performed_row, int(number))
-    for step, why in p.read(exams_to_match, p.ctx, int(number)):
+    wrong = row_number(p.query("wrong"))
+    for step, why in p.read(exams_to_match, p.ctx, int(number), wrong):
         index = ElementIndex(bytes(step.data))
         item = step_item(step)
         stations = item.values(tag_of("ScheduledStationAETitle"))
@@ -189,5 +190,7 @@ def post_unmatch(p: PageRequest) -> str:
     """POST /unmatch: remove the link between a performed step and an exam."""
     step, performed = p.number("step"), p.number("performed")
     p.write_seen(("performed", performed), "", unlink_step, performed, step)
-    told = p.t("The report of the machine waits for its order among the unmatched exams.")
-    return p.tell(f"/step/{step}", told + " " + p.t(IMAGES_CARRY))
+    exam = exam_words(p.t, exam_of(p, step))
+    told = p.t("The report was removed from {exam}. Which exam was it?", exam=exam)
+    path = f"/unscheduled/match?performed={performed}&wrong={step}"
+    return p.tell(path, told + " " + p.t(IMAGES_CARRY))

@@ -7,23 +7,41 @@ from typing import Any
 from minris.dataset.elements import ElementIndex
 from minris.dataset.names import initials
 from minris.housekeeping.erasing import erase_patient, forget_erased
-from minris.orders.items import step_item
+from minris.orders.history import changes_of
+from minris.orders.items import exam_name
 from minris.orders.lookup import steps_of
 from minris.orders.patients import correct_patient, find_patients, get_patient, merge_patients
 from minris.orders.undo import undo
-from minris.pages.forms import Field, post_changes, show_fields, show_form
-from minris.pages.frame import PageRequest, Row
-from minris.pages.language import shown_time
+from minris.pages.asking import ask_if_sure, is_sure
+from minris.pages.day.board import tags_of
+from minris.pages.forms import (
+    Field,
+    encoded_form,
+    first_problem,
+    post_changes,
+    problem_words,
+    show_fields,
+    show_form,
+)
+from minris.pages.frame import PageRequest, Row, row_number
+from minris.pages.language import shown_time, who_is
+from minris.pages.patients.register import found_part
 from minris.pages.reception import (
     PATIENT_FIELDS,
     form_of,
     in_order,
     patient_from_form,
+    patient_title,
     reception_choices,
+    shown_history,
 )
+from minris.pages.template import template
 from minris.seen import ChangedMeanwhile
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
+
+PATIENT_PAGE = template("patients/patient.html")
+MERGE_PAGE = template("patients/merge.html")
 
 
 def patient_index(p: PageRequest, row_id: int) -> ElementIndex:
@@ -37,45 +55,46 @@ def who_it_is(p: PageRequest, index: ElementIndex) -> str:
 
 
 def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
-    """GET /patient/…/merge: the form to merge this patient into another one."""
+    """GET /patient/…/merge: find the record that this patient is merged into."""
     t, mark, index = p.t, p.mark(("patient", row_id)), patient_index(p, row_id)
-    fields = [
-        Field("into", t("Patient ID to keep"), "text", p.form("into"), True, "",
-              namesakes(p, row_id, index)),
-        Field("reason", t("Reason"), "text", p.form("reason"), True),
-    ]  # fmt: skip
-    legend = t("Merge {who} into", who=who_it_is(p, index))
-    after = [(f"/patient/{row_id}", t("Back"))]
-    return show_form(
-        p, "Merge records", [(legend, fields)], problems, submit=t("Merge"), after=after,
-        hidden=[mark],
+    text = p.form("q")
+    likely = namesakes(p, row_id, index) if not text else None
+    return p.show(
+        MERGE_PAGE, t("Merge {who} into", who=who_it_is(p, index)), row_id=row_id, mark=mark,
+        problems=[t(problem.words) for problem in problems], query=text,
+        reason=p.form("reason") or t("Identified as the same person"),
+        found=found_part(p, text, people=likely),
     )  # fmt: skip
 
 
 def post_merge(p: PageRequest, row_id: int) -> str:
-    """POST /patient/…/merge: merge this patient into another one."""
+    """POST /patient/…/merge: merge this patient into the chosen record, once a person is sure."""
+    if p.form("event") == "look" or not p.form("choose"):
+        return merge_page(p, row_id)
+    into, index = patient_index(p, row_number(p.form("choose"))), patient_index(p, row_id)
+    if not is_sure(p):
+        words = p.t("Merge {who} into {into}? All exams go there.", who=who_it_is(p, index),
+                    into=who_is(p.t, into))  # fmt: skip
+        return ask_if_sure(p, Message("Merge records"), words, p.t("Merge"))
     try:
-        merging = merge_patients, row_id, p.form("into"), p.form("reason")
-        into = p.write_seen(("patient", row_id), "", *merging)
+        merging = merge_patients, row_id, into.get("PatientID"), p.form("reason")
+        stays = p.write_seen(("patient", row_id), "", *merging)
     except ChangedMeanwhile:
         raise
     except Refusal as refusal:
-        patient_index(p, row_id)  # refuses 0112 if there is no such patient
         return merge_page(p, row_id, p.again(refusal))
-    return p.tell(f"/patient/{into}", p.t("Saved. Open exams were updated too."))
+    told = p.t("Saved. Open exams were updated too.")
+    return p.tell(f"/patient/{stays}", told, f"patient {stays}")
 
 
-def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> tuple[tuple[str, str], ...]:
-    """Return ID and words of patients who may be the same person."""
+def namesakes(p: PageRequest, row_id: int, index: ElementIndex) -> list[Any]:
+    """Return the patients who may be the same person."""
     initials_, born = initials(index.get("PatientName")), index.get("PatientBirthDate")
     today = p.ctx.local_now().date()
     found = [
         one for text in (initials_, born) if text for one in p.read(find_patients, text, today, 10)
     ]
-    return tuple({
-        one.patient_id: f"{p.t.name(one.patient_name)}, {p.t.date(one.patient_birth_date)}"
-        for one in found if one.id != row_id
-    }.items())  # fmt: skip
+    return list({one.id: one for one in found if one.id != row_id}.values())
 
 
 def erase_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) -> str:
@@ -133,29 +152,23 @@ def patient_page(
     p: PageRequest, row_id: int, form: Mapping[str, str] | None = None,
     problems: Sequence[Problem] = (),
 ) -> str:  # fmt: skip
-    """GET /patient/…: the form to correct a patient, with links to the exams."""
-    shown = form_of(PATIENT_FIELDS, patient_index(p, row_id))
-    fields, others = show_fields(
-        p, in_order(p.t, PATIENT_FIELDS), form or shown, problems, reception_choices(p)
-    )
-    return show_form(
-        p, "Patient", [(p.t("Patient"), fields)], others, submit=p.t("Save"),
-        seen=shown, undoing=p.undo_of(f"patient {row_id}"), after=patient_links(p, row_id),
+    """GET /patient/…: the patient to be corrected, all exams, and who changed what."""
+    t, index = p.t, patient_index(p, row_id)
+    shown = form_of(PATIENT_FIELDS, index)
+    rows = in_order(t, PATIENT_FIELDS)
+    fields, others = show_fields(p, rows, form or shown, problems, reception_choices(p))
+    exams = [
+        (f"/step/{step.id}", f"{t.date(step.start_date)} {shown_time(step.start_time)}",
+         exam_name(ElementIndex(bytes(step.data))), step.status)
+        for step in p.read(steps_of, row_id)
+    ]  # fmt: skip
+    return p.show(
+        PATIENT_PAGE, patient_title(p, index), row_id=row_id, fields=fields, exams=exams,
+        problems=problem_words(p, fields, others), focus=first_problem(fields),
+        hidden=[("seen", encoded_form(shown))], undoing=p.undo_of(f"patient {row_id}"),
+        tags=tags_of(t, index), erase=t("Erase this patient's data") if p.may("admin") else "",
+        history=shown_history(p, p.read(changes_of, f"patient {row_id}")),
     )  # fmt: skip
-
-
-def patient_links(p: PageRequest, row_id: int) -> list[tuple[str, str]]:
-    """Return the links of a patient's page: new exam, merge, erase, and each exam."""
-    t = p.t
-    links = [(f"/register?patient={row_id}", t("New order")),
-             (f"/patient/{row_id}/merge", t("Merge with another record"))]  # fmt: skip
-    if p.may("admin"):
-        links.append((f"/patient/{row_id}/erase", t("Erase this patient's data")))
-    for step in p.read(steps_of, row_id):
-        words = (t.date(step.start_date), shown_time(step.start_time),
-                 step_item(step).get("ScheduledProcedureStepDescription"), t(step.status))  # fmt: skip
-        links.append((f"/step/{step.id}", " ".join(words)))
-    return links
 
 
 def post_patient(p: PageRequest, row_id: int) -> str:

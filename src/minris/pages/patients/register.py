@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from minris.access.context import Context, modalities_of
 from minris.dataset.checks import implausible
@@ -36,6 +37,7 @@ from minris.pages.frame import PageRequest, row_number
 from minris.pages.language import Translator
 from minris.pages.patients.search import person
 from minris.pages.reception import (
+    EMERGENCY,
     EXAM_FIELDS,
     MORE_FIELDS,
     PATIENT_FIELDS,
@@ -62,7 +64,7 @@ def prefilled(p: PageRequest) -> dict[str, str]:
     now = p.ctx.local_now()
     form = {"date": f"{now:%Y-%m-%d}", "time": f"{now:%H:%M}", "study": p.ctx.new_uid()}
     if p.query("emergency"):
-        form |= {"family_name": "Unknown", "given_name": f"Emergency {now:%m%d-%H%M}",
+        form |= {"family_name": EMERGENCY[0], "given_name": f"{EMERGENCY[1]} {now:%m%d-%H%M}",
                  "priority": "STAT", "emergency": "yes"}  # fmt: skip
         if p.t.kind == "zh":
             form["chinese_name"] = f"无名氏急诊{now:%m%d-%H%M}"
@@ -266,11 +268,16 @@ def find_part(p: PageRequest) -> str:
     return found_part(p, p.query("q"), p.query("field"))
 
 
-def found_part(p: PageRequest, text: str, field: str = "") -> str:
-    """Return the known patients that match a text, and what the text says of a birth date."""
+def found_part(
+    p: PageRequest, text: str, field: str = "", people: Sequence[Any] | None = None
+) -> str:
+    """Return the known patients that match a text, and what the text says of a birth date.
+
+    people  those to be shown instead
+    """
     text = text.strip()
     enough = len(text) >= 2 or (text and not text.isascii())
-    found = p.read(find_patients, text, today_of(p), 6) if enough else ()
+    found = people or (p.read(find_patients, text, today_of(p), 6) if enough else ())
     born, sex = resident_number(text) or ("", "")
     mistyped = re.fullmatch("[0-9]{17}[0-9Xx]", text) and not born
     return p.part(
