@@ -2313,7 +2313,7 @@ SETTINGS = setting_table(r"""
     clinic | closed_days | | weekdays | days of the week without exams, such as sat, sun
     clinic | slot_minutes | 15 | int 5 240 | default length of an exam, minutes, if its procedure is not in the catalogue
     clinic | import_encoding | | encoding | encoding of imported files other than UTF-8, such as GB18030 or windows-1252; empty: asked for if uncertain
-    clinic | viewer_url | | viewer | address of an exam's images in the viewer, with {accession} or {study}, such as https://viewer.example/?study={study}
+    clinic | viewer_url | | viewer | an exam's images in the viewer, with {accession} or {study}: https://viewer.example/?study={study}
     clinic | patient_id_format | P{number:06} | id 64 | pattern of generated Patient IDs
     clinic | accession_number_format | {yy}{month}{day}{number:04} | id 16 | pattern of generated Accession Numbers
     clinic | requested_procedure_id_format | R{yy}{month}{day}{number:04} | id 16 | pattern of generated Requested Procedure IDs
@@ -26660,8 +26660,8 @@ document.addEventListener("keydown", (event) => {
  "Merge {who} into {into}? All exams go there.": "将 {who} 合并到 {into}？所有检查将一并转移。",
  "Open the images": "打开影像",
  "The report was removed from {exam}. Which exam was it?": "已从 {exam} 解除设备报告。它属于哪项检查？",
- "address of an exam's images in the viewer, with {accession} or {study}, such as https://viewer.example/?study={study}": "影像浏览器中检查影像的地址，含 {accession} 或 {study}，如 https://viewer.example/?study={study}",
- "{exam}: this is not today. Check in all the same?": "{exam}：不是今天的检查。仍要签到吗？"
+ "{exam}: this is not today. Check in all the same?": "{exam}：不是今天的检查。仍要签到吗？",
+ "an exam's images in the viewer, with {accession} or {study}: https://viewer.example/?study={study}": "影像浏览器中检查影像的地址，含 {accession} 或 {study}：https://viewer.example/?study={study}"
 }
 """,
 }
