@@ -229,6 +229,7 @@ const field = (name) => document.getElementById(name);
   // An identity number contains birth date and sex; a birth date is read back with the age.
   function fill(element) {
     const told = element.firstElementChild;
+    for (const button of element.querySelectorAll("button")) button.tabIndex = -1;  // arrows lead there
     const echo = element.querySelector("[data-echo]");
     if (echo) field("birth_date-help").textContent = echo.textContent;
     if (!told || !told.dataset.born) return;
@@ -237,18 +238,22 @@ const field = (name) => document.getElementById(name);
   }
 
   const ask = asker(found, fill);
-  for (const name of ["q", "family_name", "given_name", "chinese_name", "patient_id", "identity", "phone", "birth_date"]) {
+  const names = ["q", "family_name", "given_name", "chinese_name", "patient_id", "identity", "phone", "birth_date"];
+  for (const name of names) {
     const input = field(name);
     if (input) input.addEventListener("input", () => {
       const family = name === "given_name" ? field("family_name").value + " " : "";
       ask({ q: family + input.value, field: name }, 200);
     });
   }
-  field("q").addEventListener("keydown", (event) => {
-    const first = found.querySelector("button");
-    if (event.key !== "Enter") return;
+  found.closest("form").addEventListener("keydown", (event) => {
+    const known = Array.from(found.querySelectorAll("button"));
+    const typing = names.includes(event.target.id);
+    const step = { ArrowDown: 1, ArrowUp: -1, Enter: event.target.id === "q" ? 1 : 0 }[event.key];
+    if (!step || !typing && !found.contains(event.target)) return;
     event.preventDefault();
-    if (first) first.focus();
+    const place = known.indexOf(document.activeElement) + step;
+    if (known.length) (known[place] || field("q")).focus();
   });
   // Back from the exam that was just registered: not to an empty form, which would register twice.
   const made = sessionStorage.getItem("registered");

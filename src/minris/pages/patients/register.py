@@ -197,7 +197,8 @@ def post_register(p: PageRequest) -> str:
         p.web.box.clear_numbers()
         seen = [(("record", known), mark, "")]
         anyway = bool(form["emergency"]) or p.form("event") == "anyway"
-        p.write(as_seen, seen, register_once, item, same_id, not form["same_person"], anyway)
+        ask = not (form["same_person"] or form["emergency"])  # two may come in one minute
+        p.write(as_seen, seen, register_once, item, same_id, ask, anyway)
     except ChangedMeanwhile:  # in this moment: look again
         return post_register(p)
     except Refusal as refusal:
