@@ -23568,6 +23568,10 @@ class Translator:
         """Return words after a label and a colon."""
         return self(LABELLED, label=label, words=words)
 
+    def text(self, *sentences: str) -> str:
+        """Return sentences, each with its own full stop, as one text."""
+        return ("" if self.kind in ("zh", "ja") else " ").join(filter(None, sentences))
+
     def sentences(self, *words: str) -> str:
         """Return those texts that are not empty as sentences, each with its full stop."""
         return "".join(self(SENTENCE, sentence=self(one)) for one in words if one).strip()
@@ -24950,6 +24954,14 @@ document.addEventListener("keydown", (event) => {
  "{number} of {count} steps found": {
   "one": "{number} of {count} step found",
   "other": "{number} of {count} steps found"
+ },
+ "Last worklist query: {count} exams.": {
+  "one": "Last worklist query: {count} exam.",
+  "other": "Last worklist query: {count} exams."
+ },
+ "{count} people can log in.": {
+  "one": "{count} person can log in.",
+  "other": "{count} people can log in."
  }
 }
 """,
@@ -31727,7 +31739,7 @@ def slip_page(p: PageRequest, row_id: int) -> str:
     return p.show(
         SLIP_PAGE, "Appointment slip", row_id=row_id, name=t.name(index.get("PatientName")),
         facts=patient_facts(p, index), exam=exam_name(index), place=" · ".join(filter(None, place)),
-        day=f"{t(WEEKDAY_WORDS[day_of(date).weekday()])}, {t.date(date)}" if date else "",
+        day=t.day(date) if date else "",
         time=shown_time(item.get("ScheduledProcedureStepStartTime")),
         contact=" · ".join(filter(None, (clinic.address, clinic.phone))),
         preparation=p.read(appointment_of, p.ctx, index).preparation,
@@ -31765,10 +31777,10 @@ def print_page(p: PageRequest) -> str:
     found.sort(key=lambda one: one[0])
     by_device = itertools.groupby(found, key=lambda one: one[0])
     devices = [(device, [cells for _, cells in rows]) for device, rows in by_device]
-    day = f"{t(WEEKDAY_WORDS[day_of(date).weekday()])}, {t.date(date)}"
+    day = t.day(date)
     return p.show(
         PRINT_PAGE, t("Exams of {date}", date=day), devices=devices, date=shown_date(date), day=day,
-        printed=t("printed {at}", at=f"{p.ctx.local_now():%Y-%m-%d %H:%M}"),
+        printed=t("printed {at}", at=p.ctx.local_now()),
     )  # fmt: skip
 
 
@@ -32286,7 +32298,7 @@ SHEET_PAGE = """
 % end
 </dl>
 <img src="/devices/sheet.svg" alt="{{told}}" width="180" height="180">
-<p>{{t('The machine itself is {ae} here.', ae=theirs)}} {{t('Then press “Echo” or “Verify” at the machine.')}}</p>
+<p>{{t.text(t('The machine itself is {ae} here.', ae=theirs), t('Then press “Echo” or “Verify” at the machine.'))}}</p>
 <p class="noprint"><a href="/devices">{{t('Back')}}</a></p>
 </article>
 """
@@ -32867,7 +32879,7 @@ WELCOME_PAGE = """
 % else:
 </div>
 % end
-<p class="rest enter">{{t('Enter at the machine:')}} {{t('AE title')}} <code>{{ours.ae_title}}</code> {{t('Address')}}
+<p class="rest enter">{{t.text(t('Enter at the machine:'), t('AE title'))}} <code>{{ours.ae_title}}</code> {{t('Address')}}
 % for address in ours.addresses:
 <code>{{address}}</code>
 % end
@@ -32994,7 +33006,7 @@ def machine_lines(p: PageRequest, machines: list[Device]) -> list[tuple[bool, st
             words = t("{name} called at {at} from {address}.", name=device.name,
                       at=f"{at:%H:%M}", address=last.address)  # fmt: skip
         if query:
-            words += " " + t("Last worklist query: {count} exams.", count=query.answers)
+            words = t.text(words, t("Last worklist query: {count} exams.", count=query.answers))
         found.append((True, words))
     return found
 

@@ -168,6 +168,15 @@ def test_the_english_catalogue_has_no_other_text():
     assert sorted(ENGLISH.keys() - wanted()) == []
 
 
+def test_a_number_and_its_noun_agree():
+    """A sentence that counts things has a text for one of them."""
+    counting = [
+        text for text in wanted() if re.search(r"\{count\} (?:[a-z]+ )?[a-z]+s\b|people", text)
+    ]
+    assert [text for text in counting if not isinstance(ENGLISH.get(text), dict)] == []
+    assert [text for text in wanted() if re.match("1 [a-z]", text)] == []
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_translations_have_the_places_of_the_original(path):
     for key, found in json.loads(path.read_text("utf-8")).items():

@@ -132,6 +132,10 @@ class Translator:
         """Return words after a label and a colon."""
         return self(LABELLED, label=label, words=words)
 
+    def text(self, *sentences: str) -> str:
+        """Return sentences, each with its own full stop, as one text."""
+        return ("" if self.kind in ("zh", "ja") else " ").join(filter(None, sentences))
+
     def sentences(self, *words: str) -> str:
         """Return those texts that are not empty as sentences, each with its full stop."""
         return "".join(self(SENTENCE, sentence=self(one)) for one in words if one).strip()

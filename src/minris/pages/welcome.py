@@ -90,7 +90,7 @@ def machine_lines(p: PageRequest, machines: list[Device]) -> list[tuple[bool, st
             words = t("{name} called at {at} from {address}.", name=device.name,
                       at=f"{at:%H:%M}", address=last.address)  # fmt: skip
         if query:
-            words += " " + t("Last worklist query: {count} exams.", count=query.answers)
+            words = t.text(words, t("Last worklist query: {count} exams.", count=query.answers))
         found.append((True, words))
     return found
 

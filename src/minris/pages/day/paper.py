@@ -13,7 +13,7 @@ from minris.orders.lookup import steps_of_day
 from minris.orders.waiting import known_number, number_of
 from minris.pages.day.appointment import appointment_of, calendar_event, calendar_file
 from minris.pages.frame import PageRequest
-from minris.pages.language import WEEKDAY_WORDS, day_of, device_names, shown_time
+from minris.pages.language import device_names, shown_time
 from minris.pages.reception import exam_of
 from minris.pages.template import template
 from minris.store.condition import StoreTrouble
@@ -105,7 +105,7 @@ def slip_page(p: PageRequest, row_id: int) -> str:
     return p.show(
         SLIP_PAGE, "Appointment slip", row_id=row_id, name=t.name(index.get("PatientName")),
         facts=patient_facts(p, index), exam=exam_name(index), place=" · ".join(filter(None, place)),
-        day=f"{t(WEEKDAY_WORDS[day_of(date).weekday()])}, {t.date(date)}" if date else "",
+        day=t.day(date) if date else "",
         time=shown_time(item.get("ScheduledProcedureStepStartTime")),
         contact=" · ".join(filter(None, (clinic.address, clinic.phone))),
         preparation=p.read(appointment_of, p.ctx, index).preparation,
@@ -143,10 +143,10 @@ def print_page(p: PageRequest) -> str:
     found.sort(key=lambda one: one[0])
     by_device = itertools.groupby(found, key=lambda one: one[0])
     devices = [(device, [cells for _, cells in rows]) for device, rows in by_device]
-    day = f"{t(WEEKDAY_WORDS[day_of(date).weekday()])}, {t.date(date)}"
+    day = t.day(date)
     return p.show(
         PRINT_PAGE, t("Exams of {date}", date=day), devices=devices, date=shown_date(date), day=day,
-        printed=t("printed {at}", at=f"{p.ctx.local_now():%Y-%m-%d %H:%M}"),
+        printed=t("printed {at}", at=p.ctx.local_now()),
     )  # fmt: skip
 
 
