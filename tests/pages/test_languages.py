@@ -170,9 +170,8 @@ def test_the_english_catalogue_has_no_other_text():
 
 def test_a_number_and_its_noun_agree():
     """A sentence that counts things has a text for one of them."""
-    counting = [
-        text for text in wanted() if re.search(r"\{count\} (?:[a-z]+ )?[a-z]+s\b|people", text)
-    ]
+    form = re.compile(r"\{count\} (?!are)(?:[a-z]+ )?(?:[a-z]+s|people)\b")
+    counting = filter(form.search, wanted())
     assert [text for text in counting if not isinstance(ENGLISH.get(text), dict)] == []
     assert [text for text in wanted() if re.match("1 [a-z]", text)] == []
 

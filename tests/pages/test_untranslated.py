@@ -73,13 +73,20 @@ def walked(client, language):
     return seen
 
 
+def without(words, text):
+    """A text without these words."""
+    for one in sorted(words, key=len, reverse=True):
+        text = re.sub(rf"(?<![A-Za-z]){re.escape(one)}(?![A-Za-z])", " ", text)
+    return text
+
+
 def latin_in(text):
     """The runs of Latin letters that are neither data nor terms."""
+    text = without(DATA, text)
     text = re.sub(
         r"[^\s（(]*[/@=_\\][^\s）)]*|\{count\}|\b[0-9a-f]{16}\b", " ", text
     )  # paths, hashes
-    for one in sorted((*DATA, *TERMS, *MODALITIES), key=len, reverse=True):
-        text = re.sub(rf"(?<![A-Za-z]){re.escape(one)}(?![A-Za-z])", " ", text)
+    text = without((*TERMS, *MODALITIES), text)
     text = re.sub(r"\b[0-9A-F]+\b|[A-Z]*-?\d[\w.:-]*", " ", text)  # identifiers, numbers
     return re.findall(r"[A-Za-z]{2,}", text)
 
