@@ -24269,7 +24269,7 @@ form.deed button { justify-self: start; }
 .deed fieldset { padding: 0 14px; }
 .step .told, .step .warning { margin: 8px 0 0; }
 .step #board .button { margin-inline-start: 8px; }
-.sign { display: grid; place-content: center; width: 32px; height: 32px; border-radius: 16px; background: var(--mute-bg); color: var(--mute); }
+.sign { align-self: start; display: grid; place-content: center; width: 32px; height: 32px; border-radius: 16px; background: var(--mute-bg); color: var(--mute); }
 .sign[data-done] { background: var(--good-bg); color: var(--good); }
 summary { cursor: pointer; }
 code { padding: 2px 8px; border-radius: 6px; background: var(--mute-bg); font-size: 18px; white-space: nowrap; }
@@ -32960,7 +32960,7 @@ def welcome_page(p: PageRequest) -> str:
     done, machines = p.read(first_day, p.ctx), modalities_of(p.devices)
     lines = machine_lines(p, machines)
     wanted = not lines or not all(good for good, _ in lines)
-    board = p.part(WELCOME_PART, done=done.machine, lines=lines,
+    board = p.part(WELCOME_PART, done=done.machine or any(good for good, _ in lines), lines=lines,
                    callers=unknown_callers(p) if wanted else [])  # fmt: skip
     if p.query("part") == "board":
         return board

@@ -44,7 +44,7 @@ def welcome_page(p: PageRequest) -> str:
     done, machines = p.read(first_day, p.ctx), modalities_of(p.devices)
     lines = machine_lines(p, machines)
     wanted = not lines or not all(good for good, _ in lines)
-    board = p.part(WELCOME_PART, done=done.machine, lines=lines,
+    board = p.part(WELCOME_PART, done=done.machine or any(good for good, _ in lines), lines=lines,
                    callers=unknown_callers(p) if wanted else [])  # fmt: skip
     if p.query("part") == "board":
         return board
