@@ -73,6 +73,7 @@ import copy
 import csv
 import dataclasses
 import datetime
+import email.message
 import enum
 import errno
 import functools
@@ -97,6 +98,7 @@ import re
 import secrets
 import shutil
 import signal
+import smtplib
 import socket
 import sqlite3
 import ssl
@@ -110,6 +112,7 @@ import time
 import traceback
 import types
 import unicodedata
+import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
@@ -2174,8 +2177,18 @@ def read_viewer_url(text: str) -> str:
     return text
 
 
+def read_hook(text: str) -> str:
+    """An http or https address that messages are posted to."""
+    parts = urllib.parse.urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("is not an address such as https://alerts.example/minris")
+    return text
+
+
 SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "text": str,
+    "secret": str,  # shown on no page
+    "hook": lambda text: read_hook(text) if text else "",
     "bool": read_bool,
     "int": read_int,
     "seconds": read_seconds,
@@ -2343,6 +2356,15 @@ SETTINGS = setting_table(r"""
     housekeeping | keep_audit_days | 0 | int 0 36500 | days to keep audit lines (0: for ever)
     housekeeping | audit_megabytes | 64 | int 1 65536 | maximum audit entries in the database, MB; older ones move to compressed files in the backup folder
     housekeeping | audit_files_megabytes | 1024 | int 1 1048576 | maximum size of all these files, MB; the oldest are deleted first, at night
+    alert | url | | hook | address that is sent a JSON message when a light of the system turns, and when it is well; empty: none
+    alert | smtp_host | | text | mail server for alerts by e-mail; empty: none
+    alert | smtp_port | 587 | int 1 65535 | port of the mail server
+    alert | smtp_security | starttls | choice starttls tls none | encryption towards the mail server
+    alert | smtp_user | | text | user at the mail server; empty: no login
+    alert | smtp_password | | secret | password of that user
+    alert | sender | | text | sender of alerts by e-mail
+    alert | receivers | | text | receivers of alerts by e-mail, comma-separated
+    alert | steady_minutes | 5 | int 0 1440 | minutes a light must have changed before it is told
     log | level | INFO | choice DEBUG INFO WARNING ERROR | minimum log level; at DEBUG the log may hold patient data
     log | format | text | choice text json | log format
     log | file | | text | log file, rotated at 10 MB; empty: standard error
@@ -2430,6 +2452,7 @@ class Config:
     store: types.SimpleNamespace
     clinic: types.SimpleNamespace
     housekeeping: types.SimpleNamespace
+    alert: types.SimpleNamespace
     log: types.SimpleNamespace
     devices: Mapping[str, types.SimpleNamespace]
     path: Path | None = None
@@ -11199,7 +11222,8 @@ def retry_wait(failures: int) -> int:
 # Lanes: a receiver gets the messages of a lane in order. Event lanes by channel, then the others.
 EVENT_LANES = {"dimse": "events", "websocket": "websocket"}
 PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE = "passed on", "commitment results", "commitment requests"
-LANES = (*EVENT_LANES.values(), PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE)
+ALERT_LANE = "alerts"
+LANES = (*EVENT_LANES.values(), PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE, ALERT_LANE)
 
 WAITING = "sent_at = '' AND given_up_at = ''"
 
@@ -11233,6 +11257,15 @@ def enter_events(ctx: Context, to_tell: Iterable[tuple[int, str, str]]) -> None:
         [("event", event_id, receiver, EVENT_LANES[channel], now)
          for event_id, receiver, channel in to_tell],
     )  # fmt: skip
+
+
+def enter_alert(ctx: Context, receivers: Iterable[str], data: bytes) -> None:
+    """Write an alert for each of its receivers."""
+    now = ctx.stamp()
+    insert_rows(
+        "outbox (kind, lane, receiver, data, created_at)",
+        [("alert", ALERT_LANE, receiver, data, now) for receiver in receivers],
+    )
 
 
 # Lists.
@@ -11277,6 +11310,13 @@ def failing_receivers() -> list[tuple[str, str]]:
         "SELECT ae_title, max(problem) FROM receiver WHERE problem <> '' AND failures >= ?"
         " GROUP BY ae_title ORDER BY 1",
         (FAILURES_IN_A_ROW,),
+    ).fetchall()
+
+
+def heard_alerts() -> list[tuple[str, str, str]]:
+    """Each receiver of alerts: its name, last success and problem."""
+    return database.execute_sql(
+        "SELECT ae_title, heard_at, problem FROM receiver WHERE lane = ? ORDER BY 1", (ALERT_LANE,)
     ).fetchall()
 
 
@@ -19540,6 +19580,121 @@ def take_test_patient_away(ctx: Context, patient_id: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.delivery.alerts
+# Alerts: told by webhook and e-mail when a light of the system turns. No patient data.
+# ------------------------------------------------------------------------------------------------
+
+TIMEOUT_S = 20.0
+WEBHOOK, MAIL = "webhook", "e-mail"
+
+
+def alert_receivers(config: Config) -> list[str]:
+    """Return the kinds of receivers that are set: webhook, e-mail."""
+    alert = config.alert
+    found = [WEBHOOK] if alert.url else []
+    return found + [MAIL] * bool(alert.smtp_host and alert.sender and alert.receivers)
+
+
+class Turn(NamedTuple):
+    """A light that has turned: component, `good`, `warning` or `bad`, and its details."""
+
+    what: str
+    light: str
+    words: str
+
+
+class LightWatch:
+    """Finds the lights that have turned, and stayed so for a while.
+
+    told  the lights as they were last told, by component
+    """
+
+    def __init__(self, told: Mapping[str, str]) -> None:
+        self.told = dict(told)
+        self.since: dict[str, tuple[str, float]] = {}
+
+    def look(self, lights: Iterable[Turn], now: float, steady_s: float) -> list[Turn]:
+        """Return the turns to tell; a light never told of before is good.
+
+        now  unit: seconds, by a monotonic clock
+        """
+        found = []
+        for one in _worst_of_each(lights):
+            known, since = self.since.get(one.what, ("", now))
+            if known != one.light:
+                since = now
+            self.since[one.what] = one.light, since
+            if one.light != self.told.get(one.what, "good") and now - since >= steady_s:
+                found.append(one)
+        return found
+
+    def note(self, turns: Iterable[Turn]) -> dict[str, str]:
+        """Remember what was told; return all that is not good, to be kept."""
+        self.told |= {one.what: one.light for one in turns}
+        self.told = {what: light for what, light in self.told.items() if light != "good"}
+        return self.told
+
+
+def _worst_of_each(lights: Iterable[Turn]) -> list[Turn]:
+    """One light for each component: the worst, with the words of all that are so."""
+    order, found = ("good", "warning", "bad"), dict[str, Turn]()
+    for one in lights:
+        known = found.setdefault(one.what, one)
+        if order.index(one.light) > order.index(known.light):
+            found[one.what] = one
+        elif one.light == known.light and one.words != known.words:
+            found[one.what] = known._replace(words=f"{known.words}; {one.words}")
+    return list(found.values())
+
+
+class AlertSender:
+    """Sends alerts; an instance is the `send` of their lane."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    async def __call__(
+        self, receiver: str, events: Iterable[Event], heard: Callable[..., None]
+    ) -> None:
+        """Send each alert. Raises DeliveryError."""
+        for event in events:
+            await asyncio.to_thread(self.send, receiver, json.loads(event.data))
+            heard(event, "")
+
+    def send(self, receiver: str, message: dict[str, Any]) -> None:
+        """Send an alert now, in this thread. Raises DeliveryError."""
+        if receiver not in alert_receivers(self.config):
+            return  # it was taken out of the settings: nobody waits for it
+        try:
+            (self._post if receiver == WEBHOOK else self._mail)(message)
+        except (OSError, smtplib.SMTPException, ValueError) as error:
+            raise DeliveryError(str(error) or type(error).__name__) from None
+
+    def _post(self, message: dict[str, Any]) -> None:
+        body = json.dumps(message, ensure_ascii=False).encode()
+        headers = {"Content-Type": "application/json", "User-Agent": "minris"}
+        request = urllib.request.Request(self.config.alert.url, body, headers)
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+            pass
+
+    def _mail(self, message: dict[str, Any]) -> None:
+        alert, mail = self.config.alert, email.message.EmailMessage()
+        mail["Subject"], mail["From"] = " ".join(message["subject"].split()), alert.sender
+        mail["To"] = alert.receivers
+        mail.set_content("\n".join([*message["lines"], "", message["at"]]))
+        tls = ssl.create_default_context()
+        secured = alert.smtp_security == "tls"
+        kind: Any = smtplib.SMTP_SSL if secured else smtplib.SMTP
+        more = {"context": tls} if secured else {}
+        with kind(alert.smtp_host, alert.smtp_port, timeout=TIMEOUT_S, **more) as server:
+            if alert.smtp_security == "starttls":
+                server.starttls(context=tls)
+            if alert.smtp_user:
+                server.login(alert.smtp_user, alert.smtp_password)
+            server.send_message(mail)
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.delivery.receivers
 # Deliver the outbox: in order per receiver, receivers in parallel.
 # ------------------------------------------------------------------------------------------------
@@ -20445,6 +20600,7 @@ class Box(Protocol):
     def reload_access(self) -> None: ...
     def restore(self, name: str, who: str) -> None: ...
     def second_place(self) -> Message: ...
+    def try_alert(self) -> None: ...
     def tiles(self, to_do: int) -> list[Tile]: ...
     def wake_delivery(self) -> None: ...
 
@@ -24311,7 +24467,7 @@ td:not([rowspan="1"], [rowspan="2"], [rowspan="3"], [rowspan="4"]) > .block { wh
 td:hover > .free { color: var(--accent); }
 .waiting { list-style: none; padding: 0; font-size: 2rem; }
 .waiting li { display: grid; grid-template-columns: 1fr 2fr 3fr 2fr; gap: 16px; padding: 8px 16px; border-bottom: 1px solid var(--line); align-items: center; }
-.waiting [data-called] { background: var(--good-bg); color: var(--good); font-weight: 600; border-radius: 10px; }
+.waiting [data-called]:not([data-called=""]) { background: var(--good-bg); color: var(--good); font-weight: 600; border-radius: 10px; }
 .waiting strong { grid-column: 3 / 5; }
 .waiting .state { font-size: 1.4rem; border-radius: 20px; justify-self: start; }
 [aria-pressed="true"] { background: var(--tint); border-color: var(--accent); }
@@ -26678,7 +26834,23 @@ document.addEventListener("keydown", (event) => {
  "Open the images": "打开影像",
  "The report was removed from {exam}. Which exam was it?": "已从 {exam} 解除设备报告。它属于哪项检查？",
  "{exam}: this is not today. Check in all the same?": "{exam}：不是今天的检查。仍要签到吗？",
- "an exam's images in the viewer, with {accession} or {study}: https://viewer.example/?study={study}": "影像浏览器中检查影像的地址，含 {accession} 或 {study}：https://viewer.example/?study={study}"
+ "an exam's images in the viewer, with {accession} or {study}: https://viewer.example/?study={study}": "影像浏览器中检查影像的地址，含 {accession} 或 {study}：https://viewer.example/?study={study}",
+ "Alerts": "警报",
+ "Test alert": "测试警报",
+ "This is a test. Nothing is wrong.": "这是一次测试，一切正常。",
+ "address that is sent a JSON message when a light of the system turns, and when it is well; empty: none": "系统状态变化或恢复时以 JSON 通知的地址；留空：不通知",
+ "encryption towards the mail server": "与邮件服务器的加密方式",
+ "mail server for alerts by e-mail; empty: none": "警报邮件的服务器；留空：不发",
+ "minutes a light must have changed before it is told": "状态变化持续该分钟数后才通知",
+ "password of that user": "该用户的密码",
+ "port of the mail server": "邮件服务器端口",
+ "receivers of alerts by e-mail, comma-separated": "警报邮件的收件人，以逗号分隔",
+ "sender of alerts by e-mail": "警报邮件的发件人",
+ "user at the mail server; empty: no login": "邮件服务器用户；留空：不登录",
+ "{clinic}: minris, {words}": "{clinic}：minris，{words}",
+ "{receiver}: last sent {at}": "{receiver}：最近发送 {at}",
+ "Send a test alert": "发送测试警报",
+ "The test alert is on its way; below stands how it goes.": "测试警报已发出；结果见下方。"
 }
 """,
 }
@@ -30165,6 +30337,8 @@ def text_of_value(value: Any, between: str = ", ") -> str:
 def setting_text(config: Config, setting: Setting) -> str:
     """Return the value of a setting of config.ini for display."""
     value = getattr(getattr(config, setting.section), setting.key)
+    if value and setting.kind == "secret":
+        return "\N{BULLET}" * 8
     if value and setting.kind == "clock":
         return f"{value[0]:02}:{value[1]:02}"
     return text_of_value(value)
@@ -30420,6 +30594,10 @@ SYSTEM_PAGE = """
 <div class="actions">
 <form method="post" action="/box"><input type="hidden" name="csrf" value="{{csrf}}">
 <button name="do" value="backup"{{!' disabled' if busy else ''}}>{{t('Back up now')}}</button></form>
+% if alerting:
+<form method="post" action="/box"><input type="hidden" name="csrf" value="{{csrf}}">
+<button name="do" value="test alert">{{t('Send a test alert')}}</button></form>
+% end
 <a href="/backups" class="button">{{t('Backups')}}</a>
 </div>
 <h2>{{t('Checks')}}</h2>
@@ -30450,14 +30628,17 @@ def box_page(p: PageRequest) -> str:
         (t("Second backup"), str(p.web.config.second_backup_folder or t("none"))),
     ]
     return p.show(
-        SYSTEM_PAGE, "System", tiles=tiles, signs={one: LIGHTS[one][0] for one in LIGHTS},
+        SYSTEM_PAGE, "System", alerting=bool(alert_receivers(p.web.config)), tiles=tiles, signs={one: LIGHTS[one][0] for one in LIGHTS},
         checks=p.listed("Status | Component | Details", checks), technical=technical,
         busy=bool(box.backup_since), refresh=bool(box.backup_since),
     )  # fmt: skip
 
 
 def post_box(p: PageRequest) -> str:
-    """POST /box, /backups: begin a backup; the page says how far it is, and how it ended."""
+    """POST /box, /backups: begin a backup, whose end the page tells; or send a test alert."""
+    if p.form("do") == "test alert":
+        p.web.box.try_alert()
+        return p.tell("/box", p.t("The test alert is on its way; below stands how it goes."))
     p.web.box.back_up()
     words = p.t("The backup has begun. This page says when it is done.")
     return p.tell(p.request.path, words)
@@ -34595,6 +34776,7 @@ class Parts(Box, Protocol):
     failed_jobs: dict[str, Failed]
     start_time: float
     began_at: float  # by the monotonic clock
+    light_watch: Any
     backing_up: threading.Lock
     job_threads: concurrent.futures.ThreadPoolExecutor
 
@@ -34656,6 +34838,21 @@ def clock_problem(ctx: Context, device: Device) -> Message | None:
     return clock_words_of(ctx, performed) if performed else None
 
 
+def alert_lights(box: Parts) -> list[tuple[Message, str, Message]]:
+    """Return a light for each way by which alerts are told."""
+    found, ctx = [], box.context()
+    with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
+        known = {name: more for name, *more in heard_alerts()}
+        for receiver in alert_receivers(box.config):
+            heard_at, problem = known.get(receiver, ("", ""))
+            how = {"receiver": receiver, "at": clinic_time(ctx, heard_at), "problem": problem}
+            words = Message("{receiver}: last sent {at}", **how)
+            if problem:
+                words = Message("{receiver}: {problem}", **how)
+            found.append((Message("Alerts"), "warning" if problem else "good", words))
+    return found
+
+
 def device_lights(box: Parts) -> list[tuple[Message, str, Message]]:
     """Return a light for each device that is not reached or whose clock is wrong, else one for all."""
     ctx, found = box.context(), []
@@ -34690,6 +34887,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
         found.append((Message("Second backup"), light, words))
     found += archive_light(box)
     found += device_lights(box)
+    found += alert_lights(box)
     if box.clock.doubtful and not box.clock.steady:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
@@ -35006,6 +35204,247 @@ async def ask_web(box: Doors) -> None:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.appliance.alerting
+# When a light of the system turns, the receivers of alerts are told.
+# ------------------------------------------------------------------------------------------------
+
+TOLD_MARK = "lights told"
+
+
+def translator(ctx: Context) -> Translator:
+    """Return the translator of the clinic's language: whoever gets an alert has chosen none."""
+    known, language = load_catalogues(), ctx.config.clinic.language
+    return Translator(language, known.get(language, {}))
+
+
+def alert_message(ctx: Context, t: Translator, turns: list[Turn]) -> dict[str, Any]:
+    """Return an alert as JSON has it: for a program by codes, for people in sentences."""
+    lines = [f"{LIGHTS[one.light][0]} {one.what}: {one.words}" for one in turns]
+    worst = max((one.light for one in turns), key=list(LIGHTS).index)
+    subject = t("{clinic}: minris, {words}", clinic=ctx.config.clinic.name,
+                words=", ".join(f"{one.what}: {t(LIGHTS[one.light][1])}" for one in turns))  # fmt: skip
+    return {
+        "clinic": ctx.config.clinic.name, "at": ctx.local_now().isoformat(timespec="seconds"),
+        "light": worst, "subject": subject[:200], "lines": lines,
+        "lights": [one._asdict() for one in turns],
+    }  # fmt: skip
+
+
+def job_alerts(appliance: Parts) -> None:
+    """Tell of the lights that have turned and stayed so for [alert] steady_minutes."""
+    ctx, receivers = appliance.context(), alert_receivers(appliance.config)
+    if not receivers:
+        return
+    watch = appliance.light_watch
+    if watch is None:
+        with contextlib.suppress(StoreTrouble), reading():
+            watch = LightWatch(json.loads(get_mark(TOLD_MARK) or "{}"))
+        watch = appliance.light_watch = watch or LightWatch({})
+    t = translator(ctx)
+    found = [Turn(t(what), light, t(words)) for what, light, words in lights(appliance)]
+    turns = watch.look(found, time.monotonic(), 60 * ctx.config.alert.steady_minutes)
+    if turns:
+        tell(appliance, ctx, alert_message(ctx, t, turns), json.dumps(watch.note(turns)))
+
+
+def tell(appliance: Parts, ctx: Context, message: dict[str, Any], told: str = "") -> None:
+    """Let the receivers of alerts be told; at once and without a trace if nothing can be written."""
+
+    def enter(ctx: Context) -> None:
+        enter_alert(ctx, alert_receivers(ctx.config), json.dumps(message).encode())
+        if told:
+            set_mark(TOLD_MARK, told)
+
+    try:
+        appliance.writer.call(enter, ctx)
+        appliance.wake_delivery()
+    except StoreTrouble:
+        for receiver in alert_receivers(ctx.config):
+            try:
+                AlertSender(ctx.config).send(receiver, message)
+            except DeliveryError as error:
+                log.warning("alert to %s not delivered: %s", receiver, error)
+
+
+def try_alert(appliance: Parts) -> None:
+    """Send a test alert to all receivers."""
+    ctx = appliance.context()
+    t = translator(ctx)
+    words = t("This is a test. Nothing is wrong.")
+    tell(appliance, ctx, alert_message(ctx, t, [Turn(t("Test alert"), "good", words)]))
+
+
+# ------------------------------------------------------------------------------------------------
+# minris.appliance.overview
+# The system at a glance: a few tiles, each with a number and a small line.
+# ------------------------------------------------------------------------------------------------
+
+LITTLE_ROOM = 1 << 30  # bytes free on a disk: time to look for more
+
+
+def tiles(box: Parts, to_do: int) -> list[Tile]:
+    """Return the tiles of the page of the system, for people.
+
+    to_do  number of things that need attention
+    """
+    ctx = box.context()
+    return [
+        _running(box, ctx),
+        _database(box),
+        _disk(box),
+        _backup(box, ctx),
+        _archive(box, ctx),
+        _devices(box, ctx),
+        _certificates(box, ctx),
+        _queues(to_do),
+    ]
+
+
+def at_words(ctx: Context, at: datetime.datetime) -> Message:
+    """Return a time by the clinic's clock: today 02:30, yesterday 02:30, or with its date."""
+    at = at.astimezone(ctx.config.zone)
+    days = (at.date() - ctx.local_now().date()).days
+    words = DAY_WORDS.get(days, Message("{date} {time}"))
+    return Message(words.key, date=f"{at:%Y-%m-%d}", time=f"{at:%H:%M}")
+
+
+DAY_WORDS = {
+    -1: Message("yesterday {time}"),
+    0: Message("today {time}"),
+    1: Message("tomorrow {time}"),
+}
+
+
+def _seconds(ctx: Context, seconds: float) -> Message:
+    return at_words(ctx, datetime.datetime.fromtimestamp(seconds, datetime.UTC))
+
+
+def _running(box: Parts, ctx: Context) -> Tile:
+    minutes = int(time.monotonic() - box.began_at) // 60
+    hours, days = minutes // 60, minutes // 1440
+    value = Message("{count} min", count=minutes)
+    if hours:
+        value = Message("{hours} h {minutes} min", hours=hours, minutes=minutes % 60)
+    if days:
+        value = Message("{days} d {hours} h", days=days, hours=hours % 24)
+    since = Message("minris {version}, since {at}", version=__version__,
+                    at=_seconds(ctx, box.start_time))  # fmt: skip
+    return Tile(Message("Running"), value, (since,))
+
+
+def _database(box: Parts) -> Tile:
+    facts = StoreFacts(*database.execute_sql(COUNT_STORE).fetchone())
+    held = Message("{patients} patients, {exams} exams", patients=facts.patients, exams=facts.exams)
+    trouble = database.condition.trouble
+    size = sized(box.config.store_path.stat().st_size)
+    return Tile(Message("Database"), size,
+                (trouble.words if trouble else held,), "bad" if trouble else "good")  # fmt: skip
+
+
+def _disk(box: Parts) -> Tile:
+    used = shutil.disk_usage(box.config.store_path.parent)
+    light = "bad" if used.free < 64 << 20 else "warning" if used.free < LITTLE_ROOM else "good"
+    return Tile(Message("Disk"), Message("{size} free", size=sized(used.free)),
+                (Message("of {size}", size=sized(used.total)),), light)  # fmt: skip
+
+
+def next_backup(ctx: Context) -> Message:
+    """Return when the next backup is due, in words."""
+    at, now = ctx.config.housekeeping.backup_time, ctx.local_now()
+    if not at:
+        return Message("No nightly backup is set")
+    due = now.replace(hour=at[0], minute=at[1])
+    due += datetime.timedelta(days=due <= now)
+    return Message("next {at}", at=at_words(ctx, due))
+
+
+def _backup(box: Parts, ctx: Context) -> Tile:
+    kept, failed = backups(box.config.backup_folder), failed_backup(box)
+    value = Message("none yet")
+    if kept:
+        taken = taken_at(kept[-1]).replace(tzinfo=ctx.config.zone)
+        value = at_words(ctx, taken)
+    lines = [*(backup_under_way(box) or failed), next_backup(ctx)]
+    lines.append(second_place(box))
+    light = "bad" if failed or box.second.problem else "good" if kept else "warning"
+    return Tile(Message("Last backup"), value, tuple(lines), light, "/backups")
+
+
+def second_place(box: Parts) -> Message:
+    """Return how the last copy to the second place went, in words."""
+    if not box.config.second_backup_folder:
+        return Message("No second place is set")
+    for problem in failed_copy(box):
+        return problem
+    if box.second.last:
+        return Message("Second place: up to date")
+    return Message("Second place: none yet")
+
+
+def _archive(box: Parts, ctx: Context) -> Tile:
+    words, archive = Message("Archive"), archive_of(ctx)
+    if not archive:
+        return Tile(words, Message("none"), (Message("Register it as a device"),), "", "/devices")
+    reached = box.commitments.line.of(archive)
+    if not reached.at:
+        return Tile(words, Message("not asked yet"), (archive.ae_title,),
+                    "", "/commitments")  # fmt: skip
+    since = Message("{ae} since {at}", ae=archive.ae_title, at=_seconds(ctx, reached.since))
+    if not reached.problem:
+        return Tile(words, Message("reachable"), (since,), "good", "/commitments")
+    return Tile(words, Message("not reachable"), (since, reached.problem), "bad", "/commitments")
+
+
+def _devices(box: Parts, ctx: Context) -> Tile:
+    lines, today, wrong = [], 0, False
+    machines = [device for device in ctx.devices if device.role != "archive"]
+    for device in machines:
+        seen, problem = last_contact(box, device), clock_problem(ctx, device)
+        at = Message("never called")
+        if seen:
+            at = at_words(ctx, seen)
+            today += seen.astimezone(ctx.config.zone).date() == ctx.local_now().date()
+        line = Message("{name}: {at}", name=device.name, at=at)
+        if problem:
+            wrong, line = True, Message("{line}. {problem}", line=line, problem=problem)
+        lines.append(line)
+    value = Message("{count} of {all} today", count=today, all=len(machines))
+    if not machines:
+        value = Message("none")
+    return Tile(Message("Devices"), value, tuple(lines), "warning" if wrong else "good", "/devices")
+
+
+def last_contact(box: Parts, device: Device) -> datetime.datetime | None:
+    """Return when a device last called, asked or reported, as far as it is known."""
+    calls = box.associations.called.copy()
+    seen = [datetime.datetime.fromtimestamp(calls[title].at, datetime.UTC)
+            for title in device.ae_titles if title in calls]  # fmt: skip
+    if query := last_query(device.ae_titles):
+        seen.append(datetime.datetime.fromisoformat(query.last_at))
+    if performed := last_report(device):
+        seen.append(datetime.datetime.fromisoformat(performed.updated_at))
+    return max(seen, default=None)
+
+
+def _certificates(box: Parts, ctx: Context) -> Tile:
+    words = Message("Certificate until")
+    if not box.certificates:
+        return Tile(words, Message("none"), (Message("pages and DICOM are not encrypted"),))
+    first = min(box.certificates, key=lambda one: one.end)
+    lines = [Message("{file}: {day}", file=one.files[0].name, day=f"{one.end:%Y-%m-%d}")
+             for one in box.certificates]  # fmt: skip
+    light = "warning" if first.notice(ctx.now()) else "good"
+    return Tile(words, f"{first.end:%Y-%m-%d}", tuple(lines), light)
+
+
+def _queues(to_do: int) -> Tile:
+    waiting = count_waiting(*LANES)
+    return Tile(Message("Waiting to be sent"), str(waiting),
+                (Message("to do: {count}", count=to_do),), "warning" if to_do else "good",
+                "/orphans")  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.appliance.jobs
 # Scheduled jobs.
 # ------------------------------------------------------------------------------------------------
@@ -35268,178 +35707,9 @@ JOBS = (
     Job("certificates", 60, job_renew),
     Job("workitems", 300, job_workitems),
     Job("second backup", 60, job_second_backup),
+    Job("alerts", 20, job_alerts),
 )
 BY_THE_CLOCK = Job("daily", 60, job_daily)  # what has a time of day
-
-
-# ------------------------------------------------------------------------------------------------
-# minris.appliance.overview
-# The system at a glance: a few tiles, each with a number and a small line.
-# ------------------------------------------------------------------------------------------------
-
-LITTLE_ROOM = 1 << 30  # bytes free on a disk: time to look for more
-
-
-def tiles(box: Parts, to_do: int) -> list[Tile]:
-    """Return the tiles of the page of the system, for people.
-
-    to_do  number of things that need attention
-    """
-    ctx = box.context()
-    return [
-        _running(box, ctx),
-        _database(box),
-        _disk(box),
-        _backup(box, ctx),
-        _archive(box, ctx),
-        _devices(box, ctx),
-        _certificates(box, ctx),
-        _queues(to_do),
-    ]
-
-
-def at_words(ctx: Context, at: datetime.datetime) -> Message:
-    """Return a time by the clinic's clock: today 02:30, yesterday 02:30, or with its date."""
-    at = at.astimezone(ctx.config.zone)
-    days = (at.date() - ctx.local_now().date()).days
-    words = DAY_WORDS.get(days, Message("{date} {time}"))
-    return Message(words.key, date=f"{at:%Y-%m-%d}", time=f"{at:%H:%M}")
-
-
-DAY_WORDS = {
-    -1: Message("yesterday {time}"),
-    0: Message("today {time}"),
-    1: Message("tomorrow {time}"),
-}
-
-
-def _seconds(ctx: Context, seconds: float) -> Message:
-    return at_words(ctx, datetime.datetime.fromtimestamp(seconds, datetime.UTC))
-
-
-def _running(box: Parts, ctx: Context) -> Tile:
-    minutes = int(time.monotonic() - box.began_at) // 60
-    hours, days = minutes // 60, minutes // 1440
-    value = Message("{count} min", count=minutes)
-    if hours:
-        value = Message("{hours} h {minutes} min", hours=hours, minutes=minutes % 60)
-    if days:
-        value = Message("{days} d {hours} h", days=days, hours=hours % 24)
-    since = Message("minris {version}, since {at}", version=__version__,
-                    at=_seconds(ctx, box.start_time))  # fmt: skip
-    return Tile(Message("Running"), value, (since,))
-
-
-def _database(box: Parts) -> Tile:
-    facts = StoreFacts(*database.execute_sql(COUNT_STORE).fetchone())
-    held = Message("{patients} patients, {exams} exams", patients=facts.patients, exams=facts.exams)
-    trouble = database.condition.trouble
-    size = sized(box.config.store_path.stat().st_size)
-    return Tile(Message("Database"), size,
-                (trouble.words if trouble else held,), "bad" if trouble else "good")  # fmt: skip
-
-
-def _disk(box: Parts) -> Tile:
-    used = shutil.disk_usage(box.config.store_path.parent)
-    light = "bad" if used.free < 64 << 20 else "warning" if used.free < LITTLE_ROOM else "good"
-    return Tile(Message("Disk"), Message("{size} free", size=sized(used.free)),
-                (Message("of {size}", size=sized(used.total)),), light)  # fmt: skip
-
-
-def next_backup(ctx: Context) -> Message:
-    """Return when the next backup is due, in words."""
-    at, now = ctx.config.housekeeping.backup_time, ctx.local_now()
-    if not at:
-        return Message("No nightly backup is set")
-    due = now.replace(hour=at[0], minute=at[1])
-    due += datetime.timedelta(days=due <= now)
-    return Message("next {at}", at=at_words(ctx, due))
-
-
-def _backup(box: Parts, ctx: Context) -> Tile:
-    kept, failed = backups(box.config.backup_folder), failed_backup(box)
-    value = Message("none yet")
-    if kept:
-        taken = taken_at(kept[-1]).replace(tzinfo=ctx.config.zone)
-        value = at_words(ctx, taken)
-    lines = [*(backup_under_way(box) or failed), next_backup(ctx)]
-    lines.append(second_place(box))
-    light = "bad" if failed or box.second.problem else "good" if kept else "warning"
-    return Tile(Message("Last backup"), value, tuple(lines), light, "/backups")
-
-
-def second_place(box: Parts) -> Message:
-    """Return how the last copy to the second place went, in words."""
-    if not box.config.second_backup_folder:
-        return Message("No second place is set")
-    for problem in failed_copy(box):
-        return problem
-    if box.second.last:
-        return Message("Second place: up to date")
-    return Message("Second place: none yet")
-
-
-def _archive(box: Parts, ctx: Context) -> Tile:
-    words, archive = Message("Archive"), archive_of(ctx)
-    if not archive:
-        return Tile(words, Message("none"), (Message("Register it as a device"),), "", "/devices")
-    reached = box.commitments.line.of(archive)
-    if not reached.at:
-        return Tile(words, Message("not asked yet"), (archive.ae_title,),
-                    "", "/commitments")  # fmt: skip
-    since = Message("{ae} since {at}", ae=archive.ae_title, at=_seconds(ctx, reached.since))
-    if not reached.problem:
-        return Tile(words, Message("reachable"), (since,), "good", "/commitments")
-    return Tile(words, Message("not reachable"), (since, reached.problem), "bad", "/commitments")
-
-
-def _devices(box: Parts, ctx: Context) -> Tile:
-    lines, today, wrong = [], 0, False
-    machines = [device for device in ctx.devices if device.role != "archive"]
-    for device in machines:
-        seen, problem = last_contact(box, device), clock_problem(ctx, device)
-        at = Message("never called")
-        if seen:
-            at = at_words(ctx, seen)
-            today += seen.astimezone(ctx.config.zone).date() == ctx.local_now().date()
-        line = Message("{name}: {at}", name=device.name, at=at)
-        if problem:
-            wrong, line = True, Message("{line}. {problem}", line=line, problem=problem)
-        lines.append(line)
-    value = Message("{count} of {all} today", count=today, all=len(machines))
-    if not machines:
-        value = Message("none")
-    return Tile(Message("Devices"), value, tuple(lines), "warning" if wrong else "good", "/devices")
-
-
-def last_contact(box: Parts, device: Device) -> datetime.datetime | None:
-    """Return when a device last called, asked or reported, as far as it is known."""
-    calls = box.associations.called.copy()
-    seen = [datetime.datetime.fromtimestamp(calls[title].at, datetime.UTC)
-            for title in device.ae_titles if title in calls]  # fmt: skip
-    if query := last_query(device.ae_titles):
-        seen.append(datetime.datetime.fromisoformat(query.last_at))
-    if performed := last_report(device):
-        seen.append(datetime.datetime.fromisoformat(performed.updated_at))
-    return max(seen, default=None)
-
-
-def _certificates(box: Parts, ctx: Context) -> Tile:
-    words = Message("Certificate until")
-    if not box.certificates:
-        return Tile(words, Message("none"), (Message("pages and DICOM are not encrypted"),))
-    first = min(box.certificates, key=lambda one: one.end)
-    lines = [Message("{file}: {day}", file=one.files[0].name, day=f"{one.end:%Y-%m-%d}")
-             for one in box.certificates]  # fmt: skip
-    light = "warning" if first.notice(ctx.now()) else "good"
-    return Tile(words, f"{first.end:%Y-%m-%d}", tuple(lines), light)
-
-
-def _queues(to_do: int) -> Tile:
-    waiting = count_waiting(*LANES)
-    return Tile(Message("Waiting to be sent"), str(waiting),
-                (Message("to do: {count}", count=to_do),), "warning" if to_do else "good",
-                "/orphans")  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------
@@ -35469,7 +35739,12 @@ class Appliance:
 
     health, lights, metrics, back_up = health, lights, metrics, start_backup
     alarms, notices, neighbours = alarms, notices, neighbours
-    tiles, second_place, backup_under_way = tiles, second_place, backup_under_way
+    tiles, second_place, backup_under_way, try_alert = (
+        tiles,
+        second_place,
+        backup_under_way,
+        try_alert,
+    )
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
@@ -35502,6 +35777,7 @@ class Appliance:
         self.stuck: set[tuple[str, str, str]] = set()
         self.leftovers = 0
         self.second = SecondPlace()
+        self.light_watch: Any = None
         self.failed_jobs: dict[str, Failed] = {}
         self.writer: Writer | None = None
         self.scheduler: Any = None
@@ -35673,6 +35949,7 @@ class Appliance:
         self.sender = DimseSender(self.config, self.access, lambda: list(ours.associations))
         self.commitments = CommitmentDesk(search, *how)
         lanes = {lane: Lane(self.sender) for lane in (EVENT_LANES["dimse"], PASSED_ON_LANE)}
+        lanes[ALERT_LANE] = Lane(AlertSender(self.config), most=1)
         self.delivery = Delivery(lanes | self.commitments.lanes(self.sender), *how)
         self.socket_delivery = SocketDelivery(*how)
         self.archive_watch = ArchiveWatch(search, search.count, *how)

@@ -19,7 +19,8 @@ def retry_wait(failures: int) -> int:
 # Lanes: a receiver gets the messages of a lane in order. Event lanes by channel, then the others.
 EVENT_LANES = {"dimse": "events", "websocket": "websocket"}
 PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE = "passed on", "commitment results", "commitment requests"
-LANES = (*EVENT_LANES.values(), PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE)
+ALERT_LANE = "alerts"
+LANES = (*EVENT_LANES.values(), PASSED_ON_LANE, RESULT_LANE, REQUEST_LANE, ALERT_LANE)
 
 WAITING = "sent_at = '' AND given_up_at = ''"
 
@@ -53,6 +54,15 @@ def enter_events(ctx: Context, to_tell: Iterable[tuple[int, str, str]]) -> None:
         [("event", event_id, receiver, EVENT_LANES[channel], now)
          for event_id, receiver, channel in to_tell],
     )  # fmt: skip
+
+
+def enter_alert(ctx: Context, receivers: Iterable[str], data: bytes) -> None:
+    """Write an alert for each of its receivers."""
+    now = ctx.stamp()
+    insert_rows(
+        "outbox (kind, lane, receiver, data, created_at)",
+        [("alert", ALERT_LANE, receiver, data, now) for receiver in receivers],
+    )
 
 
 # Lists.
@@ -97,6 +107,13 @@ def failing_receivers() -> list[tuple[str, str]]:
         "SELECT ae_title, max(problem) FROM receiver WHERE problem <> '' AND failures >= ?"
         " GROUP BY ae_title ORDER BY 1",
         (FAILURES_IN_A_ROW,),
+    ).fetchall()
+
+
+def heard_alerts() -> list[tuple[str, str, str]]:
+    """Each receiver of alerts: its name, last success and problem."""
+    return database.execute_sql(
+        "SELECT ae_title, heard_at, problem FROM receiver WHERE lane = ? ORDER BY 1", (ALERT_LANE,)
     ).fetchall()
 
 

@@ -23,6 +23,7 @@ from minris.access.context import Actor, Context
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.access.page_settings import stored_settings
 from minris.access.users import first_password_file, make_first_user
+from minris.appliance.alerting import try_alert
 from minris.appliance.backups import (
     Kept,
     ToRestore,
@@ -64,6 +65,7 @@ from minris.appliance.overview import second_place, tiles
 from minris.appliance.store_commands import STORE_COMMANDS, ImportCommand, control_file
 from minris.appliance.watchdog import feed_watchdog
 from minris.config.ini import Config
+from minris.delivery.alerts import AlertSender
 from minris.delivery.archive import ArchiveWatch, CommitmentDesk
 from minris.delivery.numbers import NumberWatch
 from minris.delivery.receivers import Delivery, Lane
@@ -75,7 +77,7 @@ from minris.dimse.services import EXTENDED_NEGOTIATION, PRESENTATION_CONTEXTS
 from minris.housekeeping.first_day import note_first_call
 from minris.housekeeping.restoring import restore
 from minris.housekeeping.stuck import correct_stamps
-from minris.outbox import EVENT_LANES, PASSED_ON_LANE
+from minris.outbox import ALERT_LANE, EVENT_LANES, PASSED_ON_LANE
 from minris.pages.day.paper import qr_lines
 from minris.pages.site import build_app
 from minris.standard.status import Refusal
@@ -116,7 +118,12 @@ class Appliance:
 
     health, lights, metrics, back_up = health, lights, metrics, start_backup
     alarms, notices, neighbours = alarms, notices, neighbours
-    tiles, second_place, backup_under_way = tiles, second_place, backup_under_way
+    tiles, second_place, backup_under_way, try_alert = (
+        tiles,
+        second_place,
+        backup_under_way,
+        try_alert,
+    )
 
     def __init__(self, config: Config, say: Callable[[str], None] = print) -> None:
         self.config, self.say = config, say
@@ -149,6 +156,7 @@ class Appliance:
         self.stuck: set[tuple[str, str, str]] = set()
         self.leftovers = 0
         self.second = SecondPlace()
+        self.light_watch: Any = None
         self.failed_jobs: dict[str, Failed] = {}
         self.writer: Writer | None = None
         self.scheduler: Any = None
@@ -320,6 +328,7 @@ class Appliance:
         self.sender = DimseSender(self.config, self.access, lambda: list(ours.associations))
         self.commitments = CommitmentDesk(search, *how)
         lanes = {lane: Lane(self.sender) for lane in (EVENT_LANES["dimse"], PASSED_ON_LANE)}
+        lanes[ALERT_LANE] = Lane(AlertSender(self.config), most=1)
         self.delivery = Delivery(lanes | self.commitments.lanes(self.sender), *how)
         self.socket_delivery = SocketDelivery(*how)
         self.archive_watch = ArchiveWatch(search, search.count, *how)

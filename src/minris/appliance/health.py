@@ -22,10 +22,17 @@ from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.appliance.backups import backups
 from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import OF_PAGE, Config, Device
+from minris.delivery.alerts import alert_receivers
 from minris.doctor import clock_words_of, last_report
 from minris.housekeeping.restoring import clinic_time, gaps, notice_of_gap
 from minris.mpps.linking import doubtful_steps
-from minris.outbox import EVENT_LANES, PASSED_ON_LANE, count_waiting, failing_receivers
+from minris.outbox import (
+    EVENT_LANES,
+    PASSED_ON_LANE,
+    count_waiting,
+    failing_receivers,
+    heard_alerts,
+)
 from minris.standard.status import Message
 from minris.store.checking import Checker, damage_of, is_mendable
 from minris.store.condition import StoreTrouble
@@ -87,6 +94,7 @@ class Parts(Box, Protocol):
     failed_jobs: dict[str, Failed]
     start_time: float
     began_at: float  # by the monotonic clock
+    light_watch: Any
     backing_up: threading.Lock
     job_threads: concurrent.futures.ThreadPoolExecutor
 
@@ -148,6 +156,21 @@ def clock_problem(ctx: Context, device: Device) -> Message | None:
     return clock_words_of(ctx, performed) if performed else None
 
 
+def alert_lights(box: Parts) -> list[tuple[Message, str, Message]]:
+    """Return a light for each way by which alerts are told."""
+    found, ctx = [], box.context()
+    with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
+        known = {name: more for name, *more in heard_alerts()}
+        for receiver in alert_receivers(box.config):
+            heard_at, problem = known.get(receiver, ("", ""))
+            how = {"receiver": receiver, "at": clinic_time(ctx, heard_at), "problem": problem}
+            words = Message("{receiver}: last sent {at}", **how)
+            if problem:
+                words = Message("{receiver}: {problem}", **how)
+            found.append((Message("Alerts"), "warning" if problem else "good", words))
+    return found
+
+
 def device_lights(box: Parts) -> list[tuple[Message, str, Message]]:
     """Return a light for each device that is not reached or whose clock is wrong, else one for all."""
     ctx, found = box.context(), []
@@ -182,6 +205,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
         found.append((Message("Second backup"), light, words))
     found += archive_light(box)
     found += device_lights(box)
+    found += alert_lights(box)
     if box.clock.doubtful and not box.clock.steady:
         words = Message("the clock has leapt: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from minris import log
 from minris.access.context import Actor, Context, audit, check_audit
+from minris.appliance.alerting import job_alerts
 from minris.appliance.backups import backups, copy_to_second, hold_files, thin
 from minris.appliance.health import Failed, Parts
 from minris.appliance.lines import tell_withheld
@@ -285,5 +286,6 @@ JOBS = (
     Job("certificates", 60, job_renew),
     Job("workitems", 300, job_workitems),
     Job("second backup", 60, job_second_backup),
+    Job("alerts", 20, job_alerts),
 )
 BY_THE_CLOCK = Job("daily", 60, job_daily)  # what has a time of day

@@ -40,6 +40,7 @@ class Config:
     store: types.SimpleNamespace
     clinic: types.SimpleNamespace
     housekeeping: types.SimpleNamespace
+    alert: types.SimpleNamespace
     log: types.SimpleNamespace
     devices: Mapping[str, types.SimpleNamespace]
     path: Path | None = None

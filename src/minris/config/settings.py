@@ -133,6 +133,15 @@ SETTINGS = setting_table(r"""
     housekeeping | keep_audit_days | 0 | int 0 36500 | days to keep audit lines (0: for ever)
     housekeeping | audit_megabytes | 64 | int 1 65536 | maximum audit entries in the database, MB; older ones move to compressed files in the backup folder
     housekeeping | audit_files_megabytes | 1024 | int 1 1048576 | maximum size of all these files, MB; the oldest are deleted first, at night
+    alert | url | | hook | address that is sent a JSON message when a light of the system turns, and when it is well; empty: none
+    alert | smtp_host | | text | mail server for alerts by e-mail; empty: none
+    alert | smtp_port | 587 | int 1 65535 | port of the mail server
+    alert | smtp_security | starttls | choice starttls tls none | encryption towards the mail server
+    alert | smtp_user | | text | user at the mail server; empty: no login
+    alert | smtp_password | | secret | password of that user
+    alert | sender | | text | sender of alerts by e-mail
+    alert | receivers | | text | receivers of alerts by e-mail, comma-separated
+    alert | steady_minutes | 5 | int 0 1440 | minutes a light must have changed before it is told
     log | level | INFO | choice DEBUG INFO WARNING ERROR | minimum log level; at DEBUG the log may hold patient data
     log | format | text | choice text json | log format
     log | file | | text | log file, rotated at 10 MB; empty: standard error

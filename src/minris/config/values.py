@@ -259,8 +259,18 @@ def read_viewer_url(text: str) -> str:
     return text
 
 
+def read_hook(text: str) -> str:
+    """An http or https address that messages are posted to."""
+    parts = urllib.parse.urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("is not an address such as https://alerts.example/minris")
+    return text
+
+
 SETTING_KINDS: dict[str, Callable[..., Any]] = {
     "text": str,
+    "secret": str,  # shown on no page
+    "hook": lambda text: read_hook(text) if text else "",
     "bool": read_bool,
     "int": read_int,
     "seconds": read_seconds,

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from minris.access.audit_end import confirm_cut_off, words_of_cut_off
+from minris.delivery.alerts import alert_receivers
 from minris.housekeeping.restoring import (
     clinic_time,
     confirm_gaps,
@@ -40,14 +41,17 @@ def box_page(p: PageRequest) -> str:
         (t("Second backup"), str(p.web.config.second_backup_folder or t("none"))),
     ]
     return p.show(
-        SYSTEM_PAGE, "System", tiles=tiles, signs={one: LIGHTS[one][0] for one in LIGHTS},
+        SYSTEM_PAGE, "System", alerting=bool(alert_receivers(p.web.config)), tiles=tiles, signs={one: LIGHTS[one][0] for one in LIGHTS},
         checks=p.listed("Status | Component | Details", checks), technical=technical,
         busy=bool(box.backup_since), refresh=bool(box.backup_since),
     )  # fmt: skip
 
 
 def post_box(p: PageRequest) -> str:
-    """POST /box, /backups: begin a backup; the page says how far it is, and how it ended."""
+    """POST /box, /backups: begin a backup, whose end the page tells; or send a test alert."""
+    if p.form("do") == "test alert":
+        p.web.box.try_alert()
+        return p.tell("/box", p.t("The test alert is on its way; below stands how it goes."))
     p.web.box.back_up()
     words = p.t("The backup has begun. This page says when it is done.")
     return p.tell(p.request.path, words)

@@ -220,6 +220,8 @@ def text_of_value(value: Any, between: str = ", ") -> str:
 def setting_text(config: Config, setting: Setting) -> str:
     """Return the value of a setting of config.ini for display."""
     value = getattr(getattr(config, setting.section), setting.key)
+    if value and setting.kind == "secret":
+        return "\N{BULLET}" * 8
     if value and setting.kind == "clock":
         return f"{value[0]:02}:{value[1]:02}"
     return text_of_value(value)
