@@ -14979,7 +14979,12 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
             record_event(ctx, "UPS Assigned", uid, report, told)
         audit(ctx, "workitem created", uid)
     if forgiven:
-        log.warning("workitem %s from %s lacks %s", uid, ctx.actor, noted_problems(forgiven))
+        log.info(
+            "workitem %s from %s is without type 2 attributes: %s",
+            uid,
+            ctx.actor,
+            noted_problems(forgiven),
+        )
     log.info("workitem %s: SCHEDULED by %s", uid, ctx.actor)
     return uid, Status.SUCCESS
 
@@ -25458,8 +25463,6 @@ document.addEventListener("keydown", (event) => {
  "No connection to the server. What is shown may be old.": "与服务器的连接已断开，显示的内容可能不是最新。",
  "No device has asked for a worklist.": "还没有设备查询过工作列表。",
  "Nobody has claimed it yet": "尚无人认领",
- "Nobody.": "无。",
- "None.": "无。",
  "Nothing found.": "未找到。",
  "Nothing was chosen": "没有选择任何内容",
  "Nothing was imported:": "没有导入任何内容：",
@@ -25610,7 +25613,6 @@ document.addEventListener("keydown", (event) => {
  "Register on {date} at {time}": "在 {date} {time} 登记",
  "Register the device, or give it the right.": "请登记该设备，或授予权限。",
  "Registered": "已登记",
- "Registered. The device finds the patient on its worklist.": "登记完成，设备可在工作列表中找到该患者。",
  "Relationship": "关联信息",
  "Release a deletion lock": "解除删除锁",
  "Release the lock": "解除锁",
@@ -25755,7 +25757,6 @@ document.addEventListener("keydown", (event) => {
  "The week after": "后一周",
  "The week before": "前一周",
  "There are no such images": "没有这些影像",
- "There are none.": "没有。",
  "There are {count} columns for {value}": "{value} 有 {count} 列",
  "There is no column for the patient's name": "没有患者姓名列",
  "There is no device {name}": "没有设备 {name}",
@@ -26055,7 +26056,6 @@ document.addEventListener("keydown", (event) => {
  "minutes between archive queries for expected images (0: never)": "向归档系统查询待到影像的间隔分钟数（0：从不）",
  "row {number}: {words}": "第 {number} 行：{words}",
  "the archive's notice of images": "归档系统的图像通知",
- "the clock has leapt: nothing is erased until it runs evenly": "时钟发生跳变：走时平稳前不删除任何内容",
  "the connection was lost": "连接中断",
  "minutes without a new image before an exam counts as ended, for machines without MPPS": "不发送 MPPS 的设备，超过该分钟数没有新影像即视为检查结束",
  "the images found in the archive": "在归档系统中找到的图像",
@@ -26850,7 +26850,22 @@ document.addEventListener("keydown", (event) => {
  "{clinic}: minris, {words}": "{clinic}：minris，{words}",
  "{receiver}: last sent {at}": "{receiver}：最近发送 {at}",
  "Send a test alert": "发送测试警报",
- "The test alert is on its way; below stands how it goes.": "测试警报已发出；结果见下方。"
+ "The test alert is on its way; below stands how it goes.": "测试警报已发出；结果见下方。",
+ "No unmatched exams. What a device reports without an order appears here.": "没有待匹配的检查。设备上报而没有申请的检查会显示在这里。",
+ "No likely exam was found.": "没有找到可能的检查。",
+ "No unfinished exams: all of earlier days are closed.": "没有未完成的检查：往日的检查均已结束。",
+ "No API tokens. A program needs one for the API or DICOMweb.": "没有 API 令牌。程序使用 API 或 DICOMweb 时需要令牌。",
+ "No exams yet.": "尚无检查。",
+ "No workitems in this list.": "此列表中没有任务。",
+ "No images are missing.": "没有缺失的影像。",
+ "No device has queried the worklist yet.": "还没有设备查询过工作列表。",
+ "No devices yet. Add the first one.": "还没有设备。请添加第一台。",
+ "No rejected calls.": "没有被拒绝的连接。",
+ "No open connections.": "当前没有连接。",
+ "No connections since start-up.": "启动以来没有连接。",
+ "No subscribers.": "没有订阅者。",
+ "Registered. {device} will find the patient on its worklist.": "登记完成，{device} 可在工作列表中找到该患者。",
+ "the system clock jumped: nothing is erased until it runs evenly": "系统时钟发生跳变：走时平稳前不删除任何内容"
 }
 """,
 }
@@ -27731,7 +27746,7 @@ def missing_images(p: PageRequest) -> Part:
     ]  # fmt: skip
     heading = t("Exams of the last two days with images missing in the archive")
     return p.listed("Ended | Patient | Patient ID | Exam | Device | In the archive", exams,
-                    "There are none.", heading)  # fmt: skip
+                    "No images are missing.", heading)  # fmt: skip
 
 
 def archive_words(p: PageRequest) -> str:
@@ -29342,7 +29357,7 @@ def why_page(p: PageRequest) -> str:
         for q in queries[:50]
     ]  # fmt: skip
     parts.append(p.listed("Device | Last | Times in the hour | Answers | Asked for", asked,
-                          "There are none.", t("Queries of the devices")))  # fmt: skip
+                          "No device has queried the worklist yet.", t("Queries of the devices")))  # fmt: skip
     label = t("Patient: name, ID or accession number")
     intro = t("Patient not on the machine?")
     return p.listing("Not on the machine?", parts, search=label, query=query, intro=intro)
@@ -29539,7 +29554,7 @@ WORKITEM_PAGE = """
 % end
 </ul>
 % else:
-<p>{{t('Nobody.')}}</p>
+<p>{{t('No subscribers.')}}</p>
 % end
 </section>
 <section><h2>{{t('Timeline')}}</h2>
@@ -29697,7 +29712,7 @@ def workitems_page(p: PageRequest) -> str:
     ]  # fmt: skip
     part = p.listed(
         "Workitem | Patient | Patient ID | Worklist | State | Priority | Start | Performer",
-        listed, "There are none.",
+        listed, "No workitems in this list.",
     )  # fmt: skip
     intro = ""
     if count > len(found):
@@ -29938,7 +29953,7 @@ def users_page(p: PageRequest, told: str = "") -> str:
     ]
     parts = [
         p.listed("User name | Role | Sessions | Last login", people, "", t("Users")),
-        p.listed("Name | Role | AE titles | Created", programs, "There are none.",
+        p.listed("Name | Role | AE titles | Created", programs, "No API tokens. A program needs one for the API or DICOMweb.",
                  t("API tokens")),
         p.listed(" | ".join(["What", *ROLES]), rights, "", t("What each role may do")),
     ]  # fmt: skip
@@ -31352,7 +31367,9 @@ def step_page(p: PageRequest, row_id: int) -> str:
     if shown := shown_at(device, index):
         words = t("{device} will show the name as {name}", device=device.name, name=shown)
         warnings.insert(0, words)
-    told = p.query("registered") and t("Registered. The device finds the patient on its worklist.")
+    told = p.query("registered") and t(
+        "Registered. {device} will find the patient on its worklist.", device=named
+    )
     if row.status in WAITING_STEP_STATES and row.start_date < p.ctx.today():
         told = ""
         warnings.insert(
@@ -31588,7 +31605,7 @@ LEFTOVERS_PAGE = """
 % problem_list(t('Not saved. Please check:'), problems)
 <p>{{t('Exams from earlier days that are still open.')}}</p>
 % if not steps:
-<p class="empty">{{t('There are none.')}} <a href="/">{{t('Back to today')}}</a></p>
+<p class="empty">{{t('No unfinished exams: all of earlier days are closed.')}} <a href="/">{{t('Back to today')}}</a></p>
 % else:
 <form method="post" action="/leftovers"><input type="hidden" name="csrf" value="{{csrf}}">
 <div class="wide"><table>
@@ -31654,7 +31671,7 @@ def unscheduled_page(p: PageRequest) -> str:
         found.append(Row((*reported_cells(t, row), t(row.status)), "", (match, leave)))
     intro = t("These exams were reported by devices without a matching order.")
     part = p.listed("Patient | Patient ID | Birth date | Device | Start | Exam | State", found,
-                    "There are none.")  # fmt: skip
+                    "No unmatched exams. What a device reports without an order appears here.")  # fmt: skip
     return p.listing("Unmatched exams", [*other_patients(p), part], intro=intro)
 
 
@@ -31719,7 +31736,7 @@ def match_page(p: PageRequest) -> str:
     reported = p.listed("Patient | Patient ID | Birth date | Device | Start | Exam",
                         [Row(reported_cells(t, performed))], "", t("The report of the machine"))  # fmt: skip
     exams = p.listed("Why likely | Patient | Patient ID | Birth date | Exam | Device | Time"
-                     " | Accession number | State", found, "There are none.",
+                     " | Accession number | State", found, "No likely exam was found.",
                      t("Which exam was it?"))  # fmt: skip
     return p.listing("Choose the exam", [reported, exams], intro=t(IMAGES_STAY),
                      links=[("/unscheduled", t("Back"))])  # fmt: skip
@@ -32520,8 +32537,8 @@ def devices_page(p: PageRequest) -> str:
         tried.append(Row((calling or "?", address, t.said(words), when), "", actions))
     parts = [
         p.listed("Device | AE titles | Modality | Address | Character set | ", known,
-                 "There are none."),
-        p.listed("AE title | Address | Why | Last", tried, "There are none.",
+                 "No devices yet. Add the first one."),
+        p.listed("AE title | Address | Why | Last", tried, "No rejected calls.",
                  t("Rejected since start-up")),
     ]  # fmt: skip
     return p.listing("Devices", parts, links=[("/devices/edit", t("New device"))])
@@ -32622,9 +32639,9 @@ def associations_page(p: PageRequest) -> str:
         if one.calling
     ]
     parts = [
-        p.listed("Device | AE title | Address", now, "None.", t("Open now")),
+        p.listed("Device | AE title | Address", now, "No open connections.", t("Open now")),
         p.listed("Started | Device | AE title | Address | What was done | How it ended", ended,
-                 "None.", t("Since start-up, newest first")),
+                 "No connections since start-up.", t("Since start-up, newest first")),
     ]  # fmt: skip
     intro = t("Repeated calls are shown once, with the latest time.")
     return p.listing("Connections", parts, intro=intro, search=t("Device or address"),
@@ -32810,7 +32827,7 @@ PATIENT_PAGE = """
 % end
 </ul>
 % else:
-<p>{{t('There are none.')}}</p>
+<p>{{t('No exams yet.')}}</p>
 % end
 % if history:
 % history_list(history)
@@ -34889,7 +34906,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     found += device_lights(box)
     found += alert_lights(box)
     if box.clock.doubtful and not box.clock.steady:
-        words = Message("the clock has leapt: nothing is erased until it runs evenly")
+        words = Message("the system clock jumped: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
     for what, count in (
         (Message("Other problems"), len(box.stuck)),
@@ -35813,7 +35830,7 @@ class Appliance:
             log.error("%s cannot be restored: %s", order.name, error)
             self.restore_problem = f"{order.name}: {error}"
         else:
-            log.warning("%s was restored; the store before is kept as %s", order.name, kept)
+            log.warning("restored %s; the previous database is kept as %s", order.name, kept)
 
     def restore(self, name: str, who: str) -> None:
         """Restore a backup of our folder by a new start, which comes by itself.

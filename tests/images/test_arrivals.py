@@ -87,7 +87,7 @@ US_IMAGE = "1.2.840.10008.5.1.4.1.1.6.1"
 SCHEDULED, STARTED, COMPLETED = "SCHEDULED", "STARTED", "COMPLETED"
 SONO = {"ScheduledStationAETitle": "US1", "Modality": "US"}
 TODAY, YESTERDAY = "20260705", "20260704"
-EMPTY_LISTING = "There are none."
+EMPTY_LISTING = "No images are missing."
 
 
 # An exam at a machine that does not report, and its images.

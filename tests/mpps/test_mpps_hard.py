@@ -541,7 +541,7 @@ def test_a_person_matches_a_report_to_an_order(appliance, web):
     answer = web.post("/unscheduled/match", data=fields)
     assert answer.status_code == 303
     assert appliance.read(state, step) == "COMPLETED"
-    assert "There are none." in unscheduled(web)[0]
+    assert "No unmatched exams." in unscheduled(web)[0]
 
 
 def test_orders_of_the_same_patient_are_offered_first(appliance, web):
@@ -638,7 +638,7 @@ def test_a_report_is_left_without_an_order_for_a_reason(appliance, web):
     report(appliance, begun_today(appliance))
     fields = {"performed": only_report(unscheduled(web)[1]), "reason": "Phantom, weekly check"}
     assert web.post("/unscheduled/settle", data=fields).status_code == 303
-    assert "There are none." in unscheduled(web)[0]
+    assert "No unmatched exams." in unscheduled(web)[0]
     [line] = appliance.read(fetch_rows, Audit, "what = ?", "performed step settled")
     assert line.detail == "Phantom, weekly check"
 

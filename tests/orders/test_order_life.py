@@ -1028,7 +1028,7 @@ def test_leftovers_end_by_one_click(appliance, web, event, state):
     answer = web.post("/leftovers", data={"row": rows, "event": event})
     assert answer.status_code == 303
     assert states_in(appliance) == [state, state]
-    assert "There are none." in words_of(web.get("/leftovers").text)
+    assert "No unfinished exams" in words_of(web.get("/leftovers").text)
 
 
 def test_leftovers_that_were_not_ticked_stay(appliance, web):

@@ -192,7 +192,7 @@ class Appliance:
             log.error("%s cannot be restored: %s", order.name, error)
             self.restore_problem = f"{order.name}: {error}"
         else:
-            log.warning("%s was restored; the store before is kept as %s", order.name, kept)
+            log.warning("restored %s; the previous database is kept as %s", order.name, kept)
 
     def restore(self, name: str, who: str) -> None:
         """Restore a backup of our folder by a new start, which comes by itself.

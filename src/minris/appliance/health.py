@@ -207,7 +207,7 @@ def lights(box: Parts) -> list[tuple[Message, str, Message]]:
     found += device_lights(box)
     found += alert_lights(box)
     if box.clock.doubtful and not box.clock.steady:
-        words = Message("the clock has leapt: nothing is erased until it runs evenly")
+        words = Message("the system clock jumped: nothing is erased until it runs evenly")
         found.append((Message("Clock"), "warning", words))
     for what, count in (
         (Message("Other problems"), len(box.stuck)),

@@ -91,7 +91,7 @@ def users_page(p: PageRequest, told: str = "") -> str:
     ]
     parts = [
         p.listed("User name | Role | Sessions | Last login", people, "", t("Users")),
-        p.listed("Name | Role | AE titles | Created", programs, "There are none.",
+        p.listed("Name | Role | AE titles | Created", programs, "No API tokens. A program needs one for the API or DICOMweb.",
                  t("API tokens")),
         p.listed(" | ".join(["What", *ROLES]), rights, "", t("What each role may do")),
     ]  # fmt: skip

@@ -101,7 +101,12 @@ def create_workitem(ctx: Context, uid: str, data: bytes) -> tuple[str, Status]:
             record_event(ctx, "UPS Assigned", uid, report, told)
         audit(ctx, "workitem created", uid)
     if forgiven:
-        log.warning("workitem %s from %s lacks %s", uid, ctx.actor, noted_problems(forgiven))
+        log.info(
+            "workitem %s from %s is without type 2 attributes: %s",
+            uid,
+            ctx.actor,
+            noted_problems(forgiven),
+        )
     log.info("workitem %s: SCHEDULED by %s", uid, ctx.actor)
     return uid, Status.SUCCESS
 

@@ -72,7 +72,7 @@ def missing_images(p: PageRequest) -> Part:
     ]  # fmt: skip
     heading = t("Exams of the last two days with images missing in the archive")
     return p.listed("Ended | Patient | Patient ID | Exam | Device | In the archive", exams,
-                    "There are none.", heading)  # fmt: skip
+                    "No images are missing.", heading)  # fmt: skip
 
 
 def archive_words(p: PageRequest) -> str:

@@ -190,7 +190,7 @@ def workitems_page(p: PageRequest) -> str:
     ]  # fmt: skip
     part = p.listed(
         "Workitem | Patient | Patient ID | Worklist | State | Priority | Start | Performer",
-        listed, "There are none.",
+        listed, "No workitems in this list.",
     )  # fmt: skip
     intro = ""
     if count > len(found):

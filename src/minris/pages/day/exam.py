@@ -189,7 +189,9 @@ def step_page(p: PageRequest, row_id: int) -> str:
     if shown := shown_at(device, index):
         words = t("{device} will show the name as {name}", device=device.name, name=shown)
         warnings.insert(0, words)
-    told = p.query("registered") and t("Registered. The device finds the patient on its worklist.")
+    told = p.query("registered") and t(
+        "Registered. {device} will find the patient on its worklist.", device=named
+    )
     if row.status in WAITING_STEP_STATES and row.start_date < p.ctx.today():
         told = ""
         warnings.insert(

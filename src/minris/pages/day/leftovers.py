@@ -77,7 +77,7 @@ def unscheduled_page(p: PageRequest) -> str:
         found.append(Row((*reported_cells(t, row), t(row.status)), "", (match, leave)))
     intro = t("These exams were reported by devices without a matching order.")
     part = p.listed("Patient | Patient ID | Birth date | Device | Start | Exam | State", found,
-                    "There are none.")  # fmt: skip
+                    "No unmatched exams. What a device reports without an order appears here.")  # fmt: skip
     return p.listing("Unmatched exams", [*other_patients(p), part], intro=intro)
 
 
@@ -142,7 +142,7 @@ def match_page(p: PageRequest) -> str:
     reported = p.listed("Patient | Patient ID | Birth date | Device | Start | Exam",
                         [Row(reported_cells(t, performed))], "", t("The report of the machine"))  # fmt: skip
     exams = p.listed("Why likely | Patient | Patient ID | Birth date | Exam | Device | Time"
-                     " | Accession number | State", found, "There are none.",
+                     " | Accession number | State", found, "No likely exam was found.",
                      t("Which exam was it?"))  # fmt: skip
     return p.listing("Choose the exam", [reported, exams], intro=t(IMAGES_STAY),
                      links=[("/unscheduled", t("Back"))])  # fmt: skip

@@ -54,8 +54,8 @@ def devices_page(p: PageRequest) -> str:
         tried.append(Row((calling or "?", address, t.said(words), when), "", actions))
     parts = [
         p.listed("Device | AE titles | Modality | Address | Character set | ", known,
-                 "There are none."),
-        p.listed("AE title | Address | Why | Last", tried, "There are none.",
+                 "No devices yet. Add the first one."),
+        p.listed("AE title | Address | Why | Last", tried, "No rejected calls.",
                  t("Rejected since start-up")),
     ]  # fmt: skip
     return p.listing("Devices", parts, links=[("/devices/edit", t("New device"))])
@@ -156,9 +156,9 @@ def associations_page(p: PageRequest) -> str:
         if one.calling
     ]
     parts = [
-        p.listed("Device | AE title | Address", now, "None.", t("Open now")),
+        p.listed("Device | AE title | Address", now, "No open connections.", t("Open now")),
         p.listed("Started | Device | AE title | Address | What was done | How it ended", ended,
-                 "None.", t("Since start-up, newest first")),
+                 "No connections since start-up.", t("Since start-up, newest first")),
     ]  # fmt: skip
     intro = t("Repeated calls are shown once, with the latest time.")
     return p.listing("Connections", parts, intro=intro, search=t("Device or address"),

@@ -41,7 +41,7 @@ def why_page(p: PageRequest) -> str:
         for q in queries[:50]
     ]  # fmt: skip
     parts.append(p.listed("Device | Last | Times in the hour | Answers | Asked for", asked,
-                          "There are none.", t("Queries of the devices")))  # fmt: skip
+                          "No device has queried the worklist yet.", t("Queries of the devices")))  # fmt: skip
     label = t("Patient: name, ID or accession number")
     intro = t("Patient not on the machine?")
     return p.listing("Not on the machine?", parts, search=label, query=query, intro=intro)
