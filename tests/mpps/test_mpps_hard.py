@@ -296,8 +296,7 @@ def test_a_part_added_after_the_end_is_shown_with_the_first(appliance, web):
         report(appliance, creation_for(step), ending(), uid=uid)
     assert appliance.read(state, step) == "COMPLETED"
     words = words_of(step_page(appliance, web, step))
-    assert "Performed step 1" in words
-    assert "Performed step 2" in words
+    assert words.count("Performed on CT room") == 2
 
 
 def test_one_of_two_steps_of_a_procedure_done_leaves_the_other(appliance):
@@ -328,7 +327,7 @@ def test_in_progress_again_and_again_grows_the_series(appliance, web):
     report(appliance, *messages)
     assert appliance.read(state, step) == "STARTED"
     words = words_of(step_page(appliance, web, step))
-    counts = re.findall(r"Series \d Chest routine, Series \d, .*?, (\d) images", words)
+    counts = re.findall(r"Series \d Chest routine, Series \d, .*?, (\d) images?", words)
     assert counts == ["1", "2", "3"]
 
 
@@ -398,8 +397,8 @@ def test_series_and_their_counts_are_read_on_the_exam_s_page(appliance, web):
     )
     report(appliance, creation_for(step), ending(PerformedSeriesSequence=[first, second]))
     found = facts(step_page(appliance, web, step))
-    assert found["Series 1"] == "Chest routine, Axial 5 mm, Li Na 李娜, 312 images, 0 others"
-    assert found["Series 2"] == "Chest routine, Dose, Li Na 李娜, 0 images, 1 others"
+    assert found["Series 1"] == "Chest routine, Axial 5 mm, Li Na 李娜, 312 images"
+    assert found["Series 2"] == "Chest routine, Dose, Li Na 李娜, 1 other object"
 
 
 DOSE = {
@@ -530,7 +529,7 @@ def test_a_report_without_an_order_is_listed_for_a_person(appliance, web):
     report(appliance, begun_today(appliance), ending())
     words, _ = unscheduled(web)
     assert re.search("Wang XiaoDong 王小东 P000042 .*CT1", words)
-    assert "CT chest COMPLETED" in words.replace("Completed", "COMPLETED")
+    assert "CT chest Done" in words
 
 
 def test_a_person_matches_a_report_to_an_order(appliance, web):
@@ -573,7 +572,7 @@ def test_an_exam_to_choose_is_shown_whole_and_none_is_chosen_before_a_person_doe
         "12 Mar 1978",
         "CT abdomen",
         "CT room",
-        "SCHEDULED",
+        "Scheduled",
     ):
         assert part in words
     text = words_of(web.get("/unscheduled/match?performed=1").text)

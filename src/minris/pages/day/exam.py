@@ -152,7 +152,7 @@ def performed_facts(
         others = len(item.items(tag_of("ReferencedNonImageCompositeSOPInstanceSequence")))
         words = (item.get("ProtocolName"), item.get("SeriesDescription"),
                  t.name(item.get("OperatorsName")))  # fmt: skip
-        counts = [t("{count} images", count=images)]
+        counts = [t("{count} images", count=images)] if images or not others else []
         if others:
             counts.append(t("{count} other objects", count=others))
         told = t.listed((*words, *counts))
