@@ -24264,7 +24264,7 @@ button:hover, .button:hover { border-color: var(--accent); background: var(--tin
 .main, button.main { background: var(--accent); color: var(--accent-ink); border-color: var(--accent); }
 .main:hover, button.main:hover { background: var(--accent); filter: brightness(1.08); }
 a.main { display: inline-flex; align-items: center; min-height: 36px; padding: 6px 14px; border-radius: 8px; font-weight: 600; text-decoration: none; }
-button:disabled { opacity: .55; cursor: default; }
+:disabled { opacity: .6; cursor: default; }
 input, select, textarea {
   width: 100%; min-height: 36px; padding: 6px 10px; background: var(--card); color: var(--ink); font-size: 15px;
   border: 1px solid var(--edge); border-radius: 8px;
@@ -24435,6 +24435,7 @@ form.deed button { justify-self: start; }
 summary { cursor: pointer; }
 code { padding: 2px 8px; border-radius: 6px; background: var(--mute-bg); font-size: 18px; white-space: nowrap; }
 .enter { line-height: 2.2; }
+.sheet img { background: #fff; }
 .big dd { font-size: 22px; font-weight: 600; }
 
 /* Calendar, waiting room, paper. */
@@ -32495,7 +32496,7 @@ SHEET_PAGE = """
 <dt>{{words}}</dt><dd>{{value}}</dd>
 % end
 </dl>
-<img src="/devices/sheet.svg" alt="{{told}}" width="180" height="180">
+<img src="/devices/sheet.svg" alt="{{entered}}" width="180" height="180">
 <p>{{t.text(t('The machine itself is {ae} here.', ae=theirs), t('Then press “Echo” or “Verify” at the machine.'))}}</p>
 <p class="noprint"><a href="/devices">{{t('Back')}}</a></p>
 </article>
@@ -32564,7 +32565,7 @@ def sheet_page(p: PageRequest) -> str:
     device, facts = device_named(p, p.query("name")), told_at_machine(p)
     return p.show(
         SHEET_PAGE, "Setup sheet", name=device.name, facts=facts,
-        theirs=device.ae_title, told=", ".join(value for _, value in facts),
+        theirs=device.ae_title, entered=", ".join(value for _, value in facts),
     )  # fmt: skip
 
 

@@ -185,6 +185,7 @@ def test_a_setup_sheet_has_what_is_entered_at_the_machine(box, admin):
     shown = words_of(admin.get("/devices/sheet?name=MR room"))
     assert f"AE title MINRIS Address 127.0.0.1 Port {box.port}" in shown
     assert "The machine itself is MR1 here." in shown
+    assert shown.count(f"MINRIS, 127.0.0.1, {box.port}") == 0, "no message about what was done"
     assert "<svg " in admin.get("/devices/sheet.svg").text
 
 

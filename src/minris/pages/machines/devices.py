@@ -81,7 +81,7 @@ def sheet_page(p: PageRequest) -> str:
     device, facts = device_named(p, p.query("name")), told_at_machine(p)
     return p.show(
         SHEET_PAGE, "Setup sheet", name=device.name, facts=facts,
-        theirs=device.ae_title, told=", ".join(value for _, value in facts),
+        theirs=device.ae_title, entered=", ".join(value for _, value in facts),
     )  # fmt: skip
 
 
