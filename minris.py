@@ -24477,34 +24477,6 @@ td:hover > .free { color: var(--accent); }
 .waiting strong { grid-column: 3 / 5; }
 .waiting .state { font-size: 1.4rem; border-radius: 20px; justify-self: start; }
 [aria-pressed="true"] { background: var(--tint); border-color: var(--accent); }
-.slip, .label { background: #fff; color: #000; border: 1px dashed var(--edge); }
-.slip figure, .label figure { margin: 0; text-align: center; }
-.slip img, .label img { display: block; width: 100%; }
-.slip { width: 130mm; max-width: 100%; padding: 5mm; font-size: 13pt; }
-.slip header { display: grid; padding-bottom: 2mm; border-bottom: 1px solid #000; }
-.slip header b, .slip h2 { font-size: 1.4em; }
-.slip .when { font-size: 1.7em; font-weight: 600; }
-.slip .when b { white-space: nowrap; }
-.slip .preparation { padding: 2mm 3mm; border: 1px solid #000; white-space: pre-line; }
-.slip div { display: flex; justify-content: space-between; align-items: end; }
-.slip figure { width: 58mm; }
-.slip figure img { height: 13mm; }
-.slip figure + figure { width: 32mm; }
-.slip figure + figure img { height: 32mm; }
-.slip[data-size="A6"] { width: 90mm; font-size: 9.5pt; }
-.slip[data-size="A6"] figure:first-child { width: 48mm; }
-/* Lines are high enough for descenders, the accession number stands whole under its bars. */
-.label { --w: 50mm; --h: 30mm; --qr: 11mm; width: var(--w); height: var(--h); padding: 1mm; font-size: 7.5pt; line-height: 1.25; display: flex; flex-direction: column; }
-.label[data-size="57x32"] { --w: 57mm; --h: 32mm; --qr: 13mm; font-size: 8pt; }
-.label[data-size="89x36"] { --w: 89mm; --h: 36mm; --qr: 17mm; font-size: 9.5pt; }
-.label p { margin: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
-.label p:first-child { white-space: normal; overflow-wrap: anywhere; max-height: 27.5pt; }  /* two lines */
-.label strong { font-size: 11pt; }
-.label div { display: flex; align-items: flex-end; gap: 1mm; margin-top: auto; }
-.label figure { flex: 1; min-width: 0; }
-.label figure img { height: calc(var(--qr) - 4.4mm); }
-.label figcaption { font-size: 8pt; white-space: nowrap; }
-.label div > img { flex: none; width: var(--qr); height: var(--qr); }
 
 @media (max-width: 68.75rem) {
   .calendar { grid-template-columns: 1fr; }
@@ -24559,11 +24531,6 @@ td:hover > .free { color: var(--accent); }
 }
 @media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
 @page wide { size: landscape; margin: 12mm; @bottom-right { content: counter(page) " / " counter(pages); font-size: 9pt; } }
-@page slip5 { size: A5; margin: 10mm; }
-@page slip6 { size: 105mm 148mm; margin: 7mm; }
-@page label50 { size: 50mm 30mm; margin: 1mm; }
-@page label57 { size: 57mm 32mm; margin: 1mm; }
-@page label89 { size: 89mm 36mm; margin: 1mm; }
 @media print {
   header, nav, .rail, .bar, .skip, .actions, .day, .noprint, .notice, #offline, #told { display: none !important; }
   body, body.framed { display: block; background: #fff; color: #000; font-size: 11pt; }
@@ -24573,6 +24540,44 @@ td:hover > .free { color: var(--accent); }
   body:has(.calendar, .daylist) { page: wide; }
   .calendar { display: block; }
   .months { display: none; }
+}
+""",
+    "paper.css": """/* Paper: slips, labels, lists; beside minris.css, on the pages that are printed. */
+.slip, .label { background: #fff; color: #000; border: 1px dashed var(--edge); }
+.slip figure, .label figure { margin: 0; text-align: center; }
+.slip img, .label img { display: block; width: 100%; }
+.slip { width: 130mm; max-width: 100%; padding: 5mm; font-size: 13pt; }
+.slip header { display: grid; padding-bottom: 2mm; border-bottom: 1px solid #000; }
+.slip header b, .slip h2 { font-size: 1.4em; }
+.slip .when { font-size: 1.7em; font-weight: 600; }
+.slip .when b { white-space: nowrap; }
+.slip .preparation { padding: 2mm 3mm; border: 1px solid #000; white-space: pre-line; }
+.slip div { display: flex; justify-content: space-between; align-items: end; }
+.slip figure { width: 58mm; }
+.slip figure img { height: 13mm; }
+.slip figure + figure { width: 32mm; }
+.slip figure + figure img { height: 32mm; }
+.slip[data-size="A6"] { width: 90mm; font-size: 9.5pt; }
+.slip[data-size="A6"] figure:first-child { width: 48mm; }
+/* Lines are high enough for descenders, the accession number stands whole under its bars. */
+.label { --w: 50mm; --h: 30mm; --qr: 11mm; width: var(--w); height: var(--h); padding: 1mm; font-size: 7.5pt; line-height: 1.25; display: flex; flex-direction: column; }
+.label[data-size="57x32"] { --w: 57mm; --h: 32mm; --qr: 13mm; font-size: 8pt; }
+.label[data-size="89x36"] { --w: 89mm; --h: 36mm; --qr: 17mm; font-size: 9.5pt; }
+.label p { margin: 0; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; }
+.label p:first-child { white-space: normal; overflow-wrap: anywhere; max-height: 27.5pt; }  /* two lines */
+.label strong { font-size: 11pt; }
+.label div { display: flex; align-items: flex-end; gap: 1mm; margin-top: auto; }
+.label figure { flex: 1; min-width: 0; }
+.label figure img { height: calc(var(--qr) - 4.4mm); }
+.label figcaption { font-size: 8pt; white-space: nowrap; }
+.label div > img { flex: none; width: var(--qr); height: var(--qr); }
+
+@page slip5 { size: A5; margin: 10mm; }
+@page slip6 { size: 105mm 148mm; margin: 7mm; }
+@page label50 { size: 50mm 30mm; margin: 1mm; }
+@page label57 { size: 57mm 32mm; margin: 1mm; }
+@page label89 { size: 89mm 36mm; margin: 1mm; }
+@media print {
   .daylist { font-size: 9pt; }
   .daylist + .daylist { break-before: page; }
   .daylist th, .daylist td { padding: 4px 8px; white-space: normal; }
@@ -26921,6 +26926,9 @@ LAYOUT = """<!DOCTYPE html>
 <title>{{title}} - {{clinic}}</title>
 <link rel="icon" href="/static/icons.svg" type="image/svg+xml">
 <link rel="stylesheet" href="/static/minris.css">
+% if paper:
+<link rel="stylesheet" href="/static/paper.css">
+% end
 <script src="/static/minris.js" defer></script>
 % if refresh:
 <noscript><meta http-equiv="refresh" content="15"></noscript>
@@ -27519,7 +27527,7 @@ class PageRequest:
 
     def show(
         self, template: str, title: str, refresh: bool = False, bare: bool = False, told: str = "",
-        public: bool = False, **values: Any,
+        public: bool = False, paper: bool = False, **values: Any,
     ) -> str:  # fmt: skip
         """Return a whole page around a template.
 
@@ -27527,12 +27535,13 @@ class PageRequest:
         bare     without header and menu
         told     message about the last action
         public   seen by patients: no message, which names one
+        paper    made to be printed
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
         box = self.web.box
         shared = {
             "here": here, "login": login, "refresh": refresh, "clinic": self.web.config.clinic.name,
-            "bare": bare, "told": told, "told_bad": False, "told_undo": None,
+            "bare": bare, "paper": paper, "told": told, "told_bad": False, "told_undo": None,
             "csrf": login.form_token if login else "",
         }  # fmt: skip
         if login and not told and not public:
@@ -31936,7 +31945,7 @@ def slip_page(p: PageRequest, row_id: int) -> str:
     date = item.get("ScheduledProcedureStepStartDate")
     place = (device_names(p.web).get(station, station), item.get("ScheduledProcedureStepLocation"))
     return p.show(
-        SLIP_PAGE, "Appointment slip", row_id=row_id, name=t.name(index.get("PatientName")),
+        SLIP_PAGE, "Appointment slip", paper=True, row_id=row_id, name=t.name(index.get("PatientName")),
         facts=patient_facts(p, index), exam=exam_name(index), place=" · ".join(filter(None, place)),
         day=t.day(date) if date else "",
         time=shown_time(item.get("ScheduledProcedureStepStartTime")),
@@ -31955,7 +31964,7 @@ def label_page(p: PageRequest, row_id: int) -> str:
     number = waiting_number(p, row_id, date)
     about = (exam_name(index), p.t.date(date), p.t("No. {number}", number=number) if number else "")
     return p.show(
-        LABEL_PAGE, "Print label", name=p.t.name(index.get("PatientName")), row_id=row_id,
+        LABEL_PAGE, "Print label", paper=True, name=p.t.name(index.get("PatientName")), row_id=row_id,
         facts=patient_facts(p, index), exam=" · ".join(filter(None, about)),
         accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
         **size_of_paper(p, "label_size"),
@@ -31978,7 +31987,7 @@ def print_page(p: PageRequest) -> str:
     devices = [(device, [cells for _, cells in rows]) for device, rows in by_device]
     day = t.day(date)
     return p.show(
-        PRINT_PAGE, t("Exams of {date}", date=day), devices=devices, date=shown_date(date), day=day,
+        PRINT_PAGE, t("Exams of {date}", date=day), paper=True, devices=devices, date=shown_date(date), day=day,
         printed=t("printed {at}", at=p.ctx.local_now()),
     )  # fmt: skip
 

@@ -312,7 +312,7 @@ class PageRequest:
 
     def show(
         self, template: str, title: str, refresh: bool = False, bare: bool = False, told: str = "",
-        public: bool = False, **values: Any,
+        public: bool = False, paper: bool = False, **values: Any,
     ) -> str:  # fmt: skip
         """Return a whole page around a template.
 
@@ -320,12 +320,13 @@ class PageRequest:
         bare     without header and menu
         told     message about the last action
         public   seen by patients: no message, which names one
+        paper    made to be printed
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
         box = self.web.box
         shared = {
             "here": here, "login": login, "refresh": refresh, "clinic": self.web.config.clinic.name,
-            "bare": bare, "told": told, "told_bad": False, "told_undo": None,
+            "bare": bare, "paper": paper, "told": told, "told_bad": False, "told_undo": None,
             "csrf": login.form_token if login else "",
         }  # fmt: skip
         if login and not told and not public:

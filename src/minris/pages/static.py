@@ -26,7 +26,9 @@ def static_files(*names: str) -> dict[str, str]:
     return {name: (folder / name).read_text("utf-8") for name in names}
 
 
-STATIC = static_files("minris.css", "minris.js", "icons.svg", "i18n/en.json", "i18n/zh-CN.json")
+STATIC = static_files(
+    "minris.css", "paper.css", "minris.js", "icons.svg", "i18n/en.json", "i18n/zh-CN.json"
+)
 STATIC_TYPES = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
