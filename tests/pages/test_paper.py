@@ -118,7 +118,7 @@ def test_the_day_is_a_page_for_each_device_with_header_and_numbers(desk):
     assert re.search(rf"1 ?/ ?{len(sheets)}", first)
     assert re.search(rf"{len(sheets)} ?/ ?{len(sheets)}", last)
     for words in (first, *of_ultrasound, last):  # the header stands on each sheet
-        assert re.search(r"Sun, 5 Jul 2026 · Lakeside Clinic · printed \d{4}-\d\d-\d\d", words)
+        assert re.search(r"Sun, 5 Jul 2026 · Lakeside Clinic · printed \d+ \w{3} \d{4}", words)
         assert "Referring" in words
     assert "☐" in first
     assert "CT room" in first
