@@ -24407,7 +24407,11 @@ nav.links a[aria-current] { font-weight: 600; text-decoration: none; }
 .two { display: grid; grid-template-columns: minmax(0, 1fr) 16rem; gap: 16px; align-items: start; }
 .two h2:first-child { margin-top: 0; }
 .side { display: grid; gap: 8px; }
-.side > *, .side form > button { width: 100%; margin: 0; }
+.side > *, .actions.side form, .side form > button { width: 100%; margin: 0; }
+.side > .more { grid-column: 1 / -1; }
+.side > .more > summary { border: 1px solid var(--edge); }
+.side > .more > div { position: static; width: auto; margin-top: 4px; }
+.side .more > div > form { display: grid; gap: 6px; }
 .timeline { padding-inline-start: 20px; }
 .timeline time { color: var(--soft); }
 .timeline .who { color: var(--soft); }
@@ -32985,6 +32989,8 @@ def patient_page(
     shown = form_of(PATIENT_FIELDS, index)
     rows = in_order(t, PATIENT_FIELDS)
     fields, others = show_fields(p, rows, form or shown, problems, reception_choices(p))
+    fields = [one._replace(label=t("Patient ID")) if one.name == "patient_id" else one
+              for one in fields]  # fmt: skip
     exams = [
         (f"/step/{step.id}", f"{t.date(step.start_date)} {shown_time(step.start_time)}",
          exam_name(ElementIndex(bytes(step.data))), step.status)

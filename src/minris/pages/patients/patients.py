@@ -157,6 +157,8 @@ def patient_page(
     shown = form_of(PATIENT_FIELDS, index)
     rows = in_order(t, PATIENT_FIELDS)
     fields, others = show_fields(p, rows, form or shown, problems, reception_choices(p))
+    fields = [one._replace(label=t("Patient ID")) if one.name == "patient_id" else one
+              for one in fields]  # fmt: skip
     exams = [
         (f"/step/{step.id}", f"{t.date(step.start_date)} {shown_time(step.start_time)}",
          exam_name(ElementIndex(bytes(step.data))), step.status)
