@@ -24528,6 +24528,8 @@ td:hover > .free { color: var(--accent); }
   a[href^="/print"] { display: none; }
   .two { grid-template-columns: minmax(0, 1fr); }
   .side { order: -1; grid-template-columns: 1fr 1fr; }
+  #slots .summary { flex-wrap: wrap; }
+  #slots .summary > span { width: 100%; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: 8px; }
   .waiting { font-size: 1.3rem; }
@@ -28413,7 +28415,10 @@ def show_fields(
     words = collections.defaultdict(list)
     for problem in problems:
         wanted = WANTED.get(problem.tag) if problem.words.key == MISSING else None
-        words[problem.tag].append(p.t(wanted or problem.words))
+        said = p.t(wanted or problem.words)
+        if problem.tag and vr_of(problem.tag) == "PN":  # people write no ^
+            said = said.replace("^", " ")
+        words[problem.tag].append(said)
     fields = []
     for row in rows:
         typed = form.get(row.name, "")

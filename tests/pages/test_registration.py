@@ -6,7 +6,16 @@ import re
 
 import pytest
 from conftest import item
-from test_pages import employ, filled, hidden_fields, stored_steps, value_of, visiting, words_of
+from test_pages import (
+    employ,
+    filled,
+    hidden_fields,
+    problem_at,
+    stored_steps,
+    value_of,
+    visiting,
+    words_of,
+)
 
 from minris.dataset.elements import ElementIndex
 from minris.dataset.times import shown_date, typed_time
@@ -170,3 +179,8 @@ def test_a_second_exam_of_an_order_is_as_urgent_and_begins_at_the_exam(appliance
     page = desk.get("/register?order=1").text
     assert '<option value="STAT" selected>' in page
     assert re.search('<input id="procedure"[^>]* autofocus', page)
+
+
+def test_a_name_that_is_too_long_is_shown_as_people_write_it(desk):
+    answer = desk.post("/register", data=filled(desk, family_name="Featherstone" * 5))
+    assert "Featherstone Xi" in problem_at(answer.text, "family_name")

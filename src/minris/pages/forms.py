@@ -16,7 +16,7 @@ from minris.pages.frame import PageRequest
 from minris.pages.language import shown_time
 from minris.pages.template import template
 from minris.seen import ChangedMeanwhile, Thing
-from minris.standard.dictionary import tag_of
+from minris.standard.dictionary import tag_of, vr_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.standard.tables import body_rows
 from minris.store.writer import Core
@@ -188,7 +188,10 @@ def show_fields(
     words = collections.defaultdict(list)
     for problem in problems:
         wanted = WANTED.get(problem.tag) if problem.words.key == MISSING else None
-        words[problem.tag].append(p.t(wanted or problem.words))
+        said = p.t(wanted or problem.words)
+        if problem.tag and vr_of(problem.tag) == "PN":  # people write no ^
+            said = said.replace("^", " ")
+        words[problem.tag].append(said)
     fields = []
     for row in rows:
         typed = form.get(row.name, "")
