@@ -26877,7 +26877,11 @@ document.addEventListener("keydown", (event) => {
  "No connections since start-up.": "启动以来没有连接。",
  "No subscribers.": "没有订阅者。",
  "Registered. {device} will find the patient on its worklist.": "登记完成，{device} 可在工作列表中找到该患者。",
- "the system clock jumped: nothing is erased until it runs evenly": "系统时钟发生跳变：走时平稳前不删除任何内容"
+ "the system clock jumped: nothing is erased until it runs evenly": "系统时钟发生跳变：走时平稳前不删除任何内容",
+ "Not allowed": "无权限",
+ "Not found": "未找到",
+ "Something went wrong": "出错了",
+ "Not available now": "暂时不可用"
 }
 """,
 }
@@ -33345,6 +33349,19 @@ def known_login(p: PageRequest) -> Login | None:
     return None
 
 
+FAILURES = {  # titles of pages that say what failed
+    403: Message("Not allowed"),
+    404: Message("Not found"),
+    500: Message("Something went wrong"),
+    503: Message("Not available now"),
+}
+
+
+def show_failure(p: PageRequest, words: str, http: int) -> str:
+    """Return the page that says what failed."""
+    return p.show(ERROR_PAGE, FAILURES.get(http, Message("Not done")), words=words)
+
+
 def add_pages(app: Any, web: Web) -> None:
     """Add the pages, static files and error pages to a bottle application."""
     import bottle
@@ -33367,7 +33384,7 @@ def add_pages(app: Any, web: Web) -> None:
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
                     return ask_to_log_in(p)
                 p.response.status = http_status("page", refusal)
-                return p.show(ERROR_PAGE, "Not done", words=p.t(refusal.detail))
+                return show_failure(p, p.t(refusal.detail), p.response.status_code)
 
         return view
 
@@ -33399,7 +33416,8 @@ def add_pages(app: Any, web: Web) -> None:
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
         p.login = known_login(p)
-        return p.show(ERROR_PAGE, "Not done", words=text)
+        http = refusal.http if isinstance(refusal, HttpRefusal) else error.status_code
+        return show_failure(p, text, http)
 
     app.default_error_handler = failed
 

@@ -111,7 +111,7 @@ from minris.pages.system import (
 )
 from minris.pages.welcome import home_page, post_welcome, welcome_page
 from minris.seen import ChangedMeanwhile
-from minris.standard.status import HttpRefusal, Refusal, Status, http_status
+from minris.standard.status import HttpRefusal, Message, Refusal, Status, http_status
 from minris.web.answers import ROW_NUMBER, note_reason
 from minris.web.api import add_api
 from minris.web.request import Web, find_login, problem_json
@@ -199,6 +199,19 @@ def known_login(p: PageRequest) -> Login | None:
     return None
 
 
+FAILURES = {  # titles of pages that say what failed
+    403: Message("Not allowed"),
+    404: Message("Not found"),
+    500: Message("Something went wrong"),
+    503: Message("Not available now"),
+}
+
+
+def show_failure(p: PageRequest, words: str, http: int) -> str:
+    """Return the page that says what failed."""
+    return p.show(ERROR_PAGE, FAILURES.get(http, Message("Not done")), words=words)
+
+
 def add_pages(app: Any, web: Web) -> None:
     """Add the pages, static files and error pages to a bottle application."""
     import bottle
@@ -221,7 +234,7 @@ def add_pages(app: Any, web: Web) -> None:
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
                     return ask_to_log_in(p)
                 p.response.status = http_status("page", refusal)
-                return p.show(ERROR_PAGE, "Not done", words=p.t(refusal.detail))
+                return show_failure(p, p.t(refusal.detail), p.response.status_code)
 
         return view
 
@@ -253,7 +266,8 @@ def add_pages(app: Any, web: Web) -> None:
             bottle.response.content_type = "application/json"
             return json.dumps(problem_json(Refusal(Status.PROCESSING_FAILURE, text)))
         p.login = known_login(p)
-        return p.show(ERROR_PAGE, "Not done", words=text)
+        http = refusal.http if isinstance(refusal, HttpRefusal) else error.status_code
+        return show_failure(p, text, http)
 
     app.default_error_handler = failed
 
