@@ -162,7 +162,7 @@ def test_a_call_to_another_title_is_refused_with_reason_7(rules):
     """T-GEN-02."""
     reason, words = rules.refusal("ORTHANC", "CT1", "192.0.2.11")
     assert reason == 7
-    assert words == "it called 'ORTHANC', our AE title is 'LAKESIDE'"
+    assert words == "it called 'ORTHANC', but our AE title is 'LAKESIDE'"
 
 
 def test_a_call_to_another_title_is_taken_where_that_is_not_checked(tmp_path):
@@ -174,7 +174,7 @@ def test_a_call_to_another_title_is_taken_where_that_is_not_checked(tmp_path):
 def test_a_device_that_is_not_registered_is_refused_with_reason_3(rules):
     assert rules.refusal("LAKESIDE", "MR7", "192.0.2.12") == (
         3,
-        "'MR7' is not registered as a device",
+        "'MR7' is not a registered device",
     )
 
 
@@ -318,7 +318,7 @@ def test_of_two_saved_at_once_with_one_ae_title_the_second_is_refused(ctx):
     save_device(ctx, "MR room", {"ae_title": "MR1"})
     refusal = refused(save_device, ctx, "Spare MR", {"ae_title": "MR2, MR1"})
     assert refusal.status is Status.DUPLICATE_SOP_INSTANCE
-    assert refusal.detail == "MR1 belongs to MR room already"
+    assert refusal.detail == "MR1 already belongs to MR room"
     assert [device.name for device in stored_devices()] == ["MR room"]
 
 

@@ -30,6 +30,7 @@ from minris.dimse.archive import ArchiveSearch
 from minris.dimse.senders import DimseSender
 from minris.images.references import Reference
 from minris.mpps.linking import does_report
+from minris.orders.diary import hours_of
 from minris.outbox import PASSED_ON_LANE, Event, due_receivers, pass_on
 from minris.pages.machines.device_form import settings_of
 from minris.standard.dictionary import tag_of
@@ -352,6 +353,7 @@ EFFECTS = {
     "character_set": ("GB18030", {}, sets_of(WANG), "ISO_IR 192", "GB18030"),
     "fallback_character_set": ("GB18030", {"character_set": "ISO_IR 100"}, sets_of("王^小东"), "ISO_IR 192", "GB18030"),
     "role": ("workstation", {}, offered, ["MG1"], []),
+    "hours": ("10:00-12:00", {}, lambda a: hours_of(a.context(), "MG1"), [(480, 1080)], [(600, 720)]),
     "own_steps_only": ("yes", {}, stations_seen, ["At^CT1", "At^MG1"], ["At^MG1"]),
     "days_back": ("1", {}, days_seen, [-2, -1, 0, 1, 2], [-1, 0, 1, 2]),
     "days_ahead": ("0", {}, days_seen, [-2, -1, 0, 1, 2], [-2, -1, 0]),

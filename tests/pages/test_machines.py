@@ -514,7 +514,7 @@ def test_a_script_in_what_machines_send_is_text_on_every_page(appliance):
         employ(appliance, client, "admin")
         for method, rule in page_rules(appliance):
             for query in ("", f"?q={EVIL}&state={EVIL}&label={EVIL}&date={EVIL}&device={EVIL}"):
-                if method == "GET":
+                if method == "GET" and not rule.endswith(".ics"):  # which no browser renders
                     path = rule.replace("/workitem/*", "/workitem/2.25.71").replace("*", "1")
                     text = client.get(path + query).text
                     if "<script>alert" in text or "<img src=x" in text or "'2" in text:
@@ -583,7 +583,7 @@ def test_passwords_are_not_kept(appliance):
     assert b"secret" not in base64.b64decode(kept)
 
 
-OPEN_PAGES = {"/login", "/language", "/static/*"}
+OPEN_PAGES = {"/login", "/language", "/screen", "/static/*"}
 
 
 def page_rules(appliance):
@@ -641,7 +641,7 @@ def test_the_role_that_is_shown_for_a_page_is_the_one_it_asks_for(page):
 
 
 def test_nobody_need_be_logged_in_to_log_in_or_choose_a_language():
-    assert {page.path for page in PAGES if not page.role} == {"/login", "/language"}
+    assert {page.path for page in PAGES if not page.role} == {"/login", "/language", "/screen"}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from minris.web.request import host_of, scheme_of
 # minimum role; "-": actions on other pages that check for an administrator.
 RIGHTS = body_rows("""
     what                                                          | pages
-    See today's exams and the calendar, print the day's list     | / /calendar /slots /waiting /print /step /logout /password
+    See today's exams and the calendar, print the day's list     | / /calendar /slots /blocked /waiting /print /step /logout /password
     Register, find and correct patients; merge duplicates         | /register /find /patients /patient /search
     Check in, no-show, cancel, mark as done                       | /leftovers
     Create, claim and finish workitems                            | /workitems /workitem
