@@ -312,7 +312,7 @@ def test_three_wrong_values_are_three_lines_before_anything_is_opened(tmp_path):
     write_config(
         tmp_path,
         f"[dicom]\nport = {port}\nae_title = A TITLE THAT IS TOO LONG\n"
-        "[web]\nport = eighty\n[clinic]\nlanguage = de",
+        "[web]\nport = eighty\n[clinic]\nlanguage = klingon",
     )
     done = run("serve", folder=tmp_path)
     assert done.returncode == 2
@@ -636,7 +636,7 @@ def test_check_finds_an_ae_title_that_two_devices_have(here, folder):
     status, said, _ = here("check")
     assert status == 1
     [line] = [line for line in said.splitlines() if "Spare" in line]
-    assert "MR7 belongs to MR already" in line
+    assert "MR7 already belongs to MR" in line
 
 
 def test_check_finds_a_port_that_is_taken(here, folder):
