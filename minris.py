@@ -2312,6 +2312,7 @@ SETTINGS = setting_table(r"""
     web | maximum_connections_per_address | 128 | int 1 10000 | maximum connections per address, not counting WebSockets
     web | maximum_websockets | 1000 | int 1 100000 | maximum open WebSockets
     web | requests_per_second | 1000 | int 0 100000 | requests per second and address before 429; 0: no limit
+    web | access_log | no | bool | keep who has viewed which patient; administrators see it on the patient's page
     web | cors_origins | | origins | origins whose pages may call /api and /dicom-web with a token, such as https://viewer.example
     store | url | sqlite:///minris.db | store | database; a relative path is relative to config.ini
     clinic | name | minris | text | name of the clinic, shown on the pages
@@ -2344,6 +2345,7 @@ SETTINGS = setting_table(r"""
     housekeeping | keep_patients_days | 0 | int 0 36500 | days to keep patients without steps (0: for ever)
     housekeeping | keep_workitems_days | 7 | int 1 36500 | minimum days to keep an ended workitem; a deletion lock keeps it longer
     housekeeping | keep_workitem_history_days | 0 | int 0 36500 | days to keep the events of purged workitems (0: for ever)
+    housekeeping | keep_views_days | 365 | int 1 36500 | days to keep who has viewed a patient, see [web] access_log
     housekeeping | keep_deliveries_days | 30 | int 1 3650 | days to keep the record of deliveries
     housekeeping | stuck_lock_hours | 24 | int 1 8760 | hours after a workitem's end before a deletion lock on it is listed under Other problems
     housekeeping | stuck_workitem_hours | 8 | int 1 8760 | hours without an update before a workitem in progress is listed under Other problems
@@ -5478,6 +5480,16 @@ class ScheduledStation(Stored):
     Meta = keyed_by("ae_title", "start_date", "step")
 
 
+class PatientView(Stored):
+    """Who has opened which page about a patient; what: the rule of the page."""
+
+    at, who, address, what = text_columns(4)
+    patient = peewee.ForeignKeyField(Patient, on_delete="CASCADE")
+
+    class Meta:
+        autoincrement = True
+
+
 class WaitingNumber(Stored):
     """The number of a patient in the waiting room of a day (DA), and the exam called last."""
 
@@ -6103,6 +6115,17 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX waiting_number_patient_id ON waiting_number (patient_id);
         """,
     ),
+    (
+        26,
+        "who has viewed which patient",
+        """
+        CREATE TABLE patient_view (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, who TEXT NOT NULL,
+            address TEXT NOT NULL, what TEXT NOT NULL,
+            patient_id INTEGER NOT NULL REFERENCES patient (id) ON DELETE CASCADE);
+        CREATE INDEX patient_view_patient_id ON patient_view (patient_id, who);
+        """,
+    ),
 )
 
 
@@ -6564,6 +6587,7 @@ INDEXES = body_rows("""
            | scheduled_procedure_step_patient_id          | scheduled_procedure_step | patient_id                                |
            | scheduled_procedure_step_study               | scheduled_procedure_step | study_instance_uid                        |
            | scheduled_procedure_step_status              | scheduled_procedure_step | status, start_date                        |
+           | patient_view_patient_id                      | patient_view             | patient_id, who                           |
     UNIQUE | waiting_number_number                        | waiting_number           | day, number                               |
            | waiting_number_patient_id                    | waiting_number           | patient_id                                |
            | scheduled_station_step_id                    | scheduled_station        | step_id                                   |
@@ -12664,6 +12688,43 @@ def days_between(first: str, last: str) -> list[Day]:
 
 
 # ------------------------------------------------------------------------------------------------
+# minris.orders.views
+# Who has viewed which patient, where [web] access_log says so.
+# ------------------------------------------------------------------------------------------------
+
+MOST_VIEWS = 1_000_000  # lines of about 100 bytes
+SAME_MINUTES = 10  # looking again within these is not a line of its own
+
+
+def note_view(ctx: Context, what: str, row_id: int) -> None:
+    """Note that somebody has opened a page about a patient.
+
+    what    the rule of the page: /patient/* or one of /step/*
+    row_id  of the patient, or of the step
+    """
+    patient_id = row_id if what.startswith("/patient/") else patient_of_step(row_id)
+    sql = "SELECT 1 FROM patient_view WHERE patient_id = ? AND who = ? AND what = ? AND at > ?"
+    who, since = ctx.actor.name, ctx.stamp(hours=-SAME_MINUTES / 60)
+    if database.execute_sql(sql, (patient_id, who, what, since)).fetchone():
+        return
+    row = insert_row(PatientView, at=ctx.stamp(), who=who, address=ctx.actor.address, what=what,
+                     patient_id=patient_id)  # fmt: skip
+    erase("patient_view WHERE id <= ?", row - MOST_VIEWS)
+
+
+def views_of(patient_id: int, most: int = 500) -> list[Any]:
+    """Return who has viewed a patient, the newest first."""
+    return fetch_rows(PatientView, "patient_id = ? ORDER BY id DESC LIMIT ?", patient_id, most)
+
+
+def move_views(patient_id: int, into: int) -> None:
+    """Keep the views of a patient who is merged into another record."""
+    database.execute_sql(
+        "UPDATE patient_view SET patient_id = ? WHERE patient_id = ?", (into, patient_id)
+    )
+
+
+# ------------------------------------------------------------------------------------------------
 # minris.orders.waiting
 # The waiting room: a number for each patient of a day, and who was called.
 # ------------------------------------------------------------------------------------------------
@@ -13348,6 +13409,7 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
             move_identities(patient.id, target.id, own, ctx.stamp())
             update_patient(ctx, target, own.without(have.with_values()))
             refold_open(target)
+            move_views(patient.id, target.id)
             erase("patient WHERE id = ?", patient.id)
             move_changes(ctx, patient, target)
         detail = f"{patient.patient_id} -> {target.patient_id}: {why.strip()[:500]}"
@@ -17336,6 +17398,26 @@ CSV_COLUMNS: dict[str, str] = {
     """)
     for name in row.names.split(", ")
 }
+# A list to begin with: its first line names columns, its second is an example.
+SAMPLE_COLUMNS = (
+    ("family_name", "Miller"), ("given_name", "Anna"), ("patient_id", ""),
+    ("birth_date", "1978-03-12"), ("sex", "F"), ("exam", "CT chest"), ("device", "CT1"),
+    ("date", "2030-01-31"), ("time", "09:30"), ("physician", "House^Gregory"), ("comment", ""),
+)  # fmt: skip
+
+
+def names_of_columns() -> list[str]:
+    """The names of columns that a list may have: the first one of each."""
+    first = {keyword: name for name, keyword in reversed(CSV_COLUMNS.items())}
+    return [name for name, keyword in CSV_COLUMNS.items() if first[keyword] == name]
+
+
+def sample_list() -> str:
+    """A list of one exam, to be filled in."""
+    names, cells = zip(*SAMPLE_COLUMNS, strict=True)
+    return csv_text(names, [cells])
+
+
 NO_COLUMN = "Unknown column {value}"
 
 
@@ -19153,6 +19235,7 @@ AGEING = (
          "updated_at < :old AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
          " WHERE r.patient_id = patient.id)",
          ("DELETE FROM value_change WHERE about = 'patient ' || :key",)),
+    Ageing("views", "patient_view", "id", "keep_views_days", "at < :old"),
     Ageing("queries", "query_trace", "id", "keep_queries_days", "last_at < :old"),
     Ageing("commitments", "commitment", "id", "keep_days", f"{_OVER} AND judged_at < :old",
          ("DELETE FROM commitment_instance WHERE commitment_id = :key",
@@ -26878,10 +26961,20 @@ document.addEventListener("keydown", (event) => {
  "No subscribers.": "没有订阅者。",
  "Registered. {device} will find the patient on its worklist.": "登记完成，{device} 可在工作列表中找到该患者。",
  "the system clock jumped: nothing is erased until it runs evenly": "系统时钟发生跳变：走时平稳前不删除任何内容",
- "Not allowed": "无权限",
- "Not found": "未找到",
- "Something went wrong": "出错了",
- "Not available now": "暂时不可用"
+ "Not allowed": "无权访问",
+ "Something went wrong": "出现错误",
+ "Not available now": "暂时不可用",
+ "Columns of a list, in any order: {names}": "列表可用的列（顺序不限）：{names}",
+ "Nobody has viewed this patient.": "无人查看过此患者。",
+ "Page": "页面",
+ "Sample file": "示例文件",
+ "There is nothing at this address. It may have been deleted.": "此地址没有内容，可能已被删除。",
+ "Views are not noted: set [web] access_log.": "未记录查看：请设置 [web] access_log。",
+ "Who has viewed this patient": "谁查看过此患者",
+ "Who has viewed {name}": "谁查看过 {name}",
+ "days to keep who has viewed a patient, see [web] access_log": "患者查看记录的保留天数，见 [web] access_log",
+ "keep who has viewed which patient; administrators see it on the patient's page": "记录谁查看了哪位患者；管理员可在患者页面查看",
+ "{role} may open this page; you are logged in as {own}.": "仅 {role} 可打开此页；您当前的角色为 {own}。"
 }
 """,
 }
@@ -28720,6 +28813,7 @@ IMPORT_PAGE = """
 <label>{{t('File: CSV, DICOM JSON or a DICOM worklist file')}} <input type="file" name="upload" required></label>
 <button>{{t('Preview')}}</button>
 </form>
+<p class="small">{{t('Columns of a list, in any order: {names}', names=known)}} <a href="/import/sample.csv">{{t('Sample file')}}</a></p>
 """
 PATIENCE_S = 5.0  # seconds that a page waits for the end; then it shows how far it is
 DOING = {
@@ -28740,7 +28834,13 @@ def show_import(p: PageRequest, **values: Any) -> str:
     settings: dict[str, Any] = {"problems": [], "lines": [], "count": 0, "number": 0, "file": "",
                                 "encoding": "", "encodings": (), "before": "", "doing": "",
                                 "leave_out": False, "unknown": False}  # fmt: skip
-    return p.show(IMPORT_PAGE, "Import", **settings | values)
+    known = ", ".join(names_of_columns())
+    return p.show(IMPORT_PAGE, "Import", known=known, **settings | values)
+
+
+def sample_csv(p: PageRequest) -> bytes:
+    """GET /import/sample.csv: a list of one exam, to be filled in."""
+    return p.csv("sample.csv", sample_list())
 
 
 def post_import(p: PageRequest) -> str:
@@ -29922,7 +30022,7 @@ RIGHTS = body_rows("""
     Statistics                                                    | /figures /figures.csv /figures.svg
     See what needs attention, settle exams without order          | /orphans
     Close what needs attention, end subscriptions of others       | -
-    Erase a patient's data                                        | /patient/*/erase
+    Erase a patient's data                                        | /patient/*/erase /patient/*/views
     Users, tokens, audit log, settings, backup                    | /box /backups /users /audit /settings /restored /welcome
     """)
 USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}
@@ -32865,6 +32965,7 @@ PATIENT_PAGE = """
 <details class="more"><summary aria-label="{{t('Further actions')}}">⋯</summary><div>
 <a href="/patient/{{row_id}}/merge">{{t('Merge with another record')}}</a>
 % if erase:
+<a href="/patient/{{row_id}}/views">{{viewed}}</a>
 <a href="/patient/{{row_id}}/erase">{{erase}}</a>
 % end
 </div></details>
@@ -33010,6 +33111,7 @@ def patient_page(
         problems=problem_words(p, fields, others), focus=first_problem(fields),
         hidden=[("seen", encoded_form(shown))], undoing=p.undo_of(f"patient {row_id}"),
         tags=tags_of(t, index), erase=t("Erase this patient's data") if p.may("admin") else "",
+        viewed=t("Who has viewed this patient") if p.may("admin") else "",
         history=shown_history(p, p.read(changes_of, f"patient {row_id}")),
     )  # fmt: skip
 
@@ -33041,6 +33143,23 @@ def post_patient(p: PageRequest, row_id: int) -> str:
     if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have moved
         where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
     return p.tell(where, p.t("Saved. Open exams were updated too."))
+
+
+VIEWED_WORDS = {
+    "/patient/*": Message("Patient"), "/step/*": Message("Exam"), "/step/*/edit": Message("Change exam"),
+    "/step/*/label": Message("Print label"), "/step/*/slip": Message("Appointment slip"),
+}  # fmt: skip
+
+
+def views_page(p: PageRequest, row_id: int) -> str:
+    """GET /patient/…/views: who has opened pages about a patient."""
+    t, index = p.t, ElementIndex(p.read(get_patient, row_id))
+    rows = [Row((p.at(one.at), one.who, one.address, t(VIEWED_WORDS.get(one.what, one.what))))
+            for one in p.read(views_of, row_id)]  # fmt: skip
+    intro = "" if p.web.config.web.access_log else t("Views are not noted: set [web] access_log.")
+    part = p.listed("Time | Who | Address | Page", rows, "Nobody has viewed this patient.")
+    title = t("Who has viewed {name}", name=t.name(index.get("PatientName")))
+    return p.listing(title, [part], intro=intro, links=[(f"/patient/{row_id}", t("Back"))])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -33281,6 +33400,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/patient/<row_id:row>",           "desk",         patient_page,          post_patient),
     ("/patient/<row_id:row>/merge",     "desk",         merge_page,            post_merge),
     ("/patient/<row_id:row>/erase",     "admin",        erase_page,            post_erase),
+    ("/patient/<row_id:row>/views",     "admin",        views_page,            None),
     ("/register",                       "desk",         register_page,         post_register),
     ("/find",                           "desk",         find_part,             None),
     ("/search",                         "desk",         search_page,           None),
@@ -33333,6 +33453,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/catalogue.csv",                  "technologist", catalogue_csv,         None),
     ("/catalogue/import",               "technologist", catalogue_import_page, post_catalogue_import),
     ("/import",                         "desk",         import_page,           post_import,           "Import",                "Administration", "technologist"),
+    ("/import/sample.csv",              "desk",         sample_csv,            None),
     ("/figures",                        "technologist", figures_page,          None,                  "Statistics",            "Administration", "admin"),
     ("/figures.csv",                    "technologist", figures_csv,           None),
     ("/figures.svg",                    "technologist", figures_svg,           None),
@@ -33351,9 +33472,16 @@ def known_login(p: PageRequest) -> Login | None:
 
 FAILURES = {  # titles of pages that say what failed
     403: Message("Not allowed"),
-    404: Message("Not found"),
+    404: Message("Page not found"),
     500: Message("Something went wrong"),
     503: Message("Not available now"),
+}
+
+
+FAILED_WORDS = {
+    404: Message("There is nothing at this address. It may have been deleted."),
+    405: Message("This cannot be done here."),
+    500: Message("Something went wrong; details are in the log."),
 }
 
 
@@ -33362,20 +33490,42 @@ def show_failure(p: PageRequest, words: str, http: int) -> str:
     return p.show(ERROR_PAGE, FAILURES.get(http, Message("Not done")), words=words)
 
 
+# Pages about one patient: who opens them is noted where [web] access_log says so.
+VIEWED = {"/patient/*", "/step/*", "/step/*/edit", "/step/*/label", "/step/*/slip"}
+
+
+def note_viewed(p: PageRequest, rule: str, row_id: int = 0, **_: Any) -> None:
+    """Note who has opened a page about a patient; nobody waits for it."""
+    if p.request.method == "POST" or rule not in VIEWED or not p.web.config.web.access_log:
+        return
+    with contextlib.suppress(StoreTrouble):
+        p.web.writer.submit(note_view, p.ctx, rule, row_id)
+
+
+def why_refused(p: PageRequest, role: str, refusal: Refusal) -> str:
+    """Return the sentence of a refusal; of a page for a higher role, who may open it."""
+    if role and p.login and not p.may(role):
+        return p.t("{role} may open this page; you are logged in as {own}.",
+                   role=p.t(role), own=p.t(p.login.role))  # fmt: skip
+    return p.t(refusal.detail)
+
+
 def add_pages(app: Any, web: Web) -> None:
     """Add the pages, static files and error pages to a bottle application."""
     import bottle
 
     site = Site(web, PAGES, Boards(web))
 
-    def answer(role: str, function: Answer) -> Answer:
+    def answer(page: Page, function: Answer) -> Answer:
         def view(**arguments: Any) -> str | bytes:
             p = PageRequest(site)
             p.response.set_header("X-Alarm", p.alarm)
             try:
-                if role:
-                    p.enter(role)
-                return function(p, **arguments)
+                if page.role:
+                    p.enter(page.role)
+                shown = function(p, **arguments)
+                note_viewed(p, page.rule, **arguments)
+                return shown
             except ChangedMeanwhile as changed:
                 return ask_changed(p, changed)
             except Refusal as refusal:
@@ -33384,23 +33534,21 @@ def add_pages(app: Any, web: Web) -> None:
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
                     return ask_to_log_in(p)
                 p.response.status = http_status("page", refusal)
-                return show_failure(p, p.t(refusal.detail), p.response.status_code)
+                return show_failure(p, why_refused(p, page.role, refusal), p.response.status_code)
 
         return view
 
     for page in site.pages:
         for method, function in (("GET", page.get), ("POST", page.post)):
             if function:
-                app.route(page.path, method, answer(page.role, function))
+                app.route(page.path, method, answer(page, function))
 
     @app.get("/static/<name:path>")
     def static_file(name: str) -> Any:
         return static_answer(name, bottle.request)
 
     def failed(error: Any) -> str:
-        if error.status_code == 404 and (path := without_slash(app, bottle.request)):
-            bottle.response.status = 301 if bottle.request.method in ("GET", "HEAD") else 308
-            bottle.response.set_header("Location", path)
+        if error.status_code == 404 and has_moved(app):
             return ""
         refusal = error.exception
         if isinstance(refusal, HttpRefusal):
@@ -33409,8 +33557,7 @@ def add_pages(app: Any, web: Web) -> None:
             asked = f"{bottle.request.method} {bottle.request.path}"
             log.error("web: %s failed", asked, exc_info=error.exception)
         p = PageRequest(site)
-        words = {404: p.t("Page not found"), 405: p.t("This cannot be done here.")}
-        text = words.get(error.status_code, p.t("Something went wrong; details are in the log."))
+        text = p.t(FAILED_WORDS.get(error.status_code, FAILED_WORDS[500]))
         text = p.t(refusal.detail) if isinstance(refusal, HttpRefusal) else text
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
@@ -33420,6 +33567,17 @@ def add_pages(app: Any, web: Web) -> None:
         return show_failure(p, text, http)
 
     app.default_error_handler = failed
+
+
+def has_moved(app: Any) -> bool:
+    """Answer a request whose path has a last slash too many, if there is something without it."""
+    import bottle
+
+    path = without_slash(app, bottle.request)
+    if path:
+        bottle.response.status = 301 if bottle.request.method in ("GET", "HEAD") else 308
+        bottle.response.set_header("Location", path)
+    return bool(path)
 
 
 def without_slash(app: Any, request: Any) -> str:

@@ -89,6 +89,7 @@ SETTINGS = setting_table(r"""
     web | maximum_connections_per_address | 128 | int 1 10000 | maximum connections per address, not counting WebSockets
     web | maximum_websockets | 1000 | int 1 100000 | maximum open WebSockets
     web | requests_per_second | 1000 | int 0 100000 | requests per second and address before 429; 0: no limit
+    web | access_log | no | bool | keep who has viewed which patient; administrators see it on the patient's page
     web | cors_origins | | origins | origins whose pages may call /api and /dicom-web with a token, such as https://viewer.example
     store | url | sqlite:///minris.db | store | database; a relative path is relative to config.ini
     clinic | name | minris | text | name of the clinic, shown on the pages
@@ -121,6 +122,7 @@ SETTINGS = setting_table(r"""
     housekeeping | keep_patients_days | 0 | int 0 36500 | days to keep patients without steps (0: for ever)
     housekeeping | keep_workitems_days | 7 | int 1 36500 | minimum days to keep an ended workitem; a deletion lock keeps it longer
     housekeeping | keep_workitem_history_days | 0 | int 0 36500 | days to keep the events of purged workitems (0: for ever)
+    housekeeping | keep_views_days | 365 | int 1 36500 | days to keep who has viewed a patient, see [web] access_log
     housekeeping | keep_deliveries_days | 30 | int 1 3650 | days to keep the record of deliveries
     housekeeping | stuck_lock_hours | 24 | int 1 8760 | hours after a workitem's end before a deletion lock on it is listed under Other problems
     housekeeping | stuck_workitem_hours | 8 | int 1 8760 | hours without an update before a workitem in progress is listed under Other problems

@@ -70,6 +70,7 @@ AGEING = (
          "updated_at < :old AND NOT EXISTS (SELECT 1 FROM requested_procedure r"
          " WHERE r.patient_id = patient.id)",
          ("DELETE FROM value_change WHERE about = 'patient ' || :key",)),
+    Ageing("views", "patient_view", "id", "keep_views_days", "at < :old"),
     Ageing("queries", "query_trace", "id", "keep_queries_days", "last_at < :old"),
     Ageing("commitments", "commitment", "id", "keep_days", f"{_OVER} AND judged_at < :old",
          ("DELETE FROM commitment_instance WHERE commitment_id = :key",

@@ -64,6 +64,26 @@ CSV_COLUMNS: dict[str, str] = {
     """)
     for name in row.names.split(", ")
 }
+# A list to begin with: its first line names columns, its second is an example.
+SAMPLE_COLUMNS = (
+    ("family_name", "Miller"), ("given_name", "Anna"), ("patient_id", ""),
+    ("birth_date", "1978-03-12"), ("sex", "F"), ("exam", "CT chest"), ("device", "CT1"),
+    ("date", "2030-01-31"), ("time", "09:30"), ("physician", "House^Gregory"), ("comment", ""),
+)  # fmt: skip
+
+
+def names_of_columns() -> list[str]:
+    """The names of columns that a list may have: the first one of each."""
+    first = {keyword: name for name, keyword in reversed(CSV_COLUMNS.items())}
+    return [name for name, keyword in CSV_COLUMNS.items() if first[keyword] == name]
+
+
+def sample_list() -> str:
+    """A list of one exam, to be filled in."""
+    names, cells = zip(*SAMPLE_COLUMNS, strict=True)
+    return csv_text(names, [cells])
+
+
 NO_COLUMN = "Unknown column {value}"
 
 

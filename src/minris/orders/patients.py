@@ -18,6 +18,7 @@ from minris.orders.items import patient_columns, tidy_names
 from minris.orders.lookup import NO_PATIENT, next_identifier
 from minris.orders.notes import Place, can_be_undone, note_change
 from minris.orders.steps import refold_open, update_patient, write_patient
+from minris.orders.views import move_views
 from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Problem, Refusal, Status
 from minris.store.models import Patient, RequestedProcedure, database
@@ -226,6 +227,7 @@ def merge_patients(ctx: Context, row_id: int, into: str, why: str) -> int:
             move_identities(patient.id, target.id, own, ctx.stamp())
             update_patient(ctx, target, own.without(have.with_values()))
             refold_open(target)
+            move_views(patient.id, target.id)
             erase("patient WHERE id = ?", patient.id)
             move_changes(ctx, patient, target)
         detail = f"{patient.patient_id} -> {target.patient_id}: {why.strip()[:500]}"

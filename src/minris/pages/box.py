@@ -37,7 +37,7 @@ RIGHTS = body_rows("""
     Statistics                                                    | /figures /figures.csv /figures.svg
     See what needs attention, settle exams without order          | /orphans
     Close what needs attention, end subscriptions of others       | -
-    Erase a patient's data                                        | /patient/*/erase
+    Erase a patient's data                                        | /patient/*/erase /patient/*/views
     Users, tokens, audit log, settings, backup                    | /box /backups /users /audit /settings /restored /welcome
     """)
 USER_DEEDS = {"end": end_sessions, "delete": delete_user, "delete token": delete_token}

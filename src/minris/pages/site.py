@@ -7,6 +7,7 @@ from typing import Any
 from minris import log
 from minris.access.users import Login
 from minris.dicomweb.routes import add_dicomweb
+from minris.orders.views import note_view
 from minris.pages.after_exam.commitments import commitment_page, commitments_page, post_commitments
 from minris.pages.after_exam.watchers import (
     passed_on_page,
@@ -85,7 +86,7 @@ from minris.pages.patients.catalogue import (
     post_catalogue,
     post_catalogue_import,
 )
-from minris.pages.patients.files import import_page, post_import
+from minris.pages.patients.files import import_page, post_import, sample_csv
 from minris.pages.patients.patients import (
     erase_page,
     merge_page,
@@ -94,6 +95,7 @@ from minris.pages.patients.patients import (
     post_erase,
     post_merge,
     post_patient,
+    views_page,
 )
 from minris.pages.patients.register import find_part, post_register, register_page
 from minris.pages.patients.search import search_page
@@ -112,6 +114,7 @@ from minris.pages.system import (
 from minris.pages.welcome import home_page, post_welcome, welcome_page
 from minris.seen import ChangedMeanwhile
 from minris.standard.status import HttpRefusal, Message, Refusal, Status, http_status
+from minris.store.condition import StoreTrouble
 from minris.web.answers import ROW_NUMBER, note_reason
 from minris.web.api import add_api
 from minris.web.request import Web, find_login, problem_json
@@ -131,6 +134,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/patient/<row_id:row>",           "desk",         patient_page,          post_patient),
     ("/patient/<row_id:row>/merge",     "desk",         merge_page,            post_merge),
     ("/patient/<row_id:row>/erase",     "admin",        erase_page,            post_erase),
+    ("/patient/<row_id:row>/views",     "admin",        views_page,            None),
     ("/register",                       "desk",         register_page,         post_register),
     ("/find",                           "desk",         find_part,             None),
     ("/search",                         "desk",         search_page,           None),
@@ -183,6 +187,7 @@ PAGES = tuple(Page(*row) for row in (
     ("/catalogue.csv",                  "technologist", catalogue_csv,         None),
     ("/catalogue/import",               "technologist", catalogue_import_page, post_catalogue_import),
     ("/import",                         "desk",         import_page,           post_import,           "Import",                "Administration", "technologist"),
+    ("/import/sample.csv",              "desk",         sample_csv,            None),
     ("/figures",                        "technologist", figures_page,          None,                  "Statistics",            "Administration", "admin"),
     ("/figures.csv",                    "technologist", figures_csv,           None),
     ("/figures.svg",                    "technologist", figures_svg,           None),
@@ -201,9 +206,16 @@ def known_login(p: PageRequest) -> Login | None:
 
 FAILURES = {  # titles of pages that say what failed
     403: Message("Not allowed"),
-    404: Message("Not found"),
+    404: Message("Page not found"),
     500: Message("Something went wrong"),
     503: Message("Not available now"),
+}
+
+
+FAILED_WORDS = {
+    404: Message("There is nothing at this address. It may have been deleted."),
+    405: Message("This cannot be done here."),
+    500: Message("Something went wrong; details are in the log."),
 }
 
 
@@ -212,20 +224,42 @@ def show_failure(p: PageRequest, words: str, http: int) -> str:
     return p.show(ERROR_PAGE, FAILURES.get(http, Message("Not done")), words=words)
 
 
+# Pages about one patient: who opens them is noted where [web] access_log says so.
+VIEWED = {"/patient/*", "/step/*", "/step/*/edit", "/step/*/label", "/step/*/slip"}
+
+
+def note_viewed(p: PageRequest, rule: str, row_id: int = 0, **_: Any) -> None:
+    """Note who has opened a page about a patient; nobody waits for it."""
+    if p.request.method == "POST" or rule not in VIEWED or not p.web.config.web.access_log:
+        return
+    with contextlib.suppress(StoreTrouble):
+        p.web.writer.submit(note_view, p.ctx, rule, row_id)
+
+
+def why_refused(p: PageRequest, role: str, refusal: Refusal) -> str:
+    """Return the sentence of a refusal; of a page for a higher role, who may open it."""
+    if role and p.login and not p.may(role):
+        return p.t("{role} may open this page; you are logged in as {own}.",
+                   role=p.t(role), own=p.t(p.login.role))  # fmt: skip
+    return p.t(refusal.detail)
+
+
 def add_pages(app: Any, web: Web) -> None:
     """Add the pages, static files and error pages to a bottle application."""
     import bottle
 
     site = Site(web, PAGES, Boards(web))
 
-    def answer(role: str, function: Answer) -> Answer:
+    def answer(page: Page, function: Answer) -> Answer:
         def view(**arguments: Any) -> str | bytes:
             p = PageRequest(site)
             p.response.set_header("X-Alarm", p.alarm)
             try:
-                if role:
-                    p.enter(role)
-                return function(p, **arguments)
+                if page.role:
+                    p.enter(page.role)
+                shown = function(p, **arguments)
+                note_viewed(p, page.rule, **arguments)
+                return shown
             except ChangedMeanwhile as changed:
                 return ask_changed(p, changed)
             except Refusal as refusal:
@@ -234,23 +268,21 @@ def add_pages(app: Any, web: Web) -> None:
                 if refusal.status is Status.NOT_AUTHORIZED and not p.login:
                     return ask_to_log_in(p)
                 p.response.status = http_status("page", refusal)
-                return show_failure(p, p.t(refusal.detail), p.response.status_code)
+                return show_failure(p, why_refused(p, page.role, refusal), p.response.status_code)
 
         return view
 
     for page in site.pages:
         for method, function in (("GET", page.get), ("POST", page.post)):
             if function:
-                app.route(page.path, method, answer(page.role, function))
+                app.route(page.path, method, answer(page, function))
 
     @app.get("/static/<name:path>")
     def static_file(name: str) -> Any:
         return static_answer(name, bottle.request)
 
     def failed(error: Any) -> str:
-        if error.status_code == 404 and (path := without_slash(app, bottle.request)):
-            bottle.response.status = 301 if bottle.request.method in ("GET", "HEAD") else 308
-            bottle.response.set_header("Location", path)
+        if error.status_code == 404 and has_moved(app):
             return ""
         refusal = error.exception
         if isinstance(refusal, HttpRefusal):
@@ -259,8 +291,7 @@ def add_pages(app: Any, web: Web) -> None:
             asked = f"{bottle.request.method} {bottle.request.path}"
             log.error("web: %s failed", asked, exc_info=error.exception)
         p = PageRequest(site)
-        words = {404: p.t("Page not found"), 405: p.t("This cannot be done here.")}
-        text = words.get(error.status_code, p.t("Something went wrong; details are in the log."))
+        text = p.t(FAILED_WORDS.get(error.status_code, FAILED_WORDS[500]))
         text = p.t(refusal.detail) if isinstance(refusal, HttpRefusal) else text
         if bottle.request.path.startswith(("/api", "/dicom-web")):
             bottle.response.content_type = "application/json"
@@ -270,6 +301,17 @@ def add_pages(app: Any, web: Web) -> None:
         return show_failure(p, text, http)
 
     app.default_error_handler = failed
+
+
+def has_moved(app: Any) -> bool:
+    """Answer a request whose path has a last slash too many, if there is something without it."""
+    import bottle
+
+    path = without_slash(app, bottle.request)
+    if path:
+        bottle.response.status = 301 if bottle.request.method in ("GET", "HEAD") else 308
+        bottle.response.set_header("Location", path)
+    return bool(path)
 
 
 def without_slash(app: Any, request: Any) -> str:

@@ -215,6 +215,17 @@ MIGRATIONS: tuple[tuple[int, str, str], ...] = (
         CREATE INDEX waiting_number_patient_id ON waiting_number (patient_id);
         """,
     ),
+    (
+        26,
+        "who has viewed which patient",
+        """
+        CREATE TABLE patient_view (
+            id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, at TEXT NOT NULL, who TEXT NOT NULL,
+            address TEXT NOT NULL, what TEXT NOT NULL,
+            patient_id INTEGER NOT NULL REFERENCES patient (id) ON DELETE CASCADE);
+        CREATE INDEX patient_view_patient_id ON patient_view (patient_id, who);
+        """,
+    ),
 )
 
 

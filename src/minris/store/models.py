@@ -96,6 +96,16 @@ class ScheduledStation(Stored):
     Meta = keyed_by("ae_title", "start_date", "step")
 
 
+class PatientView(Stored):
+    """Who has opened which page about a patient; what: the rule of the page."""
+
+    at, who, address, what = text_columns(4)
+    patient = peewee.ForeignKeyField(Patient, on_delete="CASCADE")
+
+    class Meta:
+        autoincrement = True
+
+
 class WaitingNumber(Stored):
     """The number of a patient in the waiting room of a day (DA), and the exam called last."""
 

@@ -27,6 +27,7 @@ INDEXES = body_rows("""
            | scheduled_procedure_step_patient_id          | scheduled_procedure_step | patient_id                                |
            | scheduled_procedure_step_study               | scheduled_procedure_step | study_instance_uid                        |
            | scheduled_procedure_step_status              | scheduled_procedure_step | status, start_date                        |
+           | patient_view_patient_id                      | patient_view             | patient_id, who                           |
     UNIQUE | waiting_number_number                        | waiting_number           | day, number                               |
            | waiting_number_patient_id                    | waiting_number           | patient_id                                |
            | scheduled_station_step_id                    | scheduled_station        | step_id                                   |

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from minris.access.context import Actor
+from minris.interchange.csv_tables import names_of_columns, sample_list
 from minris.interchange.decoding import ReadAs
 from minris.interchange.files import encodings_to_choose, left_out, preview_lines
 from minris.interchange.imports import (
@@ -43,7 +44,13 @@ def show_import(p: PageRequest, **values: Any) -> str:
     settings: dict[str, Any] = {"problems": [], "lines": [], "count": 0, "number": 0, "file": "",
                                 "encoding": "", "encodings": (), "before": "", "doing": "",
                                 "leave_out": False, "unknown": False}  # fmt: skip
-    return p.show(IMPORT_PAGE, "Import", **settings | values)
+    known = ", ".join(names_of_columns())
+    return p.show(IMPORT_PAGE, "Import", known=known, **settings | values)
+
+
+def sample_csv(p: PageRequest) -> bytes:
+    """GET /import/sample.csv: a list of one exam, to be filled in."""
+    return p.csv("sample.csv", sample_list())
 
 
 def post_import(p: PageRequest) -> str:

@@ -12,6 +12,7 @@ from minris.orders.items import exam_name
 from minris.orders.lookup import steps_of
 from minris.orders.patients import correct_patient, find_patients, get_patient, merge_patients
 from minris.orders.undo import undo
+from minris.orders.views import views_of
 from minris.pages.asking import ask_if_sure, is_sure
 from minris.pages.day.board import tags_of
 from minris.pages.forms import (
@@ -169,6 +170,7 @@ def patient_page(
         problems=problem_words(p, fields, others), focus=first_problem(fields),
         hidden=[("seen", encoded_form(shown))], undoing=p.undo_of(f"patient {row_id}"),
         tags=tags_of(t, index), erase=t("Erase this patient's data") if p.may("admin") else "",
+        viewed=t("Who has viewed this patient") if p.may("admin") else "",
         history=shown_history(p, p.read(changes_of, f"patient {row_id}")),
     )  # fmt: skip
 
@@ -200,3 +202,20 @@ def post_patient(p: PageRequest, row_id: int) -> str:
     if form["patient_id"].strip() != shown["patient_id"]:  # the orders may have moved
         where = f"/patients?q={urllib.parse.quote(form['patient_id'].strip())}"
     return p.tell(where, p.t("Saved. Open exams were updated too."))
+
+
+VIEWED_WORDS = {
+    "/patient/*": Message("Patient"), "/step/*": Message("Exam"), "/step/*/edit": Message("Change exam"),
+    "/step/*/label": Message("Print label"), "/step/*/slip": Message("Appointment slip"),
+}  # fmt: skip
+
+
+def views_page(p: PageRequest, row_id: int) -> str:
+    """GET /patient/…/views: who has opened pages about a patient."""
+    t, index = p.t, ElementIndex(p.read(get_patient, row_id))
+    rows = [Row((p.at(one.at), one.who, one.address, t(VIEWED_WORDS.get(one.what, one.what))))
+            for one in p.read(views_of, row_id)]  # fmt: skip
+    intro = "" if p.web.config.web.access_log else t("Views are not noted: set [web] access_log.")
+    part = p.listed("Time | Who | Address | Page", rows, "Nobody has viewed this patient.")
+    title = t("Who has viewed {name}", name=t.name(index.get("PatientName")))
+    return p.listing(title, [part], intro=intro, links=[(f"/patient/{row_id}", t("Back"))])
