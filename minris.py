@@ -8718,6 +8718,11 @@ class Context:
         return utc_stamp(self.now().astimezone(datetime.UTC) + datetime.timedelta(**later))
 
 
+def clinic_time(ctx: Context, stamp: str) -> datetime.datetime | str:
+    """A time of the store by the clinic's clock; a dash for none."""
+    return datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone) if stamp else "-"
+
+
 AUDIT_START = "audit begins after"  # the mark with the digest of the last line that was let go
 
 
@@ -8867,12 +8872,14 @@ class AuditEnd:
     def missing(self) -> str:
         """The time of the line that it names if the store has lost that; else empty."""
         try:
-            number, at, digest = self.path.read_text().split()
+            text, at, digest = self.path.read_text().split()
+            number = int(text)
+            datetime.datetime.fromisoformat(at)  # or no line of ours
         except (OSError, ValueError):
             return ""
         sql = "SELECT min(id), sum(id = ? AND digest = ?) FROM audit"
-        first, found = database.execute_sql(sql, (int(number), digest)).fetchone()
-        purged = number == "0" or (first is not None and first > int(number))
+        first, found = database.execute_sql(sql, (number, digest)).fetchone()
+        purged = first is not None and first > number
         restored = get_mark("started") == "restored"  # the gap is told by the restore
         return "" if found or purged or restored else at
 
@@ -8883,13 +8890,13 @@ def note_cut_off(ctx: Context, at: str) -> None:
     audit(ctx, "audit log was cut off", "audit log", at)
 
 
-def words_of_cut_off() -> list[Message]:
+def words_of_cut_off(ctx: Context) -> list[Message]:
     """The notice of an audit log that was cut off, until an administrator confirms it."""
     at = get_mark(_CUT_OFF)
     words = Message(
         "The database has lost its last changes: an audit entry of {at} is missing. An "
         "administrator must confirm this at /restored.",
-        at=at[:16].replace("T", " "),
+        at=clinic_time(ctx, at),
     )
     return [words] if at else []
 
@@ -18951,11 +18958,6 @@ def still_back(gap: Gap) -> list[tuple[int, str]]:
         for row_id, patient_id in gap.erased
         if first_row(Patient, "id = ? AND patient_id = ?", row_id, patient_id)
     ]
-
-
-def clinic_time(ctx: Context, stamp: str) -> datetime.datetime | str:
-    """A time of the store by the clinic's clock; a dash for none."""
-    return datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone) if stamp else "-"
 
 
 def words_of_gap(ctx: Context, gap: Gap) -> list[Message]:
@@ -30879,7 +30881,7 @@ def restored_page(p: PageRequest) -> str:
             rows.append(Row((t("Erase the data of {value}", value=patient_id),),
                             f"/patient/{row_id}/erase"))  # fmt: skip
         parts.append(p.listed("Details", rows, "", gap.backup))
-    if cut_off := p.read(words_of_cut_off):
+    if cut_off := p.read(words_of_cut_off, p.ctx):
         parts.append(p.listed("Details", [Row((t(words),)) for words in cut_off]))
     if parts:
         confirm = Action("/restored", t("Confirm: everybody knows"), (("do", "confirm"),))
@@ -35144,7 +35146,7 @@ def notices(box: Parts) -> list[Message]:
     now, ctx = utc_now(), box.context()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
     with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
-        found += [notice_of_gap(ctx, gap) for gap in gaps()] + words_of_cut_off()
+        found += [notice_of_gap(ctx, gap) for gap in gaps()] + words_of_cut_off(ctx)
     if problem := box.restore_problem:
         found.append(Message("The backup was not restored: {problem}", problem=problem))
     return found + failed_backup(box) + failed_copy(box)
@@ -36541,7 +36543,7 @@ def command_backup(config: Config, arguments: argparse.Namespace) -> None:
     backup_store(config.store_path, to, None, hold_files(config))
     held, newest = store_facts(to), "none"
     if held.newest:
-        newest = clinic_time(Context(config), held.newest)
+        newest = f"{clinic_time(Context(config), held.newest):%Y-%m-%d %H:%M}"
     print(f"{to}: {to.stat().st_size} bytes, checked; patients: {held.patients},"
           f" exams: {held.exams}, newest change: {newest}")  # fmt: skip
 

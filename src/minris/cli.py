@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minris import __version__
-from minris.access.context import Actor, Context, utc_now
+from minris.access.context import Actor, Context, clinic_time, utc_now
 from minris.access.devices import AccessRules
 from minris.access.page_settings import stored_settings
 from minris.access.users import make_token, make_user
@@ -40,7 +40,7 @@ from minris.appliance.store_commands import STORE_COMMANDS, control_file
 from minris.config.ini import Config, ConfigError, find_config, load_config, settings_reference
 from minris.config.values import ROLES, TOKEN_ROLES
 from minris.conformance.statement import conformance_statement
-from minris.housekeeping.restoring import clinic_time, restore, words_of_gap
+from minris.housekeeping.restoring import restore, words_of_gap
 from minris.interchange.csv_tables import export_csv
 from minris.interchange.whole_store import export_store
 from minris.simulator.archive import SimulatedArchive
@@ -241,7 +241,7 @@ def command_backup(config: Config, arguments: argparse.Namespace) -> None:
     backup_store(config.store_path, to, None, hold_files(config))
     held, newest = store_facts(to), "none"
     if held.newest:
-        newest = clinic_time(Context(config), held.newest)
+        newest = f"{clinic_time(Context(config), held.newest):%Y-%m-%d %H:%M}"
     print(f"{to}: {to.stat().st_size} bytes, checked; patients: {held.patients},"
           f" exams: {held.exams}, newest change: {newest}")  # fmt: skip
 

@@ -1,6 +1,7 @@
 """A damaged store: found by itself, told by every door, and never written to."""
 
 import contextlib
+import datetime
 import signal
 import sqlite3
 
@@ -16,6 +17,7 @@ from minris.access.context import purge_audit
 from minris.appliance.store_commands import control_file
 from minris.cli import main
 from minris.store.condition import TROUBLES
+from minris.store.files import beside
 from minris.store.models import database
 from minris.store.rows import get_mark
 from minris.store.sqlite import backup_store
@@ -237,16 +239,24 @@ def test_the_end_of_the_audit_log_that_was_cut_off_shows_until_it_is_confirmed(
         connection.execute("DROP TRIGGER audit_not_erased")
         connection.execute("DELETE FROM audit WHERE id = (SELECT max(id) FROM audit)")
         connection.commit()
-    running = run_appliance()
+    running = run_appliance("[clinic]\ntimezone = Asia/Shanghai\n")
+    at = datetime.datetime.fromisoformat(running.read(get_mark, "audit cut off"))
+    there = at.astimezone(running.config.zone)
     with desk(running) as client:
         told = client.get("/patients").text
-        assert "The store has lost its last changes" in words_of(told)
-        assert "a line of" in words_of(client.get("/restored").text)
+        assert "The database has lost its last changes" in words_of(told)
+        assert f"{there:%H:%M} is missing" in words_of(client.get("/restored").text)
         client.post("/restored", data={"do": "confirm"})
         assert "has lost" not in client.get("/patients").text
     running.stop()
     with desk(run_appliance()) as client:
         assert "has lost" not in client.get("/patients").text
+
+
+@pytest.mark.parametrize("text", ["", "12", "one 2026-07-01T08:00 abc", "1 today abc"])
+def test_an_end_of_the_audit_log_that_cannot_be_read_is_none(run_appliance, stopped, text):
+    beside(stopped.store_path, ".audit").write_text(text)
+    assert run_appliance().read(get_mark, "audit cut off") == ""
 
 
 def test_an_audit_log_that_goes_on_or_is_purged_is_not_cut_off(run_appliance, stopped):

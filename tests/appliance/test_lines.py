@@ -222,8 +222,8 @@ def test_each_rejection_is_audited(appliance):
     rejected(appliance, "MRI9")
     rejected(appliance, "CT1", "ARCHIVE")
     assert audited(appliance) == [
-        ("MRI9@127.0.0.1", "MRI9", "'MRI9' is not registered as a device"),
-        ("CT1@127.0.0.1", "CT1", "it called 'ARCHIVE', our AE title is 'MINRIS'"),
+        ("MRI9@127.0.0.1", "MRI9", "'MRI9' is not a registered device"),
+        ("CT1@127.0.0.1", "CT1", "it called 'ARCHIVE', but our AE title is 'MINRIS'"),
     ]
 
 
@@ -236,5 +236,5 @@ def test_a_flood_of_rejections_is_audited_with_its_count(appliance):
     found = audited(appliance)
     assert len(found) == 22
     assert [detail for _, about, detail in found if detail.endswith("more")] == [
-        "'MRI9' is not registered as a device; 24 more", "several reasons; 11 more"
+        "'MRI9' is not a registered device; 24 more", "several reasons; 11 more"
     ]  # fmt: skip

@@ -9,6 +9,7 @@ import peers
 import pytest
 from conftest import item, write_config
 from test_appliance import Served
+from test_dimse import wait_until
 from test_pages import csrf_of, employ, hidden_fields, visiting, words_of
 
 from minris.access.users import FIRST_USER
@@ -28,9 +29,15 @@ def post(client, path, **fields):
     return client.post(path, data=fields | {"csrf": csrf_of(client.get(path).text)})
 
 
+def back_up(client):
+    """A backup by the button of the page, to its end."""
+    post(client, "/backups", do="backup")
+    wait_until(lambda: "under way" not in client.get("/backups").text)
+
+
 def test_a_backup_is_listed_with_what_it_holds_and_taken_away(appliance, admin):
     appliance.schedule(item("Li^Na"), item("Wang^Fang"))
-    post(admin, "/backups", do="backup")
+    back_up(admin)
     [path] = backups(appliance.config.backup_folder)
     at = f"{path.stem[7:11]}-{path.stem[11:13]}-{path.stem[13:15]}"
     words = words_of(admin.get("/backups"))
@@ -58,7 +65,7 @@ def test_a_restore_names_what_comes_back_and_what_is_lost_and_wants_its_time_typ
     appliance, admin
 ):
     appliance.schedule(item("Li^Na", PatientID="GONE"))
-    post(admin, "/backups", do="backup")
+    back_up(admin)
     appliance.write(erase_patient, appliance.context(), 1, "on request")
     appliance.schedule(item("Wang^Fang"), item("Zhao^Min"), item("Sun^Li"))
     [path] = backups(appliance.config.backup_folder)
@@ -116,7 +123,7 @@ def test_a_real_process_restores_and_comes_back_by_itself(tmp_path):
             enter(served.url, "Li^Na")
             login = {"name": FIRST_USER, "password": served.password}
             assert client.post("/login", data=login).status_code == 303
-            post(client, "/backups", do="backup")
+            back_up(client)
             enter(served.url, "Wang^Fang")
             [path] = backups(tmp_path / "backups")
             page = client.get(f"/backups/{path.name}/restore")

@@ -105,7 +105,7 @@ def test_a_write_that_never_ends_is_not_saved_and_said_so(serve_slowly, tmp_path
         until_taken()
         assert stop_seconds(served) < STOP_S
         assert answer.result().status_code == 503
-        assert "nothing was saved" in answer.result().json()["error"]
+        assert "not saved" in answer.result().json()["error"]
     assert "Wang" not in run("export", folder=tmp_path).stdout
 
 

@@ -2601,7 +2601,7 @@ def test_a_rejection_says_why_in_the_log(server, caplog):
     with Peer(server.port) as peer:
         peer.send(associate_rq(calling="MRI9"))
         peer.rest()
-    assert "'MRI9' is not registered as a device" in caplog.text
+    assert "'MRI9' is not a registered device" in caplog.text
     assert HOST in caplog.text
 
 

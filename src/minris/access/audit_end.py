@@ -1,10 +1,11 @@
 """The end of the audit log, kept outside the store, so that one that was cut off shows."""
 
 import contextlib
+import datetime
 import os
 from pathlib import Path
 
-from minris.access.context import Context, audit
+from minris.access.context import Context, audit, clinic_time
 from minris.standard.status import Message
 from minris.store.files import beside, open_private
 from minris.store.models import database
@@ -44,12 +45,14 @@ class AuditEnd:
     def missing(self) -> str:
         """The time of the line that it names if the store has lost that; else empty."""
         try:
-            number, at, digest = self.path.read_text().split()
+            text, at, digest = self.path.read_text().split()
+            number = int(text)
+            datetime.datetime.fromisoformat(at)  # or no line of ours
         except (OSError, ValueError):
             return ""
         sql = "SELECT min(id), sum(id = ? AND digest = ?) FROM audit"
-        first, found = database.execute_sql(sql, (int(number), digest)).fetchone()
-        purged = number == "0" or (first is not None and first > int(number))
+        first, found = database.execute_sql(sql, (number, digest)).fetchone()
+        purged = first is not None and first > number
         restored = get_mark("started") == "restored"  # the gap is told by the restore
         return "" if found or purged or restored else at
 
@@ -60,13 +63,13 @@ def note_cut_off(ctx: Context, at: str) -> None:
     audit(ctx, "audit log was cut off", "audit log", at)
 
 
-def words_of_cut_off() -> list[Message]:
+def words_of_cut_off(ctx: Context) -> list[Message]:
     """The notice of an audit log that was cut off, until an administrator confirms it."""
     at = get_mark(_CUT_OFF)
     words = Message(
         "The database has lost its last changes: an audit entry of {at} is missing. An "
         "administrator must confirm this at /restored.",
-        at=at[:16].replace("T", " "),
+        at=clinic_time(ctx, at),
     )
     return [words] if at else []
 

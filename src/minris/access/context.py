@@ -60,6 +60,11 @@ class Context:
         return utc_stamp(self.now().astimezone(datetime.UTC) + datetime.timedelta(**later))
 
 
+def clinic_time(ctx: Context, stamp: str) -> datetime.datetime | str:
+    """A time of the store by the clinic's clock; a dash for none."""
+    return datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone) if stamp else "-"
+
+
 AUDIT_START = "audit begins after"  # the mark with the digest of the last line that was let go
 
 

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple, Protocol
 import peewee
 
 from minris.access.audit_end import words_of_cut_off
-from minris.access.context import Context, archive_of, utc_now
+from minris.access.context import Context, archive_of, clinic_time, utc_now
 from minris.access.devices import AccessRules, device_conflicts, stored_devices
 from minris.appliance.backups import backups
 from minris.appliance.machine import Certificate, ClockWatch
 from minris.config.ini import OF_PAGE, Config, Device
 from minris.delivery.alerts import alert_receivers
 from minris.doctor import clock_words_of, last_report
-from minris.housekeeping.restoring import clinic_time, gaps, notice_of_gap
+from minris.housekeeping.restoring import gaps, notice_of_gap
 from minris.mpps.linking import doubtful_steps
 from minris.outbox import (
     EVENT_LANES,
@@ -248,7 +248,7 @@ def notices(box: Parts) -> list[Message]:
     now, ctx = utc_now(), box.context()
     found = [notice for one in box.certificates if (notice := one.notice(now))]
     with contextlib.suppress(StoreTrouble, peewee.DatabaseError), reading():
-        found += [notice_of_gap(ctx, gap) for gap in gaps()] + words_of_cut_off()
+        found += [notice_of_gap(ctx, gap) for gap in gaps()] + words_of_cut_off(ctx)
     if problem := box.restore_problem:
         found.append(Message("The backup was not restored: {problem}", problem=problem))
     return found + failed_backup(box) + failed_copy(box)

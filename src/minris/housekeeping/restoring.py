@@ -10,7 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minris.access.context import AUDIT_START, Context, audit, audit_digest, purge_audit
+from minris.access.context import (
+    AUDIT_START,
+    Context,
+    audit,
+    audit_digest,
+    clinic_time,
+    purge_audit,
+)
 from minris.orders.lookup import counter_name, leap
 from minris.standard.status import Message
 from minris.store.files import in_words
@@ -364,11 +371,6 @@ def still_back(gap: Gap) -> list[tuple[int, str]]:
         for row_id, patient_id in gap.erased
         if first_row(Patient, "id = ? AND patient_id = ?", row_id, patient_id)
     ]
-
-
-def clinic_time(ctx: Context, stamp: str) -> datetime.datetime | str:
-    """A time of the store by the clinic's clock; a dash for none."""
-    return datetime.datetime.fromisoformat(stamp).astimezone(ctx.config.zone) if stamp else "-"
 
 
 def words_of_gap(ctx: Context, gap: Gap) -> list[Message]:

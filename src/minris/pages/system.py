@@ -4,9 +4,9 @@ import re
 from typing import Any
 
 from minris.access.audit_end import confirm_cut_off, words_of_cut_off
+from minris.access.context import clinic_time
 from minris.delivery.alerts import alert_receivers
 from minris.housekeeping.restoring import (
-    clinic_time,
     confirm_gaps,
     gaps,
     note_download,
@@ -154,7 +154,7 @@ def restored_page(p: PageRequest) -> str:
             rows.append(Row((t("Erase the data of {value}", value=patient_id),),
                             f"/patient/{row_id}/erase"))  # fmt: skip
         parts.append(p.listed("Details", rows, "", gap.backup))
-    if cut_off := p.read(words_of_cut_off):
+    if cut_off := p.read(words_of_cut_off, p.ctx):
         parts.append(p.listed("Details", [Row((t(words),)) for words in cut_off]))
     if parts:
         confirm = Action("/restored", t("Confirm: everybody knows"), (("do", "confirm"),))
