@@ -9,6 +9,7 @@ from conftest import Running
 from test_pages import employ, visiting
 
 from minris.config.ini import load_config
+from minris.pages.static import load_catalogues
 from minris.simulator.demo import DEMO_CONFIG, DEMO_DAY, play_day
 from minris.standard.ups import UPS_STATES
 from minris.standard.worklist import MODALITIES, STEP_STATES
@@ -17,7 +18,8 @@ from minris.standard.worklist import MODALITIES, STEP_STATES
 DATA = (
     *(part for row in DEMO_DAY for part in (*re.split("[=^]", row.name), row.exam)),
     "Lakeside Clinic (invented)", "CT room", "X-ray room", "X-ray", "Ultrasound", "3D workstation", "Standard",
-    "anna", "test desk", "admin", "Rossi Marco", "English", "MAIN", "SIM",
+    "anna", "test desk", "admin", "Rossi Marco", "MAIN", "SIM",
+    *(catalogue["English"] for catalogue in load_catalogues().values()),  # each language's own name
 )  # fmt: skip
 # Terms that Chinese departments write in Latin letters, and names of files and programs.
 TERMS = (
