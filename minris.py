@@ -23751,6 +23751,10 @@ PLURALS: dict[str, Callable[[int], str]] = {
     "zh": no_plural,
 }
 RIGHT_TO_LEFT = {"ar", "fa", "he", "ur"}
+COPIED = {"secret", "url"}  # places of what people copy
+LRI, RLI, PDI = "\u2066", "\u2067", "\u2069"  # isolates of Unicode
+FROM_LEFT = re.compile(r"[A-Za-z]|\d\D|\D\d")  # Latin letters, or a sign among digits
+RIGHT_LETTER = re.compile("[\u0590-\u08ff]")  # Hebrew, Arabic
 DECIMAL_COMMA = {"de", "es", "fr", "id", "it", "pt", "ru", "vi"}
 
 
@@ -23768,9 +23772,25 @@ class Translator:
         found = self.catalogue.get(text, text)
         if not isinstance(found, str):
             found = found.get(self.plural(int(values["count"]))) or found["other"]
-        return (
-            found.format_map({k: self.value(v, k) for k, v in values.items()}) if values else found
-        )
+        if not values:
+            return found
+        shown = {key: self.value(value, key) for key, value in values.items()}
+        return found.format_map({
+            key: self.placed(value) if isinstance(value, str) and key not in COPIED else value
+            for key, value in shown.items()
+        })  # fmt: skip
+
+    def placed(self, value: str) -> str:
+        """Return a value with marks that keep its own order in a text from right to left."""
+        if self.direction == "ltr" or not FROM_LEFT.search(value):
+            return value
+        return f"{RLI if RIGHT_LETTER.search(value) else LRI}{value}{PDI}"
+
+    def way(self, value: str) -> str:
+        """Return the direction of a value that stands by itself."""
+        if self.direction == "ltr":
+            return "auto"
+        return "rtl" if RIGHT_LETTER.search(str(value)) else "ltr"
 
     def said(self, text: str) -> str:
         """Return a sentence that the store keeps in English, in this language.
@@ -23785,7 +23805,7 @@ class Translator:
         first, colon, rest = text.partition(": ")
         if colon:
             return self.labelled(self.said(first), self.said(rest))
-        return state_codes().sub(lambda code: self(code[0]), text).replace(" -> ", " → ")
+        return state_codes().sub(lambda code: self(code[0]), text).replace(" -> ", self.arrow)
 
     def value(self, value: object, name: str = "") -> object:
         """Return a value of a sentence as this language writes it; by its name it is one itself."""
@@ -23802,13 +23822,22 @@ class Translator:
         """The direction of writing: ltr or rtl."""
         return "rtl" if self.kind in RIGHT_TO_LEFT else "ltr"
 
+    @property
+    def arrow(self) -> str:
+        """From an old value to a new one."""
+        return " ← " if self.direction == "rtl" else " → "
+
     def number(self, value: float, digits: int = 1) -> str:
         """Return a decimal number: 2.5 or 2,5."""
         return f"{value:.{digits}f}".replace(".", "," if self.kind in DECIMAL_COMMA else ".")
 
     def listed(self, values: Iterable[str]) -> str:
         """Return those values that are not empty, with the comma of the language."""
-        return self(COMMA).join(filter(None, values))
+        return self(COMMA).join(self.placed(one) for one in values if one)
+
+    def dotted(self, values: Iterable[str]) -> str:
+        """Return those values that are not empty, with a dot between them."""
+        return " · ".join(self.placed(one) for one in values if one)
 
     def labelled(self, label: str, words: str) -> str:
         """Return words after a label and a colon."""
@@ -24369,7 +24398,7 @@ legend { font-weight: 600; padding: 0 6px; float: inline-start; width: 100%; mar
 legend + * { clear: both; }
 fieldset > legend { grid-column: 1 / -1; padding: 0; font-size: 18px; }
 label { display: block; color: var(--soft); font-size: 13px; }
-label.check { display: inline-flex; gap: 6px; margin: 8px 12px 0 0; color: inherit; }
+label.check { display: inline-flex; gap: 6px; margin: 8px 0 0; margin-inline-end: 12px; color: inherit; }
 .field small { display: block; }
 .field .problem { margin: 4px 0 0; font-size: 13px; }
 fieldset > .row { grid-column: 1 / -1; margin: 0; }
@@ -24394,7 +24423,7 @@ label.chip { color: inherit; cursor: pointer; }
 #answers { position: absolute; top: 44px; inset-inline-start: 0; inset-inline-end: -8rem; max-width: calc(100vw - 24px); z-index: 6; max-height: 75vh; overflow-y: auto; }
 .fields { max-width: 64rem; }
 div.actions { display: flex; flex-wrap: wrap; gap: 8px; align-items: end; }
-.actions form { display: inline-flex; gap: 6px; align-items: end; margin: 2px 0 2px 6px; }
+.actions form { display: inline-flex; gap: 6px; align-items: end; margin-block: 2px; margin-inline-start: 6px; }
 div.actions > form { margin-inline-start: 0; }
 td.actions { text-align: end; }
 td.actions button, td.actions input, td.actions select { min-height: 32px; padding: 2px 10px; font-size: 14px; }
@@ -24449,7 +24478,7 @@ table.board { table-layout: fixed; }
 .board thead th:nth-child(5) { width: 12rem; }
 .board small { display: block; font-weight: 400; overflow: hidden; text-overflow: ellipsis; }
 .board .group th { padding: 6px 14px; background: var(--band); font-weight: 400; color: var(--soft); }
-.group h2 { display: inline; margin: 0 8px 0 0; font-size: 15px; color: var(--ink); }
+.group h2 { display: inline; margin: 0; margin-inline-end: 8px; font-size: 15px; color: var(--ink); }
 .board tr.now > * { border-top: 2px solid var(--bad); }
 .board tr:is([data-state="COMPLETED"], [data-state="CANCELED"], [data-state="NO SHOW"], [data-state="DEPARTED"], [data-state="DISCONTINUED"]) > :not(.actions) { color: var(--soft); }
 .board .actions { white-space: nowrap; overflow: visible; }
@@ -24527,13 +24556,18 @@ code { padding: 2px 8px; border-radius: 6px; background: var(--mute-bg); font-si
 .sheet img { background: #fff; }
 .big dd { font-size: 22px; font-weight: 600; }
 
+/* Latin words among Arabic ones keep their own order. */
+.block > *, .group > th > *, th > a { unicode-bidi: plaintext; }
+[dir="rtl"] :is(code, pre, [type="tel"], [type="url"], [type="time"]) { direction: ltr; unicode-bidi: isolate; }
+[dir="rtl"] :is([type="tel"], [type="url"], [type="time"]) { text-align: end; }
+
 /* Calendar, waiting room, paper. */
 .views { display: flex; margin-inline-start: auto; }
 .views .button { border-radius: 0; margin-inline-start: -1px; }
-.views .button:first-child { border-radius: 8px 0 0 8px; }
-.views .button:last-child { border-radius: 0 8px 8px 0; }
+.views .button:first-child { border-start-start-radius: 8px; border-end-start-radius: 8px; }
+.views .button:last-child { border-start-end-radius: 8px; border-end-end-radius: 8px; }
 .views [aria-current] { background: var(--tint); color: var(--accent); position: relative; border-color: var(--accent); }
-.calendar { display: grid; grid-template-columns: 15rem minmax(0, 1fr); gap: 16px; align-items: start; }
+.calendar { display: grid; grid-template-columns: minmax(15rem, max-content) minmax(0, 1fr); gap: 16px; align-items: start; }
 .months { grid-column: 1; grid-row: 1; }
 .months h2 { margin-top: 0; }
 table.month th, table.month td { padding: 2px; text-align: center; border: 0; }
@@ -24606,6 +24640,7 @@ td:hover > .free { color: var(--accent); }
   .board th, .board td:nth-child(3) { grid-column: 2 / 4; }
   .board td:nth-child(4) { grid-area: 3 / 2; align-self: center; }
   .board td.actions { grid-area: 3 / 3; }
+  .board .state { white-space: normal; }
   .views { margin: 0; }
   .views .button { padding: 6px 8px; }
   .summary { flex-wrap: nowrap; overflow-x: auto; padding-bottom: 4px; }
@@ -25063,12 +25098,13 @@ document.addEventListener("keydown", (event) => {
     return Boolean(link);
   };
   const search = document.querySelector("main form[role=search] input") || field("search");
+  const ahead = document.dir === "rtl" ? "Left" : "Right", behind = ahead === "Left" ? "Right" : "Left";
   const keys = {
     n: () => follow(`a[href='${root}register']`),
     t: () => follow(".brand"),
     p: () => follow(`a[href^='${root}print'], a[href$='/label']`),
-    ArrowLeft: () => follow("a[rel=prev]"),
-    ArrowRight: () => follow("a[rel=next]"),
+    [`Arrow${behind}`]: () => follow("a[rel=prev]"),
+    [`Arrow${ahead}`]: () => follow("a[rel=next]"),
     "/": () => { if (search) search.focus(); else location.href = root + "patients"; return true; },
     "?": () => {
       const keys = field("keys");
@@ -27222,7 +27258,7 @@ SHARED_PART = """% # Functions for all templates of pages.
 % def fact_list(facts):
 <dl>
 % for words, value in facts:
-<dt>{{words}}</dt><dd>{{value}}</dd>
+<dt>{{words}}</dt><dd><bdi dir="{{t.way(value)}}">{{value}}</bdi></dd>
 % end
 </dl>
 % end
@@ -28982,7 +29018,7 @@ def person(p: PageRequest, patient: Any) -> dict[str, Any]:
     about = [t.of_person(index, p.ctx.local_now().date()), patient.patient_id,
              t.date(patient.patient_birth_date)]  # fmt: skip
     shown = {"path": f"/patient/{patient.id}", "name": t.name(patient.patient_name),
-             "about": " · ".join(filter(None, about)), "exam": None}  # fmt: skip
+             "about": t.dotted(about), "exam": None}  # fmt: skip
     if step := p.read(step_of_day, patient.id, p.ctx.today()):
         exam = step_item(step).get("ScheduledProcedureStepDescription")
         day = "" if step.start_date == p.ctx.today() else f"{t.date(step.start_date)} "
@@ -29108,8 +29144,8 @@ def board_step(ctx: Context, t: Translator, row: tuple[Any, ...], reports: bool)
     return {
         "row_id": step_id, "path": f"/step/{step_id}", "mark": mark_of(state, study), "state": state,
         "time": shown_time(start_time), "name": t.name(index.get("PatientName")),
-        "about": " · ".join(filter(None, about)), "exam": exam_name(index),
-        "order": " · ".join(filter(None, order)), "tags": tags_of(t, index),
+        "about": t.dotted(about), "exam": exam_name(index),
+        "order": t.dotted(order), "tags": tags_of(t, index),
         "main": [one for one in actions if one[0] == main],
         "others": [one for one in actions if one[0] != main],
     }  # fmt: skip
@@ -29257,10 +29293,10 @@ def device_note(web: Web, ctx: Context, t: Translator, date: str, station: str) 
     asked = web.read(last_query, device.ae_titles if device else (station,))
     last = f"{local_time(asked.last_at, ctx.config.zone):%Y%m%d%H:%M}" if asked else ""
     asked_today = last[:8] == date == ctx.today()
-    return " · ".join(filter(None, (
+    return t.dotted((
         t("next free {time}", time=clock(free[0])) if free else "",
         t("machine last asked {time}", time=last[8:]) if asked_today else "",
-    )))  # fmt: skip
+    ))  # fmt: skip
 
 
 def render_board(web: Web, ctx: Context, t: Translator, view: BoardView, rows: Rows) -> str:
@@ -29980,7 +30016,7 @@ def new_workitem_page(
     }
     rows = [row for row in WORKITEM_FIELDS if row.name not in fixed]
     fields, others = show_fields(p, rows, form, problems, choices)
-    words = " · ".join(filter(None, fixed.values()))
+    words = t.dotted(fixed.values())
     return show_form(
         p, "New workitem", [(words or t("Workitem"), fields)], others, submit=t("Create"),
         hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or p.ctx.new_uid())],
@@ -30680,7 +30716,7 @@ def patient_title(p: PageRequest, index: ElementIndex) -> str:
     """Return a patient as the title of a page: Garcia Luis · M 61 y · P000002."""
     told = (p.t.name(index.get("PatientName")), p.t.of_person(index, p.ctx.local_now().date()),
             index.get("PatientID"))  # fmt: skip
-    return " · ".join(filter(None, told))
+    return p.t.dotted(told)
 
 
 CHANGE_LABELS = {row.tag: row.label for row in REGISTER_FIELDS} | {
@@ -30703,9 +30739,9 @@ def shown_history(
         for tag, *values in one.changes:
             label = t(CHANGE_LABELS.get(tag) or attribute_name(tag))
             show = _SHOWN.get(vr_of(tag), lambda _, value: value.replace("\\", ", "))
-            old, new = (show(t, value) if value else t("(empty)") for value in values)
-            changes.append(f"{label}: {old} → {new}")
-        what = " · ".join(filter(None, (t(one.what), t(one.about))))
+            both = (t.placed(show(t, value) if value else t("(empty)")) for value in values)
+            changes.append(f"{label}: {t.arrow.join(both)}")
+        what = t.dotted((t(one.what), t(one.about)))
         shown.append((p.at(one.at), what, one.who, changes))
     return shown
 
@@ -31131,7 +31167,7 @@ def title_of(p: PageRequest, columns: list[Column], view: str, names: dict[str, 
         words = p.t(
             "Week from {first} to {last}", first=p.t.date(first.date), last=p.t.date(last.date)
         )
-        return f"{names.get(first.device, first.device)}, {words}"
+        return p.t.listed((names.get(first.device, first.device), words))
     return p.t.day(first.date)
 
 
@@ -32038,7 +32074,7 @@ def patient_facts(p: PageRequest, index: ElementIndex) -> str:
     """Return ID, sex and birth date with the age of a patient, in one line."""
     about = p.t.of_person(index, p.ctx.local_now().date())
     born = p.t.date(index.get("PatientBirthDate"))
-    return " · ".join(filter(None, (index.get("PatientID"), born, about)))
+    return p.t.dotted((index.get("PatientID"), born, about))
 
 
 def waiting_number(p: PageRequest, row_id: int, date: str) -> int:
@@ -32061,10 +32097,10 @@ def slip_page(p: PageRequest, row_id: int) -> str:
     place = (device_names(p.web).get(station, station), item.get("ScheduledProcedureStepLocation"))
     return p.show(
         SLIP_PAGE, "Appointment slip", paper=True, row_id=row_id, name=t.name(index.get("PatientName")),
-        facts=patient_facts(p, index), exam=exam_name(index), place=" · ".join(filter(None, place)),
+        facts=patient_facts(p, index), exam=exam_name(index), place=t.dotted(place),
         day=t.day(date) if date else "",
         time=shown_time(item.get("ScheduledProcedureStepStartTime")),
-        contact=" · ".join(filter(None, (clinic.address, clinic.phone))),
+        contact=t.dotted((clinic.address, clinic.phone)),
         preparation=p.read(appointment_of, p.ctx, index).preparation,
         accession=index.get("AccessionNumber"), number=waiting_number(p, row_id, date),
         **size_of_paper(p, "slip_size"),
@@ -32080,7 +32116,7 @@ def label_page(p: PageRequest, row_id: int) -> str:
     about = (exam_name(index), p.t.date(date), p.t("No. {number}", number=number) if number else "")
     return p.show(
         LABEL_PAGE, "Print label", paper=True, name=p.t.name(index.get("PatientName")), row_id=row_id,
-        facts=patient_facts(p, index), exam=" · ".join(filter(None, about)),
+        facts=patient_facts(p, index), exam=p.t.dotted(about),
         accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
         **size_of_paper(p, "label_size"),
     )  # fmt: skip
@@ -32617,7 +32653,7 @@ SHEET_PAGE = """
 <p>{{t('Enter this at the machine, for worklist and performed procedure step:')}}</p>
 <dl class="big">
 % for words, value in facts:
-<dt>{{words}}</dt><dd>{{value}}</dd>
+<dt>{{words}}</dt><dd><bdi dir="{{t.way(value)}}">{{value}}</bdi></dd>
 % end
 </dl>
 <img src="/devices/sheet.svg" alt="{{entered}}" width="180" height="180">
@@ -33316,7 +33352,7 @@ def welcome_page(p: PageRequest) -> str:
     typed = {key: p.query(key) for key in ("name", "ae_title", "modality")}
     return p.show(
         WELCOME_PAGE, "Welcome to minris", done=done, board=board, mark=p.mark(SETTINGS_THING),
-        clinic_words=" · ".join(filter(None, (shown["name"], shown["timezone"], hours))),
+        clinic_words=p.t.dotted((shown["name"], shown["timezone"], hours)),
         clinic_fields=setting_fields(p, CLINIC_KEYS, {}, {}),
         people_words=t("{count} people can log in.", count=people) if done.people
         else t("A login for reception, one for the technologists."),

@@ -376,12 +376,13 @@ document.addEventListener("keydown", (event) => {
     return Boolean(link);
   };
   const search = document.querySelector("main form[role=search] input") || field("search");
+  const ahead = document.dir === "rtl" ? "Left" : "Right", behind = ahead === "Left" ? "Right" : "Left";
   const keys = {
     n: () => follow(`a[href='${root}register']`),
     t: () => follow(".brand"),
     p: () => follow(`a[href^='${root}print'], a[href$='/label']`),
-    ArrowLeft: () => follow("a[rel=prev]"),
-    ArrowRight: () => follow("a[rel=next]"),
+    [`Arrow${behind}`]: () => follow("a[rel=prev]"),
+    [`Arrow${ahead}`]: () => follow("a[rel=next]"),
     "/": () => { if (search) search.focus(); else location.href = root + "patients"; return true; },
     "?": () => {
       const keys = field("keys");

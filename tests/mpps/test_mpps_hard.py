@@ -378,7 +378,7 @@ def step_page(appliance, web, step):
 
 def facts(text):
     """What the lists of a page say: label and value."""
-    pairs = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", text, re.S)
+    pairs = re.findall(r"<dt>(.*?)</dt><dd><bdi[^>]*>(.*?)</bdi></dd>", text, re.S)
     return {html.unescape(label): html.unescape(value) for label, value in pairs}
 
 

@@ -52,6 +52,7 @@ def day(tmp_path_factory):
 def texts_of(page):
     """What a page shows: its texts, and attributes that are read out."""
     page = re.sub(r"<(script|style|option)\b[^>]*>.*?</\1>", "", page, flags=re.S)
+    page = re.sub(r"<button\b[^>]* lang=[^>]*>[^<]*", "", page)  # languages, by their own names
     said = re.findall(r'\b(?:placeholder|title|aria-label|alt|data-words)="([^"]*)"', page)
     return [html.unescape(text).strip() for text in (*re.split("<[^>]*>", page), *said)]
 
@@ -86,8 +87,8 @@ def latin_in(text):
     """The runs of Latin letters that are neither data nor terms."""
     text = without(DATA, text)
     text = re.sub(
-        r"[^\s（(]*[/@=_\\][^\s）)]*|\{count\}|\b[0-9a-f]{16}\b", " ", text
-    )  # paths, hashes
+        r"[^\s（(]*[/@=_\\][^\s）)]*|\{count\}|\[[a-z]+\]|\b[0-9a-f]{16}\b", " ", text
+    )  # paths, sections of settings, hashes
     text = without((*TERMS, *MODALITIES), text)
     text = re.sub(r"\b[0-9A-F]+\b|[A-Z]*-?\d[\w.:-]*", " ", text)  # identifiers, numbers
     return re.findall(r"[A-Za-z]{2,}", text)

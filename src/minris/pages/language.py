@@ -69,6 +69,10 @@ PLURALS: dict[str, Callable[[int], str]] = {
     "zh": no_plural,
 }
 RIGHT_TO_LEFT = {"ar", "fa", "he", "ur"}
+COPIED = {"secret", "url"}  # places of what people copy
+LRI, RLI, PDI = "\u2066", "\u2067", "\u2069"  # isolates of Unicode
+FROM_LEFT = re.compile(r"[A-Za-z]|\d\D|\D\d")  # Latin letters, or a sign among digits
+RIGHT_LETTER = re.compile("[\u0590-\u08ff]")  # Hebrew, Arabic
 DECIMAL_COMMA = {"de", "es", "fr", "id", "it", "pt", "ru", "vi"}
 
 
@@ -86,9 +90,25 @@ class Translator:
         found = self.catalogue.get(text, text)
         if not isinstance(found, str):
             found = found.get(self.plural(int(values["count"]))) or found["other"]
-        return (
-            found.format_map({k: self.value(v, k) for k, v in values.items()}) if values else found
-        )
+        if not values:
+            return found
+        shown = {key: self.value(value, key) for key, value in values.items()}
+        return found.format_map({
+            key: self.placed(value) if isinstance(value, str) and key not in COPIED else value
+            for key, value in shown.items()
+        })  # fmt: skip
+
+    def placed(self, value: str) -> str:
+        """Return a value with marks that keep its own order in a text from right to left."""
+        if self.direction == "ltr" or not FROM_LEFT.search(value):
+            return value
+        return f"{RLI if RIGHT_LETTER.search(value) else LRI}{value}{PDI}"
+
+    def way(self, value: str) -> str:
+        """Return the direction of a value that stands by itself."""
+        if self.direction == "ltr":
+            return "auto"
+        return "rtl" if RIGHT_LETTER.search(str(value)) else "ltr"
 
     def said(self, text: str) -> str:
         """Return a sentence that the store keeps in English, in this language.
@@ -103,7 +123,7 @@ class Translator:
         first, colon, rest = text.partition(": ")
         if colon:
             return self.labelled(self.said(first), self.said(rest))
-        return state_codes().sub(lambda code: self(code[0]), text).replace(" -> ", " → ")
+        return state_codes().sub(lambda code: self(code[0]), text).replace(" -> ", self.arrow)
 
     def value(self, value: object, name: str = "") -> object:
         """Return a value of a sentence as this language writes it; by its name it is one itself."""
@@ -120,13 +140,22 @@ class Translator:
         """The direction of writing: ltr or rtl."""
         return "rtl" if self.kind in RIGHT_TO_LEFT else "ltr"
 
+    @property
+    def arrow(self) -> str:
+        """From an old value to a new one."""
+        return " ← " if self.direction == "rtl" else " → "
+
     def number(self, value: float, digits: int = 1) -> str:
         """Return a decimal number: 2.5 or 2,5."""
         return f"{value:.{digits}f}".replace(".", "," if self.kind in DECIMAL_COMMA else ".")
 
     def listed(self, values: Iterable[str]) -> str:
         """Return those values that are not empty, with the comma of the language."""
-        return self(COMMA).join(filter(None, values))
+        return self(COMMA).join(self.placed(one) for one in values if one)
+
+    def dotted(self, values: Iterable[str]) -> str:
+        """Return those values that are not empty, with a dot between them."""
+        return " · ".join(self.placed(one) for one in values if one)
 
     def labelled(self, label: str, words: str) -> str:
         """Return words after a label and a colon."""

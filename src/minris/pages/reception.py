@@ -209,7 +209,7 @@ def patient_title(p: PageRequest, index: ElementIndex) -> str:
     """Return a patient as the title of a page: Garcia Luis · M 61 y · P000002."""
     told = (p.t.name(index.get("PatientName")), p.t.of_person(index, p.ctx.local_now().date()),
             index.get("PatientID"))  # fmt: skip
-    return " · ".join(filter(None, told))
+    return p.t.dotted(told)
 
 
 CHANGE_LABELS = {row.tag: row.label for row in REGISTER_FIELDS} | {
@@ -232,8 +232,8 @@ def shown_history(
         for tag, *values in one.changes:
             label = t(CHANGE_LABELS.get(tag) or attribute_name(tag))
             show = _SHOWN.get(vr_of(tag), lambda _, value: value.replace("\\", ", "))
-            old, new = (show(t, value) if value else t("(empty)") for value in values)
-            changes.append(f"{label}: {old} → {new}")
-        what = " · ".join(filter(None, (t(one.what), t(one.about))))
+            both = (t.placed(show(t, value) if value else t("(empty)")) for value in values)
+            changes.append(f"{label}: {t.arrow.join(both)}")
+        what = t.dotted((t(one.what), t(one.about)))
         shown.append((p.at(one.at), what, one.who, changes))
     return shown

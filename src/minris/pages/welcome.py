@@ -56,7 +56,7 @@ def welcome_page(p: PageRequest) -> str:
     typed = {key: p.query(key) for key in ("name", "ae_title", "modality")}
     return p.show(
         WELCOME_PAGE, "Welcome to minris", done=done, board=board, mark=p.mark(SETTINGS_THING),
-        clinic_words=" · ".join(filter(None, (shown["name"], shown["timezone"], hours))),
+        clinic_words=p.t.dotted((shown["name"], shown["timezone"], hours)),
         clinic_fields=setting_fields(p, CLINIC_KEYS, {}, {}),
         people_words=t("{count} people can log in.", count=people) if done.people
         else t("A login for reception, one for the technologists."),

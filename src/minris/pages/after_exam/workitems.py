@@ -333,7 +333,7 @@ def new_workitem_page(
     }
     rows = [row for row in WORKITEM_FIELDS if row.name not in fixed]
     fields, others = show_fields(p, rows, form, problems, choices)
-    words = " · ".join(filter(None, fixed.values()))
+    words = t.dotted(fixed.values())
     return show_form(
         p, "New workitem", [(words or t("Workitem"), fields)], others, submit=t("Create"),
         hidden=[("step", form.get("step", "")), ("uid", form.get("uid") or p.ctx.new_uid())],

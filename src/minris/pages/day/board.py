@@ -61,8 +61,8 @@ def board_step(ctx: Context, t: Translator, row: tuple[Any, ...], reports: bool)
     return {
         "row_id": step_id, "path": f"/step/{step_id}", "mark": mark_of(state, study), "state": state,
         "time": shown_time(start_time), "name": t.name(index.get("PatientName")),
-        "about": " · ".join(filter(None, about)), "exam": exam_name(index),
-        "order": " · ".join(filter(None, order)), "tags": tags_of(t, index),
+        "about": t.dotted(about), "exam": exam_name(index),
+        "order": t.dotted(order), "tags": tags_of(t, index),
         "main": [one for one in actions if one[0] == main],
         "others": [one for one in actions if one[0] != main],
     }  # fmt: skip
@@ -210,10 +210,10 @@ def device_note(web: Web, ctx: Context, t: Translator, date: str, station: str) 
     asked = web.read(last_query, device.ae_titles if device else (station,))
     last = f"{local_time(asked.last_at, ctx.config.zone):%Y%m%d%H:%M}" if asked else ""
     asked_today = last[:8] == date == ctx.today()
-    return " · ".join(filter(None, (
+    return t.dotted((
         t("next free {time}", time=clock(free[0])) if free else "",
         t("machine last asked {time}", time=last[8:]) if asked_today else "",
-    )))  # fmt: skip
+    ))  # fmt: skip
 
 
 def render_board(web: Web, ctx: Context, t: Translator, view: BoardView, rows: Rows) -> str:

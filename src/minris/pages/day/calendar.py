@@ -104,7 +104,7 @@ def title_of(p: PageRequest, columns: list[Column], view: str, names: dict[str, 
         words = p.t(
             "Week from {first} to {last}", first=p.t.date(first.date), last=p.t.date(last.date)
         )
-        return f"{names.get(first.device, first.device)}, {words}"
+        return p.t.listed((names.get(first.device, first.device), words))
     return p.t.day(first.date)
 
 

@@ -81,7 +81,7 @@ def patient_facts(p: PageRequest, index: ElementIndex) -> str:
     """Return ID, sex and birth date with the age of a patient, in one line."""
     about = p.t.of_person(index, p.ctx.local_now().date())
     born = p.t.date(index.get("PatientBirthDate"))
-    return " · ".join(filter(None, (index.get("PatientID"), born, about)))
+    return p.t.dotted((index.get("PatientID"), born, about))
 
 
 def waiting_number(p: PageRequest, row_id: int, date: str) -> int:
@@ -104,10 +104,10 @@ def slip_page(p: PageRequest, row_id: int) -> str:
     place = (device_names(p.web).get(station, station), item.get("ScheduledProcedureStepLocation"))
     return p.show(
         SLIP_PAGE, "Appointment slip", paper=True, row_id=row_id, name=t.name(index.get("PatientName")),
-        facts=patient_facts(p, index), exam=exam_name(index), place=" · ".join(filter(None, place)),
+        facts=patient_facts(p, index), exam=exam_name(index), place=t.dotted(place),
         day=t.day(date) if date else "",
         time=shown_time(item.get("ScheduledProcedureStepStartTime")),
-        contact=" · ".join(filter(None, (clinic.address, clinic.phone))),
+        contact=t.dotted((clinic.address, clinic.phone)),
         preparation=p.read(appointment_of, p.ctx, index).preparation,
         accession=index.get("AccessionNumber"), number=waiting_number(p, row_id, date),
         **size_of_paper(p, "slip_size"),
@@ -123,7 +123,7 @@ def label_page(p: PageRequest, row_id: int) -> str:
     about = (exam_name(index), p.t.date(date), p.t("No. {number}", number=number) if number else "")
     return p.show(
         LABEL_PAGE, "Print label", paper=True, name=p.t.name(index.get("PatientName")), row_id=row_id,
-        facts=patient_facts(p, index), exam=" · ".join(filter(None, about)),
+        facts=patient_facts(p, index), exam=p.t.dotted(about),
         accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
         **size_of_paper(p, "label_size"),
     )  # fmt: skip

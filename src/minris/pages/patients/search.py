@@ -34,7 +34,7 @@ def person(p: PageRequest, patient: Any) -> dict[str, Any]:
     about = [t.of_person(index, p.ctx.local_now().date()), patient.patient_id,
              t.date(patient.patient_birth_date)]  # fmt: skip
     shown = {"path": f"/patient/{patient.id}", "name": t.name(patient.patient_name),
-             "about": " · ".join(filter(None, about)), "exam": None}  # fmt: skip
+             "about": t.dotted(about), "exam": None}  # fmt: skip
     if step := p.read(step_of_day, patient.id, p.ctx.today()):
         exam = step_item(step).get("ScheduledProcedureStepDescription")
         day = "" if step.start_date == p.ctx.today() else f"{t.date(step.start_date)} "
