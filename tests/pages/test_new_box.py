@@ -83,7 +83,7 @@ def test_each_line_is_done_by_what_is_there(tmp_path):
         assert len(ct.worklist()) == 1
         job_save_queries(box.appliance)
         assert done(box).tried
-        assert "Last worklist query: 1 exams." in client.get("/welcome?part=board").text
+        assert "Last worklist query: 1 exam." in client.get("/welcome?part=board").text
         (test,) = box.read(simulated_patients)
         assert (test.ae_title, bool(test.seen_at)) == ("CT1", True)
         end = token | {"event": "end", "patient_id": test.patient_id}

@@ -156,6 +156,7 @@ def value_of(text, name):
 OPEN = (
     "/login",
     "/language",
+    "/screen",  # asks for its own token
     "/healthz",
     "/metrics",
     "/static/",
