@@ -9474,9 +9474,13 @@ def tokens_of() -> list[tuple[str, str, str, str]]:
 
 
 def end_sessions(ctx: Context, name: str) -> int:
-    """End all sessions of a user; return their number. Refuses 0112."""
-    user = _find_user(name)
-    count: int = Session.delete().where(Session.user == user).execute()
+    """End all sessions of a user; return their number. Refuses 0112.
+
+    Whose form comes meanwhile is still known: what was typed is kept for the next login.
+    """
+    user, now = _find_user(name), ctx.stamp()
+    ending = (Session.user == user) & (Session.expires_at > now)
+    count: int = Session.update(expires_at=now).where(ending).execute()
     audit(ctx, "sessions ended", name, str(count))
     return count
 

@@ -15,11 +15,11 @@ import httpx
 import peers
 import pytest
 from conftest import PROGRAM, item, write_config
+from peers import PATIENCE_S
 from pynetdicom import AE
 
 from minris.access.users import Login, find_token
 from minris.appliance.jobs import job_renew
-from minris.cli import main
 from minris.config.ini import ConfigError, load_config
 from minris.standard.uids import VERIFICATION
 
@@ -389,11 +389,12 @@ def test_the_cookie_of_a_login_goes_over_https_alone(secured, clinic):
     assert "secure" in answer.headers["set-cookie"].lower()
 
 
-def test_a_command_beside_the_running_appliance_reaches_it_by_https(secured, capsys):
+def test_a_command_beside_the_running_appliance_reaches_it_by_https(secured):
     appliance = secured()
-    assert main(["token", "his", "--config", str(appliance.config.path)]) == 0
-    secret = capsys.readouterr().out.strip()
-    assert appliance.read(find_token, secret) == Login("his", "desk")
+    command = [*PROGRAM, "token", "his", "--config", str(appliance.config.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0, done.stderr
+    assert appliance.read(find_token, done.stdout.strip()) == Login("his", "desk")
 
 
 # Renewal without restart
