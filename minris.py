@@ -24300,13 +24300,13 @@ def static_folder() -> Path | None:
 
 
 STATIC = {
-    "minris.css": """/* minris: classes only where an element selector is not enough. Sizes on a grid of 4 px. */
+    "minris.css": """/* minris: what all pages have. Sizes on a grid of 4 px. */
 :root {
   color-scheme: light dark;
   --ink: #14202b; --soft: #566675; --line: #e1e7ed; --edge: #c3ccd5; --ground: #f4f6f8; --card: #fff; --band: #f9fafb;
   --accent: #0a6e8a; --accent-ink: #fff; --tint: #e3f1f5; --link: #0a5f78;
   --rail: #0d2b38; --rail-ink: #cfdde4; --rail-soft: #8fadba; --rail-on: #17485a;
-  --mute: #566675; --mute-bg: #edf0f3; --wait: #835400; --wait-bg: #fdf1d8; --run: #0b5cad; --run-bg: #e2eefb;
+  --mute-bg: #edf0f3; --wait: #835400; --wait-bg: #fdf1d8; --run: #0b5cad; --run-bg: #e2eefb;
   --good: #1d6b35; --good-bg: #e2f3e7; --bad: #a4161a; --bad-bg: #fdeaea;
 }
 @media (prefers-color-scheme: dark) {
@@ -24314,7 +24314,7 @@ STATIC = {
     --ink: #e6edf3; --soft: #a3b4c2; --line: #2a3742; --edge: #465664; --ground: #0f161c; --card: #18212a; --band: #1d2731;
     --accent: #5cc2dd; --accent-ink: #06222b; --tint: #12333d; --link: #7fd0e6;
     --rail: #0a1e27; --rail-on: #143b49;
-    --mute: #b4c2ce; --mute-bg: #2a3540; --wait: #f2c669; --wait-bg: #3a2e12; --run: #8cc1ff; --run-bg: #14304f;
+    --mute-bg: #2a3540; --wait: #f2c669; --wait-bg: #3a2e12; --run: #8cc1ff; --run-bg: #14304f;
     --good: #8bdba2; --good-bg: #163524; --bad: #ffa3a3; --bad-bg: #43191c;
   }
 }
@@ -24331,14 +24331,15 @@ a { color: var(--link); }
 small, .small { font-size: 13px; color: var(--soft); }
 button, input, select, textarea, summary { font: inherit; color: inherit; }
 
-/* The frame: rail, header, bottom bar. */
+/* Rail, header, bottom bar. */
 .skip { position: absolute; inset-inline-start: -999px; }
 .skip:focus { inset-inline-start: 8px; top: 8px; z-index: 9; background: var(--card); padding: 8px 16px; border-radius: 8px; }
 .rail { grid-row: 1 / 3; background: var(--rail); color: var(--rail-ink); padding: 0 8px 16px; }
-.rail > div { position: sticky; top: 0; max-height: 100vh; overflow-y: auto; scrollbar-width: thin; }
+.rail > div { position: sticky; top: 0; max-height: 100vh; overflow-y: auto; }
 .brand { display: flex; align-items: center; min-height: 56px; padding: 0 10px; color: #fff; font-weight: 600; text-decoration: none; }
 .rail h2 { margin: 0; padding: 14px 10px 4px; font-size: 12px; color: var(--rail-soft); }
-.rail ul { list-style: none; margin: 0; padding: 0; }
+.rail ul, .found, .stages { list-style: none; margin: 0 0 16px; padding: 0; }
+.rail ul { margin: 0; }
 .rail li a {
   display: flex; align-items: center; gap: 10px; min-height: 36px; padding: 6px 10px;
   border-radius: 8px; color: inherit; text-decoration: none; font-size: 14px;
@@ -24352,16 +24353,15 @@ body > header {
   background: var(--card); border-bottom: 1px solid var(--line);
 }
 header form { margin: 0; }
-header > form[role="search"] { flex: 1; max-width: 27rem; position: relative; }
-header > form[role="search"] input { background: var(--ground); width: 100%; }
+header > [role="search"] { flex: 1; max-width: 27rem; position: relative; }
+header > [role="search"] input { background: var(--ground); }
 header .main { white-space: nowrap; }
-.status, header > :last-child { margin-inline-start: auto; }
-.status + :last-child { margin-inline-start: 0; }
+.status, header > :last-child:not(.status + *) { margin-inline-start: auto; }
 .status { display: flex; flex-wrap: wrap; align-items: center; gap: 6px; min-height: 36px; color: inherit; text-decoration: none; white-space: nowrap; }
 .me { position: relative; }
-.me > summary { list-style: none; min-height: 36px; display: flex; align-items: center; padding: 0 8px; border-radius: 8px; cursor: pointer; }
+.me > summary { list-style: none; min-height: 36px; display: flex; align-items: center; padding: 0 8px; border-radius: 8px; }
 .me > summary::after { content: "▾"; margin-inline-start: 6px; color: var(--soft); }
-.me > div, .more > div, #answers:not(:empty), .bar details > ul { padding: 8px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; box-shadow: 0 6px 24px #0003; }
+.me > div, .more > div, #answers:not(:empty), .bar details > ul { padding: 8px; box-shadow: 0 6px 24px #0003; }
 .me > div { position: absolute; inset-inline-end: 0; top: 44px; z-index: 5; width: 16rem; display: grid; gap: 4px; }
 .me a, .me button, .more div > *, .bar li a { display: block; width: 100%; min-height: 36px; padding: 8px 10px; border: 0; border-radius: 8px; background: none; text-align: start; font-size: 14px; font-weight: 400; text-decoration: none; color: var(--ink); cursor: pointer; }
 :is(.me a, .me button, .more div > *):hover { background: var(--tint); }
@@ -24374,14 +24374,13 @@ nav.tabs a { padding: 8px 12px; text-decoration: none; color: var(--soft); borde
 nav.tabs a[aria-current] { color: var(--accent); border-color: var(--accent); font-weight: 600; }
 
 /* Controls. */
-button, .button {
+button, .button, .main {
   display: inline-flex; align-items: center; justify-content: center; gap: 6px; min-height: 36px; padding: 6px 14px;
   border: 1px solid var(--edge); border-radius: 8px; background: var(--card); color: inherit; font-weight: 600; cursor: pointer; text-decoration: none;
 }
 button:hover, .button:hover { border-color: var(--accent); background: var(--tint); }
-.main, button.main { background: var(--accent); color: var(--accent-ink); border-color: var(--accent); }
-.main:hover, button.main:hover { background: var(--accent); filter: brightness(1.08); }
-a.main { display: inline-flex; align-items: center; min-height: 36px; padding: 6px 14px; border-radius: 8px; font-weight: 600; text-decoration: none; }
+.main { background: var(--accent); color: var(--accent-ink); border-color: var(--accent); }
+.main:hover { background: var(--accent); filter: brightness(1.08); }
 :disabled { opacity: .6; cursor: default; }
 input, select, textarea {
   width: 100%; min-height: 36px; padding: 6px 10px; background: var(--card); color: var(--ink); font-size: 15px;
@@ -24396,11 +24395,10 @@ input[type="file"] { max-width: 32rem; }
 [aria-invalid="true"] { border-color: var(--bad); }
 fieldset {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 12px 16px; align-items: start;
-  margin: 0 0 16px; padding: 16px; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  margin: 0 0 16px; padding: 16px;
 }
-legend { font-weight: 600; padding: 0 6px; float: inline-start; width: 100%; margin-bottom: 4px; }
+legend { grid-column: 1 / -1; float: inline-start; width: 100%; margin-bottom: 4px; padding: 0; font-size: 18px; font-weight: 600; }
 legend + * { clear: both; }
-fieldset > legend { grid-column: 1 / -1; padding: 0; font-size: 18px; }
 label { display: block; color: var(--soft); font-size: 13px; }
 label.check { display: inline-flex; gap: 6px; margin: 8px 0 0; margin-inline-end: 12px; color: inherit; }
 .field small { display: block; }
@@ -24408,9 +24406,8 @@ label.check { display: inline-flex; gap: 6px; margin: 8px 0 0; margin-inline-end
 fieldset > .row { grid-column: 1 / -1; margin: 0; }
 .row:empty { display: none; }
 .inner { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 12px 16px; padding-top: 8px; }
-.row > summary { cursor: pointer; color: var(--link); }
+.row > summary { color: var(--link); }
 .found button { width: 100%; flex-wrap: wrap; justify-content: start; border: 0; font-weight: 400; }
-.found strong { font-weight: 600; }
 .summary > span { align-self: center; min-width: 9rem; }
 label.chip { color: inherit; cursor: pointer; }
 .chip:has(:checked) { border-color: var(--accent); background: var(--tint); }
@@ -24419,12 +24416,11 @@ label.chip { color: inherit; cursor: pointer; }
 .day input, .day select { width: auto; display: block; }
 .day[role="search"] label { flex: 0 1 24rem; }
 .day[role="search"] input { width: 100%; }
-.found { list-style: none; margin: 0 0 12px; padding: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .found li { display: flex; flex-wrap: wrap; gap: 2px 16px; border-top: 1px solid var(--line); }
 .found li:first-child { border-top: 0; }
 .found a { display: flex; gap: 8px; align-items: center; min-height: 40px; padding: 6px 14px; }
 .found a + a { margin-inline-start: auto; }
-#answers { position: absolute; top: 44px; inset-inline-start: 0; inset-inline-end: -8rem; max-width: calc(100vw - 24px); z-index: 6; max-height: 75vh; overflow-y: auto; }
+#answers { position: absolute; top: 44px; inset-inline: 0 -8rem; max-width: calc(100vw - 24px); z-index: 6; max-height: 75vh; overflow-y: auto; }
 .fields { max-width: 64rem; }
 div.actions { display: flex; flex-wrap: wrap; gap: 8px; align-items: end; }
 .actions form { display: inline-flex; gap: 6px; align-items: end; margin-block: 2px; margin-inline-start: 6px; }
@@ -24460,15 +24456,16 @@ div.problem ul { margin: 4px 0 0; padding-inline-start: 20px; }
 [data-state="BLOCKED"] { --bg: repeating-linear-gradient(45deg, var(--mute-bg), var(--mute-bg) 6px, var(--line) 6px, var(--line) 8px); }
 .state {
   display: inline-flex; align-items: center; gap: 6px; padding: 2px 10px; border-radius: 12px; white-space: nowrap;
-  background: var(--bg, var(--mute-bg)); color: var(--fg, var(--mute)); font-size: 13px; font-weight: 600; text-decoration: none;
+  background: var(--bg, var(--mute-bg)); color: var(--fg, var(--soft)); font-size: 13px; font-weight: 600; text-decoration: none;
 }
 .state::before { content: var(--sign, "○"); font-size: 11px; }
-.light { text-decoration: none; }
-[data-light="good"] > :first-child, .light[data-light="good"] { color: var(--good); }
-[data-light="warning"] > :first-child, .light[data-light="warning"] { color: var(--wait); }
-[data-light="bad"] > :first-child, .light[data-light="bad"] { color: var(--bad); font-weight: 600; }
+[data-light="good"] { --light: var(--good); }
+[data-light="warning"] { --light: var(--wait); }
+[data-light="bad"] { --light: var(--bad); }
+[data-light] > :first-child, .light { color: var(--light); text-decoration: none; }
 
-/* Tables, lists of facts. */
+/* Tables, facts. */
+fieldset, table, dl, .tiles li, .found, pre, .me > div, .more > div, #answers:not(:empty), .bar details > ul { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .wide { overflow-x: auto; position: relative; }
 .chips { margin: 0 0 16px; }
 .summary { display: flex; flex-wrap: wrap; gap: 8px; }
@@ -24476,18 +24473,19 @@ div.problem ul { margin: 4px 0 0; padding-inline-start: 20px; }
 .chip:hover { border-color: var(--accent); }
 .chip[aria-current] { border-color: var(--accent); background: var(--tint); color: var(--accent); font-weight: 600; }
 table.board { table-layout: fixed; }
-.board thead th:nth-child(1) { width: 5rem; }
-.board thead th:nth-child(2) { width: 30%; }
-.board thead th:nth-child(4) { width: 12.5rem; }
-.board thead th:nth-child(5) { width: 12rem; }
+.board thead :nth-child(1) { width: 5rem; }
+.board thead :nth-child(2) { width: 30%; }
+.board thead :nth-child(4) { width: 12.5rem; }
+.board thead :nth-child(5) { width: 12rem; }
 .board small { display: block; font-weight: 400; overflow: hidden; text-overflow: ellipsis; }
 .board .group th { padding: 6px 14px; background: var(--band); font-weight: 400; color: var(--soft); }
 .group h2 { display: inline; margin: 0; margin-inline-end: 8px; font-size: 15px; color: var(--ink); }
 .board tr.now > * { border-top: 2px solid var(--bad); }
-.board tr:is([data-state="COMPLETED"], [data-state="CANCELED"], [data-state="NO SHOW"], [data-state="DEPARTED"], [data-state="DISCONTINUED"]) > :not(.actions) { color: var(--soft); }
+.board tr:not(.group, [data-state="SCHEDULED"], [data-state="ARRIVED"], [data-state="READY"], [data-state="STARTED"]) > :not(.actions) { color: var(--soft); }
 .board .actions { white-space: nowrap; overflow: visible; }
+.board .actions > button { white-space: normal; max-width: calc(100% - 48px); }
 .more { display: inline-block; position: relative; }
-.more > summary { list-style: none; display: inline-grid; place-content: center; width: 36px; height: 32px; border-radius: 8px; color: var(--soft); cursor: pointer; font-size: 18px; }
+.more > summary { list-style: none; display: inline-grid; place-content: center; width: 36px; height: 32px; border-radius: 8px; color: var(--soft); font-size: 18px; }
 .more > summary:hover { background: var(--tint); }
 .more > div { position: absolute; inset-inline-end: 0; top: 34px; z-index: 3; width: 13rem; display: grid; gap: 2px; }
 #board.moved { pointer-events: none; }
@@ -24495,7 +24493,7 @@ table.board { table-layout: fixed; }
 #offline { bottom: 8px; inset-inline-end: 16px; }
 .news { top: 64px; left: 50%; background: var(--wait); color: var(--card); border-color: transparent; }
 .news:hover { background: var(--wait); }
-table { width: 100%; border-collapse: separate; border-spacing: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+table { width: 100%; border-collapse: separate; border-spacing: 0; }
 th, td { padding: 8px 14px; text-align: start; border-top: 1px solid var(--line); vertical-align: middle; }
 thead tr:first-child > *, tbody:first-child tr:first-child > * { border-top: 0; }
 thead th { color: var(--soft); font-size: 12px; font-weight: 600; white-space: nowrap; }
@@ -24507,18 +24505,18 @@ tbody tr:hover > * { background: var(--band); }
 tr[data-state="CANCELED"] th, tr[data-state="NO SHOW"] th { text-decoration: line-through; font-weight: 400; }
 td:nth-child(1) { white-space: nowrap; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(15rem, 46%), 1fr)); gap: 12px; margin: 0 0 16px; padding: 0; }
-dl, .tiles li { display: grid; background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 16px; }
+dl, .tiles li { display: grid; padding: 16px; }
 dl { grid-template-columns: minmax(8rem, max-content) 1fr; gap: 6px 20px; margin: 0 0 16px; }
 .tiles li { gap: 4px; align-content: start; }
 .tiles b { font-size: 22px; font-weight: 600; }
 .tiles a { color: inherit; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
-pre { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px; font-size: 13px; }
+pre { overflow-x: auto; padding: 12px; font-size: 13px; }
 .links { display: flex; flex-wrap: wrap; gap: 8px 20px; margin: 16px 0; }
 nav.links a[aria-current] { font-weight: 600; text-decoration: none; }
 .after { columns: 20rem; padding-inline-start: 20px; }
-.stages { display: flex; flex-wrap: wrap; gap: 8px; list-style: none; margin: 0 0 16px; padding: 0; }
+.stages { display: flex; flex-wrap: wrap; gap: 8px; }
 .stages li { flex: 1 1 7rem; padding-top: 4px; border-top: 4px solid var(--line); color: var(--soft); }
 .stages li:not([data-state=""]) { border-color: var(--fg, var(--accent)); color: var(--ink); }
 .stages small { display: block; }
@@ -24531,46 +24529,88 @@ nav.links a[aria-current] { font-weight: 600; text-decoration: none; }
 .side > .more > div { position: static; width: auto; margin-top: 4px; }
 .side .more > div > form { display: grid; gap: 6px; }
 .timeline { padding-inline-start: 20px; }
-.timeline time { color: var(--soft); }
-.timeline .who { color: var(--soft); }
+.timeline :is(time, .who) { color: var(--soft); }
 details.deed { border: 1px solid var(--line); border-radius: 8px; margin-bottom: 8px; max-width: 40rem; background: var(--card); }
-details.deed summary { padding: 8px 14px; cursor: pointer; }
+details.deed summary { padding: 8px 14px; }
 form.deed { display: grid; gap: 8px; padding: 0 14px 14px; max-width: 38rem; }
 section > form.deed { padding: 0 0 8px; justify-items: start; }
 form.deed button { justify-self: start; }
 .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 [hidden] { display: none !important; }
-
-/* The first day. */
-.steps { display: grid; gap: 10px; max-width: 56rem; margin-bottom: 16px; }
-.step { display: grid; grid-template-columns: 36px minmax(0, 1fr) auto; gap: 8px 16px; align-items: center; padding: 14px 20px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-.step h2 { margin: 0; font-size: 15px; }
-.step > #board { display: contents; }
-.step > .rest { grid-column: 2 / 4; margin: 0; }
 .step fieldset, .deed fieldset { padding: 0; margin: 8px 0 12px; border: 0; }
 .fields details.deed { max-width: none; }
 .deed fieldset { padding: 0 14px; }
-.step .told, .step .warning { margin: 8px 0 0; }
-.step #board .button { margin-inline-start: 8px; }
-.sign { align-self: start; display: grid; place-content: center; width: 32px; height: 32px; border-radius: 16px; background: var(--mute-bg); color: var(--mute); }
-.sign[data-done] { background: var(--good-bg); color: var(--good); }
 summary { cursor: pointer; }
-code { padding: 2px 8px; border-radius: 6px; background: var(--mute-bg); font-size: 18px; white-space: nowrap; }
-.enter { line-height: 2.2; }
-.sheet img { background: #fff; }
-.big dd { font-size: 22px; font-weight: 600; }
 
-/* Latin words among Arabic ones keep their own order. */
-.block > *, .group > th > *, th > a { unicode-bidi: plaintext; }
-[dir="rtl"] :is(code, pre, [type="tel"], [type="url"], [type="time"]) { direction: ltr; unicode-bidi: isolate; }
-[dir="rtl"] :is([type="tel"], [type="url"], [type="time"]) { text-align: end; }
+.group > th > *, th > a { unicode-bidi: plaintext; }  /* a Latin name among Arabic words */
 
-/* Calendar, waiting room, paper. */
+/* Views. */
 .views { display: flex; margin-inline-start: auto; }
 .views .button { border-radius: 0; margin-inline-start: -1px; }
 .views .button:first-child { border-start-start-radius: 8px; border-end-start-radius: 8px; }
 .views .button:last-child { border-start-end-radius: 8px; border-end-end-radius: 8px; }
 .views [aria-current] { background: var(--tint); color: var(--accent); position: relative; border-color: var(--accent); }
+
+@media (max-width: 68.75rem) {
+  body.framed { grid-template-columns: 76px minmax(0, 1fr); }
+  .rail { padding: 0 4px 16px; }
+  .brand { font-size: 11px; padding: 0 4px; text-align: center; justify-content: center; overflow-wrap: anywhere; }
+  .rail h2 { height: 1px; margin: 6px 8px; padding: 0; overflow: hidden; background: #ffffff2e; color: transparent; }
+  .rail li a { flex-direction: column; gap: 2px; padding: 6px 2px; font-size: 11px; line-height: 1.15; text-align: center; overflow-wrap: anywhere; position: relative; }
+  .count { position: absolute; top: 2px; inset-inline-end: 6px; margin: 0; }
+  main, body > header { padding-inline: 16px; }
+}
+@media (max-width: 40rem) {
+  body.framed { display: block; padding-bottom: 72px; }
+  .rail, header .main, .status span { display: none; }
+  body > header { padding: 8px 12px; }
+  main { padding: 12px; }
+  button, input, select, textarea, .button { min-height: 44px; }
+  input, select, textarea { font-size: 16px; }
+  .bar {
+    position: fixed; inset: auto 0 0; z-index: 5; display: grid; grid-template-columns: repeat(5, 1fr); align-items: center; min-height: 60px;
+    background: var(--card); border-top: 1px solid var(--line); padding-bottom: env(safe-area-inset-bottom);
+  }
+  .bar > a, .bar summary { display: grid; justify-items: center; gap: 2px; padding: 6px 2px; min-height: 44px; font-size: 12px; color: var(--soft); text-decoration: none; list-style: none; }
+  .bar > a[aria-current] { color: var(--accent); font-weight: 600; }
+  .bar > a[href="/register"] span { position: absolute; clip-path: inset(50%); }
+  .bar > a[href="/register"] { width: 44px; height: 44px; margin: auto; padding: 0; place-content: center; border-radius: 22px; background: var(--accent); color: var(--accent-ink); }
+  .bar details > ul { position: fixed; inset: auto 8px 68px; max-height: 70vh; overflow-y: auto; margin: 0; list-style: none; }
+  .toast .told { bottom: 76px; }
+  .bar li a { display: flex; gap: 10px; align-items: center; }
+  .board, .board tbody { display: block; background: none; border: 0; }
+  .board thead { display: none; }
+  .board tr { display: grid; grid-template-columns: 2.9rem minmax(9.4rem, 1fr) minmax(0, auto); gap: 2px 8px; margin-bottom: 8px; padding: 10px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+  .board tr.group { display: block; margin: 12px 0 4px; padding: 0 2px; border: 0; background: none; }
+  .board tr.group th { padding: 0; background: none; }
+  .board tr > * { padding: 0; border: 0 !important; white-space: normal; }
+  .board .state { padding: 2px 8px; font-size: 12px; }
+  .board tr.now { border-top: 2px solid var(--bad); }
+  .board th, .board td:nth-child(3) { grid-column: 2 / 4; }
+  .board td:nth-child(4) { grid-area: 3 / 2; align-self: center; }
+  .board td.actions { grid-area: 3 / 3; }
+  .views { margin: 0; }
+  .views .button { padding: 6px 8px; }
+  .summary { flex-wrap: nowrap; overflow-x: auto; padding-bottom: 4px; }
+  .chip { white-space: nowrap; padding: 8px 14px; }
+  a[href^="/print"] { display: none; }
+  .two { grid-template-columns: minmax(0, 1fr); }
+  .side { order: -1; grid-template-columns: 1fr 1fr; }
+  #slots .summary { flex-wrap: wrap; }
+  #slots .summary > span { width: 100%; }
+  dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: 8px; }
+}
+@page wide { size: landscape; margin: 12mm; @bottom-right { content: counter(page) " / " counter(pages); font-size: 9pt; } }
+@media print {
+  header, nav, .rail, .bar, .skip, .actions, .day, .noprint, #offline, #told { display: none !important; }
+  body, body.framed { display: block; background: #fff; color: #000; font-size: 11pt; }
+  main { padding: 0; max-width: none; }
+  table, dl, fieldset { border-color: #999; }
+  body:has(.calendar, .daylist) { page: wide; }
+}
+""",
+    "calendar.css": """/* The calendar; beside minris.css. */
 .calendar { display: grid; grid-template-columns: minmax(15rem, max-content) minmax(0, 1fr); gap: 16px; align-items: start; }
 .months { grid-column: 1; grid-row: 1; }
 .months h2 { margin-top: 0; }
@@ -24592,82 +24632,19 @@ table.grid tbody td { position: relative; padding: 0; line-height: 0; border-inl
 table.grid tbody > tr > :first-child { position: static; border-inline-start: 0; }
 table.grid tbody tr:has(> th) > * { border-top-color: var(--line); }
 i.now { position: absolute; inset-inline: 0; z-index: 1; height: 2px; background: var(--bad); pointer-events: none; }
-.block { position: absolute; inset: 0 2px 1px; padding: 1px 6px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; border-radius: 6px; border-inline-start: 3px solid var(--fg, var(--mute)); background: var(--bg, var(--mute-bg)); color: var(--ink); font-size: 12px; line-height: 1.4; text-decoration: none; }
+.block > * { unicode-bidi: plaintext; }
+.block { position: absolute; inset: 0 2px 1px; padding: 1px 6px; overflow: hidden; white-space: nowrap; text-overflow: ellipsis; border-radius: 6px; border-inline-start: 3px solid var(--fg, var(--soft)); background: var(--bg, var(--mute-bg)); color: var(--ink); font-size: 12px; line-height: 1.4; text-decoration: none; }
 td:not([rowspan="1"], [rowspan="2"], [rowspan="3"], [rowspan="4"]) > .block { white-space: normal; }
 .block:hover, .block:focus-visible { z-index: 2; bottom: auto; white-space: normal; min-height: calc(100% - 1px); box-shadow: 0 2px 10px #0003; }
 .free { position: absolute; inset: 1px 2px; display: grid; place-content: center; border-radius: 6px; color: transparent; text-decoration: none; }
 .free:hover, .free:focus { background: var(--tint); color: var(--accent); }
 td:hover > .free { color: var(--accent); }
-.waiting { list-style: none; padding: 0; font-size: 2rem; }
-.waiting li { display: grid; grid-template-columns: 1fr 2fr 3fr 2fr; gap: 16px; padding: 8px 16px; border-bottom: 1px solid var(--line); align-items: center; }
-.waiting [data-called]:not([data-called=""]) { background: var(--good-bg); color: var(--good); font-weight: 600; border-radius: 10px; }
-.waiting strong { grid-column: 3 / 5; }
-.waiting .state { font-size: 1.4rem; border-radius: 20px; justify-self: start; }
-[aria-pressed="true"] { background: var(--tint); border-color: var(--accent); }
 
 @media (max-width: 68.75rem) {
   .calendar { grid-template-columns: 1fr; }
   .months { grid-row: 2; max-width: 22rem; }
-  body.framed { grid-template-columns: 76px minmax(0, 1fr); }
-  .rail { padding: 0 4px 16px; }
-  .brand { font-size: 11px; padding: 0 4px; text-align: center; justify-content: center; overflow-wrap: anywhere; }
-  .rail h2 { height: 1px; margin: 6px 8px; padding: 0; overflow: hidden; background: #ffffff2e; color: transparent; }
-  .rail li a { flex-direction: column; gap: 2px; padding: 6px 2px; font-size: 11px; line-height: 1.15; text-align: center; overflow-wrap: anywhere; position: relative; }
-  .count { position: absolute; top: 2px; inset-inline-end: 6px; margin: 0; }
-  main, body > header { padding-inline: 16px; }
 }
-@media (max-width: 40rem) {
-  body.framed { display: block; padding-bottom: 72px; }
-  .rail, header .main, .status span { display: none; }
-  body > header { padding: 8px 12px; }
-  main { padding: 12px; }
-  button, input, select, textarea, .button { min-height: 44px; }
-  input, select, textarea { font-size: 16px; }
-  .bar {
-    position: fixed; inset: auto 0 0; z-index: 5; display: grid; grid-template-columns: repeat(5, 1fr); align-items: center; min-height: 60px;
-    background: var(--card); border-top: 1px solid var(--line); padding-bottom: env(safe-area-inset-bottom);
-  }
-  .bar > a, .bar summary { display: grid; justify-items: center; gap: 2px; padding: 6px 2px; min-height: 44px; font-size: 12px; color: var(--soft); text-decoration: none; list-style: none; cursor: pointer; }
-  .bar > a[aria-current] { color: var(--accent); font-weight: 600; }
-  .bar > a[href="/register"] span { position: absolute; clip-path: inset(50%); }
-  .bar > a[href="/register"] { width: 44px; height: 44px; margin: auto; padding: 0; place-content: center; border-radius: 22px; background: var(--accent); color: var(--accent-ink); }
-  .bar details > ul { position: fixed; inset: auto 8px 68px; max-height: 70vh; overflow-y: auto; margin: 0; list-style: none; }
-  .toast .told { bottom: 76px; }
-  .bar li a { display: flex; gap: 10px; align-items: center; }
-  .board, .board tbody { display: block; background: none; border: 0; }
-  .board thead { display: none; }
-  .board tr { display: grid; grid-template-columns: 3.4rem minmax(0, 1fr) auto; gap: 2px 8px; margin-bottom: 8px; padding: 10px 12px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-  .board tr.group { display: block; margin: 12px 0 4px; padding: 0 2px; border: 0; background: none; }
-  .board tr.group th { padding: 0; background: none; }
-  .board tr > * { padding: 0; border: 0 !important; white-space: normal; }
-  .board tr.now { border-top: 2px solid var(--bad); }
-  .board th, .board td:nth-child(3) { grid-column: 2 / 4; }
-  .board td:nth-child(4) { grid-area: 3 / 2; align-self: center; }
-  .board td.actions { grid-area: 3 / 3; }
-  .board .state { white-space: normal; }
-  .views { margin: 0; }
-  .views .button { padding: 6px 8px; }
-  .summary { flex-wrap: nowrap; overflow-x: auto; padding-bottom: 4px; }
-  .chip { white-space: nowrap; padding: 8px 14px; }
-  a[href^="/print"] { display: none; }
-  .two { grid-template-columns: minmax(0, 1fr); }
-  .side { order: -1; grid-template-columns: 1fr 1fr; }
-  #slots .summary { flex-wrap: wrap; }
-  #slots .summary > span { width: 100%; }
-  dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: 8px; }
-  .waiting { font-size: 1.3rem; }
-  .waiting li { grid-template-columns: 1fr 1fr; gap: 4px 12px; padding: 8px 4px; }
-}
-@media (prefers-reduced-motion: reduce) { * { transition: none !important; animation: none !important; } }
-@page wide { size: landscape; margin: 12mm; @bottom-right { content: counter(page) " / " counter(pages); font-size: 9pt; } }
 @media print {
-  header, nav, .rail, .bar, .skip, .actions, .day, .noprint, .notice, #offline, #told { display: none !important; }
-  body, body.framed { display: block; background: #fff; color: #000; font-size: 11pt; }
-  main { padding: 0; max-width: none; }
-  table, dl, fieldset { border-color: #999; }
-  /* All of the page: where the kind of sheet changes, a sheet ends. */
-  body:has(.calendar, .daylist) { page: wide; }
   .calendar { display: block; }
   .months { display: none; }
 }
@@ -24724,10 +24701,154 @@ td:hover > .free { color: var(--accent); }
   body:has(.label, .slip) main > :not(.label, .slip), body:has(.daylist) main > :not(.daylist) { display: none; }
 }
 """,
-    "minris.js": r"""// minris: live board, help while typing. Every page works without this file.
+    "rtl.css": """/* For languages from right to left: what is Latin keeps its own order; beside minris.css. */
+code, pre, [type="tel"], [type="url"], [type="time"] { direction: ltr; unicode-bidi: isolate; }
+[type="tel"], [type="url"], [type="time"] { text-align: end; }
+""",
+    "waiting.css": """/* The screen of the waiting room; beside minris.css. */
+.waiting { list-style: none; padding: 0; font-size: 2rem; }
+.waiting li { display: grid; grid-template-columns: 1fr 2fr 3fr 2fr; gap: 16px; padding: 8px 16px; border-bottom: 1px solid var(--line); align-items: center; }
+.waiting [data-called]:not([data-called=""]) { background: var(--good-bg); color: var(--good); font-weight: 600; border-radius: 10px; }
+.waiting strong { grid-column: 3 / 5; }
+.waiting .state { font-size: 1.4rem; border-radius: 20px; justify-self: start; }
+[aria-pressed="true"] { background: var(--tint); border-color: var(--accent); }
+@media (max-width: 40rem) {
+  .waiting { font-size: 1.3rem; }
+  .waiting li { grid-template-columns: 1fr 1fr; gap: 4px 12px; padding: 8px 4px; }
+}
+""",
+    "welcome.css": """/* The first day, and the sheets for machines; beside minris.css. */
+.steps { display: grid; gap: 10px; max-width: 56rem; margin-bottom: 16px; }
+.step { display: grid; grid-template-columns: 36px minmax(0, 1fr) auto; gap: 8px 16px; align-items: center; padding: 14px 20px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+.step h2 { margin: 0; font-size: 15px; }
+.step > #board { display: contents; }
+.step > .rest { grid-column: 2 / 4; margin: 0; }
+.step .told, .step .warning { margin: 8px 0 0; }
+.step #board .button { margin-inline-start: 8px; }
+.sign { align-self: start; display: grid; place-content: center; width: 32px; height: 32px; border-radius: 16px; background: var(--mute-bg); color: var(--soft); }
+.sign[data-done] { background: var(--good-bg); color: var(--good); }
+code { padding: 2px 8px; border-radius: 6px; background: var(--mute-bg); font-size: 18px; white-space: nowrap; }
+.enter { line-height: 2.2; }
+.sheet img { background: #fff; }
+.big dd { font-size: 22px; font-weight: 600; }
+""",
+    "minris.js": """// minris: what every page has. Every page works without its scripts.
 "use strict";
 
 const root = document.body.dataset.root;  // path of all pages, with / at its end
+
+// Fetch a part of the page for what is typed; only the answer to the last query counts.
+function asker(element, use) {
+  let asked = 0;
+  let timer = 0;
+  async function ask(query) {
+    const mine = ++asked;
+    try {
+      const path = element.dataset.find + "?" + new URLSearchParams(query);
+      const answer = await fetch(path, { credentials: "same-origin", redirect: "manual" });
+      if (!answer.ok || mine !== asked) return;
+      element.innerHTML = await answer.text();
+      if (use) use(element);
+    } catch (error) { /* the page works without it */ }
+  }
+  return (query, wait) => {
+    clearTimeout(timer);
+    timer = setTimeout(ask, wait, query);
+  };
+}
+
+const field = (name) => document.getElementById(name);
+
+// The search box of every page: what is found stands below it; arrows move through it.
+(function () {
+  const answers = field("answers"), box = field("search");
+  if (!answers) return;
+  const ask = asker(answers);
+  box.addEventListener("input", () => {
+    if (box.value.trim()) ask({ q: box.value, part: 1 }, 120);
+    else { ask({ q: "", part: 1 }, 0); answers.textContent = ""; }
+  });
+  box.form.addEventListener("keydown", (event) => {
+    const links = Array.from(answers.querySelectorAll("a"));
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (event.key === "Escape") { answers.textContent = ""; box.focus(); }
+    if (!step || !links.length) return;
+    const place = links.indexOf(document.activeElement) + step;
+    (links[place] || box).focus();
+    event.preventDefault();
+  });
+  document.addEventListener("click", (event) => {
+    if (!box.form.contains(event.target)) answers.textContent = "";
+  });
+})();
+
+// A filter applies at once.
+document.addEventListener("change", (event) => {
+  const sends = event.target.matches("select[data-send]") || event.target.matches("[data-send]") && event.target.value;
+  if (sends) event.target.form.requestSubmit(event.target.form.querySelector(`button[value="${event.target.name}"]`));
+});
+
+// Menus behind dots: one is open at a time; a click beside it or Escape closes it.
+document.addEventListener("toggle", (event) => {
+  if (!event.target.matches(".more, .me") || !event.target.open) return;
+  for (const other of document.querySelectorAll(".more[open], .me[open]")) {
+    if (other !== event.target) other.open = false;
+  }
+}, true);
+document.addEventListener("click", (event) => {
+  for (const menu of document.querySelectorAll(".more[open], .me[open]")) {
+    if (!menu.contains(event.target)) menu.open = false;
+  }
+});
+
+// Send a form once: its buttons are disabled for the second click of a double click.
+document.addEventListener("submit", (event) => {
+  for (const button of event.target.elements) {
+    if (button.tagName !== "BUTTON") continue;
+    setTimeout(() => { button.disabled = true; }, 0);
+    setTimeout(() => { button.disabled = false; }, 5000);
+  }
+});
+// The back button restores the page with its buttons disabled: enable them.
+window.addEventListener("pageshow", () => {
+  for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
+});
+
+for (const button of document.querySelectorAll("[data-print]")) {
+  button.hidden = false;
+  button.addEventListener("click", () => print());
+}
+
+// Keys, outside of fields: N new, / search, T today, arrows previous or next day, P print, ? help.
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.closest("input, textarea, select, [contenteditable]");
+  if (typing || event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
+  const follow = (selector) => {
+    const link = document.querySelector(selector);
+    if (link) link.click();
+    return Boolean(link);
+  };
+  const search = document.querySelector("main form[role=search] input") || field("search");
+  const ahead = document.dir === "rtl" ? "Left" : "Right", behind = ahead === "Left" ? "Right" : "Left";
+  const keys = {
+    n: () => follow(`a[href='${root}register']`),
+    t: () => follow(".brand"),
+    p: () => follow(`a[href^='${root}print'], a[href$='/label']`),
+    [`Arrow${behind}`]: () => follow("a[rel=prev]"),
+    [`Arrow${ahead}`]: () => follow("a[rel=next]"),
+    "/": () => { if (search) search.focus(); else location.href = root + "patients"; return true; },
+    "?": () => {
+      const keys = field("keys");
+      if (keys) keys.parentElement.closest("details").open = keys.open = !keys.open;
+      return Boolean(keys);
+    },
+  };
+  const deed = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+  if (deed && deed()) event.preventDefault();
+});
+""",
+    "board.js": r"""// Pages that change by themselves: board, first day, screen of the waiting room; after minris.js.
+"use strict";
 
 (function () {
   const board = document.getElementById("board");
@@ -24902,50 +25023,45 @@ const root = document.body.dataset.root;  // path of all pages, with / at its en
   setInterval(refresh, 30000);
 })();
 
-// Fetch a part of the page for what is typed; only the answer to the last query counts.
-function asker(element, use) {
-  let asked = 0;
-  let timer = 0;
-  async function ask(query) {
-    const mine = ++asked;
-    try {
-      const path = element.dataset.find + "?" + new URLSearchParams(query);
-      const answer = await fetch(path, { credentials: "same-origin", redirect: "manual" });
-      if (!answer.ok || mine !== asked) return;
-      element.innerHTML = await answer.text();
-      if (use) use(element);
-    } catch (error) { /* the page works without it */ }
-  }
-  return (query, wait) => {
-    clearTimeout(timer);
-    timer = setTimeout(ask, wait, query);
-  };
+// The first day: a rejected caller fills the form; the time zone is that of the browser.
+document.addEventListener("click", (event) => {
+  const fill = event.target.closest("[data-fill]");
+  if (!fill) return;
+  event.preventDefault();
+  for (const [name, value] of new URLSearchParams(fill.dataset.fill)) field(name).value = value;
+  const folded = field("modality").closest("details");
+  if (folded) folded.open = true;
+  field("modality").focus();
+});
+const zone = document.querySelector(".steps #clinic_timezone");
+if (zone && !zone.value) zone.value = Intl.DateTimeFormat().resolvedOptions().timeZone;
+
+// The screen of the waiting room: a tone for whoever is newly called, once it is switched on.
+const sound = document.getElementById("sound");
+if (sound) {
+  const called = () => Array.from(document.querySelectorAll("[data-called]"), (one) => one.dataset.called).sort().pop() || "";
+  let tones = null;
+  let last = called();
+  sound.hidden = false;
+  sound.addEventListener("click", () => {
+    if (tones) tones.close();
+    tones = tones ? null : new AudioContext();
+    sound.setAttribute("aria-pressed", String(Boolean(tones)));
+  });
+  new MutationObserver(() => {
+    const newest = called();
+    if (tones && newest > last) {
+      const tone = tones.createOscillator();
+      tone.connect(tones.destination);
+      tone.start();
+      tone.stop(tones.currentTime + 0.4);
+    }
+    last = newest;
+  }).observe(document.getElementById("board"), { childList: true, subtree: true });
 }
-
-const field = (name) => document.getElementById(name);
-
-// The search box of every page: what is found stands below it; arrows move through it.
-(function () {
-  const answers = field("answers"), box = field("search");
-  if (!answers) return;
-  const ask = asker(answers);
-  box.addEventListener("input", () => {
-    if (box.value.trim()) ask({ q: box.value, part: 1 }, 120);
-    else { ask({ q: "", part: 1 }, 0); answers.textContent = ""; }
-  });
-  box.form.addEventListener("keydown", (event) => {
-    const links = Array.from(answers.querySelectorAll("a"));
-    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (event.key === "Escape") { answers.textContent = ""; box.focus(); }
-    if (!step || !links.length) return;
-    const place = links.indexOf(document.activeElement) + step;
-    (links[place] || box).focus();
-    event.preventDefault();
-  });
-  document.addEventListener("click", (event) => {
-    if (!box.form.contains(event.target)) answers.textContent = "";
-  });
-})();
+""",
+    "forms.js": """// Help while forms are filled in and exams are moved; after minris.js.
+"use strict";
 
 // Registration: show known patients while a name, ID, phone or birth date is typed.
 (function () {
@@ -25018,107 +25134,26 @@ if (location.search === "?registered=1") sessionStorage.setItem("registered", lo
   }
 })();
 
-// A filter applies at once.
-document.addEventListener("change", (event) => {
-  const sends = event.target.matches("select[data-send]") || event.target.matches("[data-send]") && event.target.value;
-  if (sends) event.target.form.requestSubmit(event.target.form.querySelector(`button[value="${event.target.name}"]`));
-});
-
-// The first day: a rejected caller fills the form; the time zone is that of the browser.
-document.addEventListener("click", (event) => {
-  const fill = event.target.closest("[data-fill]");
-  if (!fill) return;
-  event.preventDefault();
-  for (const [name, value] of new URLSearchParams(fill.dataset.fill)) field(name).value = value;
-  const folded = field("modality").closest("details");
-  if (folded) folded.open = true;
-  field("modality").focus();
-});
-const zone = document.querySelector(".steps #clinic_timezone");
-if (zone && !zone.value) zone.value = Intl.DateTimeFormat().resolvedOptions().timeZone;
-
-// Menus behind dots: one is open at a time; a click beside it or Escape closes it.
-document.addEventListener("toggle", (event) => {
-  if (!event.target.matches(".more, .me") || !event.target.open) return;
-  for (const other of document.querySelectorAll(".more[open], .me[open]")) {
-    if (other !== event.target) other.open = false;
-  }
-}, true);
-document.addEventListener("click", (event) => {
-  for (const menu of document.querySelectorAll(".more[open], .me[open]")) {
-    if (!menu.contains(event.target)) menu.open = false;
-  }
-});
-
-// Send a form once: its buttons are disabled for the second click of a double click.
-document.addEventListener("submit", (event) => {
-  for (const button of event.target.elements) {
-    if (button.tagName !== "BUTTON") continue;
-    setTimeout(() => { button.disabled = true; }, 0);
-    setTimeout(() => { button.disabled = false; }, 5000);
-  }
-});
-// The back button restores the page with its buttons disabled: enable them.
-window.addEventListener("pageshow", () => {
-  for (const button of document.querySelectorAll("button:disabled")) button.disabled = false;
-});
-
-for (const button of document.querySelectorAll("[data-print]")) {
-  button.hidden = false;
-  button.addEventListener("click", () => print());
-}
-
-// The screen of the waiting room: a tone for whoever is newly called, once it is switched on.
-const sound = document.getElementById("sound");
-if (sound) {
-  const called = () => Array.from(document.querySelectorAll("[data-called]"), (one) => one.dataset.called).sort().pop() || "";
-  let tones = null;
-  let last = called();
-  sound.hidden = false;
-  sound.addEventListener("click", () => {
-    if (tones) tones.close();
-    tones = tones ? null : new AudioContext();
-    sound.setAttribute("aria-pressed", String(Boolean(tones)));
+// Calendar: an exam is drawn to a free time; the server says who and what, with undo.
+(function () {
+  const form = field("move");
+  if (!form) return;
+  let drawn = null;
+  const target = (event) => drawn && event.target.closest("[data-to]");
+  document.addEventListener("dragstart", (event) => { drawn = event.target.closest("[draggable=true]"); });
+  document.addEventListener("dragover", (event) => { if (target(event)) event.preventDefault(); });
+  document.addEventListener("drop", async (event) => {
+    const free = target(event);
+    if (!free) return;
+    event.preventDefault();
+    form.action = `${drawn.href}/move?step_state=${drawn.dataset.mark}`;
+    form.elements.to.value = free.dataset.to;
+    const how = { method: "POST", body: new URLSearchParams(new FormData(form)), redirect: "manual" };
+    const answer = await fetch(form.action, how).catch(() => null);
+    if (answer && answer.type === "opaqueredirect") location.reload();  // where one was
+    else form.submit();
   });
-  new MutationObserver(() => {
-    const newest = called();
-    if (tones && newest > last) {
-      const tone = tones.createOscillator();
-      tone.connect(tones.destination);
-      tone.start();
-      tone.stop(tones.currentTime + 0.4);
-    }
-    last = newest;
-  }).observe(document.getElementById("board"), { childList: true, subtree: true });
-}
-
-// Keys, outside of fields: N new, / search, T today, arrows previous or next day, P print, ? help.
-document.addEventListener("keydown", (event) => {
-  const typing = event.target.closest("input, textarea, select, [contenteditable]");
-  if (typing || event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
-  const follow = (selector) => {
-    const link = document.querySelector(selector);
-    if (link) link.click();
-    return Boolean(link);
-  };
-  const search = document.querySelector("main form[role=search] input") || field("search");
-  const ahead = document.dir === "rtl" ? "Left" : "Right", behind = ahead === "Left" ? "Right" : "Left";
-  const keys = {
-    n: () => follow(`a[href='${root}register']`),
-    t: () => follow(".brand"),
-    p: () => follow(`a[href^='${root}print'], a[href$='/label']`),
-    [`Arrow${behind}`]: () => follow("a[rel=prev]"),
-    [`Arrow${ahead}`]: () => follow("a[rel=next]"),
-    "/": () => { if (search) search.focus(); else location.href = root + "patients"; return true; },
-    "?": () => {
-      const keys = field("keys");
-      if (keys) keys.parentElement.closest("details").open = keys.open = !keys.open;
-      return Boolean(keys);
-    },
-  };
-  const deed = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-  if (deed && deed()) event.preventDefault();
-});
+})();
 """,
     "icons.svg": """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 24 24">
 <rect width="24" height="24" rx="6" fill="#0a6e8a"/><path d="M7 17V8l5 5 5-5v9" fill="none" stroke="#fff" stroke-width="2.2" stroke-linejoin="round"/>
@@ -27071,10 +27106,14 @@ LAYOUT = """<!DOCTYPE html>
 <title>{{title}} - {{clinic}}</title>
 <link rel="icon" href="/static/icons.svg" type="image/svg+xml">
 <link rel="stylesheet" href="/static/minris.css">
-% if paper:
-<link rel="stylesheet" href="/static/paper.css">
+% if t.direction == 'rtl':
+<link rel="stylesheet" href="/static/rtl.css">
+% end
+% if style:
+<link rel="stylesheet" href="/static/{{style}}.css">
 % end
 <script src="/static/minris.js" defer></script>
+<script src="/static/{{script}}.js" defer></script>
 % if refresh:
 <noscript><meta http-equiv="refresh" content="15"></noscript>
 % end
@@ -27672,7 +27711,7 @@ class PageRequest:
 
     def show(
         self, template: str, title: str, refresh: bool = False, bare: bool = False, told: str = "",
-        public: bool = False, paper: bool = False, **values: Any,
+        public: bool = False, style: str = "", script: str = "forms", **values: Any,
     ) -> str:  # fmt: skip
         """Return a whole page around a template.
 
@@ -27680,13 +27719,14 @@ class PageRequest:
         bare     without header and menu
         told     message about the last action
         public   seen by patients: no message, which names one
-        paper    made to be printed
+        style    a further style sheet: paper, calendar, waiting, welcome
+        script   beside minris.js: forms, or board for a page that changes by itself
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
         box = self.web.box
         shared = {
             "here": here, "login": login, "refresh": refresh, "clinic": self.web.config.clinic.name,
-            "bare": bare, "paper": paper, "told": told, "told_bad": False, "told_undo": None,
+            "bare": bare, "style": style, "script": script, "told": told, "told_bad": False, "told_undo": None,
             "csrf": login.form_token if login else "",
         }  # fmt: skip
         if login and not told and not public:
@@ -28292,7 +28332,7 @@ def waiting_page(p: PageRequest) -> str:
     if p.query("part") == "board":
         return board
     bare = bool(p.query("bare"))
-    return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=bare, public=True, board=board,
+    return p.show(WAITING_PAGE, "Waiting room", style="waiting", script="board", refresh=True, bare=bare, public=True, board=board,
                   part="/waiting?part=board")  # fmt: skip
 
 
@@ -28311,7 +28351,7 @@ def screen_page(p: PageRequest) -> str:
     p.set_cookie("screen", secret, max_age=A_YEAR_S)
     if p.query("token"):
         return p.redirect("/screen")
-    return p.show(WAITING_PAGE, "Waiting room", refresh=True, bare=True, public=True, board=board,
+    return p.show(WAITING_PAGE, "Waiting room", style="waiting", script="board", refresh=True, bare=True, public=True, board=board,
                   part="/screen?part=board")  # fmt: skip
 
 
@@ -29377,7 +29417,7 @@ def board_page(p: PageRequest) -> str | bytes:
     )
     today = view._replace(date=date).query
     return p.show(
-        BOARD_PAGE, p.t.day(view.date), refresh=True, board=board.text, mark=board.mark,
+        BOARD_PAGE, p.t.day(view.date), refresh=True, script="board", board=board.text, mark=board.mark,
         part=f"/?part=board&{today}", day=shown_date(view.date), view=view, before=before,
         after=after, stations=stations_of(p),
         orders=[(f"/?{view._replace(by=by).query}", p.t(words), by == view.by)
@@ -31111,7 +31151,7 @@ def calendar_page(p: PageRequest) -> str:
                for name, one in (("before", day - shift), ("after", day + shift),
                                  ("today", day_of(ctx.today())))}  # fmt: skip
     return p.show(
-        CALENDAR_PAGE, title_of(p, columns, view, dict(stations)), **queries, day=f"{day}", view=view, device=device,
+        CALENDAR_PAGE, title_of(p, columns, view, dict(stations)), style="calendar", **queries, day=f"{day}", view=view, device=device,
         stations=stations, back=t(back), forth=t(forth), double=len(double), lanes=lanes,
         views=[(f"/calendar?{calendar_query(day, '', view=name)}", t(words), name == view)
                for name, words in VIEWS.items()],
@@ -32100,7 +32140,7 @@ def slip_page(p: PageRequest, row_id: int) -> str:
     date = item.get("ScheduledProcedureStepStartDate")
     place = (device_names(p.web).get(station, station), item.get("ScheduledProcedureStepLocation"))
     return p.show(
-        SLIP_PAGE, "Appointment slip", paper=True, row_id=row_id, name=t.name(index.get("PatientName")),
+        SLIP_PAGE, "Appointment slip", style="paper", row_id=row_id, name=t.name(index.get("PatientName")),
         facts=patient_facts(p, index), exam=exam_name(index), place=t.dotted(place),
         day=t.day(date) if date else "",
         time=shown_time(item.get("ScheduledProcedureStepStartTime")),
@@ -32119,7 +32159,7 @@ def label_page(p: PageRequest, row_id: int) -> str:
     number = waiting_number(p, row_id, date)
     about = (exam_name(index), p.t.date(date), p.t("No. {number}", number=number) if number else "")
     return p.show(
-        LABEL_PAGE, "Print label", paper=True, name=p.t.name(index.get("PatientName")), row_id=row_id,
+        LABEL_PAGE, "Print label", style="paper", name=p.t.name(index.get("PatientName")), row_id=row_id,
         facts=patient_facts(p, index), exam=p.t.dotted(about),
         accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
         **size_of_paper(p, "label_size"),
@@ -32142,7 +32182,7 @@ def print_page(p: PageRequest) -> str:
     devices = [(device, [cells for _, cells in rows]) for device, rows in by_device]
     day = t.day(date)
     return p.show(
-        PRINT_PAGE, t("Exams of {date}", date=day), paper=True, devices=devices, date=shown_date(date), day=day,
+        PRINT_PAGE, t("Exams of {date}", date=day), style="paper", devices=devices, date=shown_date(date), day=day,
         printed=t("printed {at}", at=p.ctx.local_now()),
     )  # fmt: skip
 
@@ -32728,7 +32768,7 @@ def sheet_page(p: PageRequest) -> str:
     """GET /devices/sheet: what the engineer enters at a machine, to be printed."""
     device, facts = device_named(p, p.query("name")), told_at_machine(p)
     return p.show(
-        SHEET_PAGE, "Setup sheet", name=device.name, facts=facts,
+        SHEET_PAGE, "Setup sheet", style="welcome", name=device.name, facts=facts,
         theirs=device.ae_title, entered=", ".join(value for _, value in facts),
     )  # fmt: skip
 
@@ -33355,7 +33395,7 @@ def welcome_page(p: PageRequest) -> str:
     nightly = shown["backup_time"]
     typed = {key: p.query(key) for key in ("name", "ae_title", "modality")}
     return p.show(
-        WELCOME_PAGE, "Welcome to minris", done=done, board=board, mark=p.mark(SETTINGS_THING),
+        WELCOME_PAGE, "Welcome to minris", style="welcome", script="board", done=done, board=board, mark=p.mark(SETTINGS_THING),
         clinic_words=p.t.dotted((shown["name"], shown["timezone"], hours)),
         clinic_fields=setting_fields(p, CLINIC_KEYS, {}, {}),
         people_words=t("{count} people can log in.", count=people) if done.people

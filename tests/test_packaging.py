@@ -215,7 +215,19 @@ def test_a_lone_minris_py_speaks_the_language_of_the_browser(lone, language, wor
     assert words in text
 
 
-@pytest.mark.parametrize("name", ["minris.css", "paper.css", "minris.js"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "minris.css",
+        "calendar.css",
+        "paper.css",
+        "waiting.css",
+        "welcome.css",
+        "minris.js",
+        "board.js",
+        "forms.js",
+    ],
+)
 def test_a_lone_minris_py_gives_its_style_and_script(lone, name):
     given = httpx.get(f"{lone.url}/static/{name}", trust_env=False)
     assert given.text == (ROOT / "static" / name).read_text("utf-8")

@@ -27,8 +27,9 @@ def static_files(*names: str) -> dict[str, str]:
 
 
 STATIC = static_files(
-    "minris.css", "paper.css", "minris.js", "icons.svg", "i18n/en.json", "i18n/zh-CN.json"
-)
+    "minris.css", "calendar.css", "paper.css", "rtl.css", "waiting.css", "welcome.css", "minris.js", "board.js", "forms.js", "icons.svg",
+    "i18n/en.json", "i18n/zh-CN.json",
+)  # fmt: skip
 STATIC_TYPES = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",

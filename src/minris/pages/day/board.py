@@ -290,7 +290,7 @@ def board_page(p: PageRequest) -> str | bytes:
     )
     today = view._replace(date=date).query
     return p.show(
-        BOARD_PAGE, p.t.day(view.date), refresh=True, board=board.text, mark=board.mark,
+        BOARD_PAGE, p.t.day(view.date), refresh=True, script="board", board=board.text, mark=board.mark,
         part=f"/?part=board&{today}", day=shown_date(view.date), view=view, before=before,
         after=after, stations=stations_of(p),
         orders=[(f"/?{view._replace(by=by).query}", p.t(words), by == view.by)
