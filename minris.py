@@ -24476,7 +24476,7 @@ table.board { table-layout: fixed; }
 .board thead :nth-child(1) { width: 5rem; }
 .board thead :nth-child(2) { width: 30%; }
 .board thead :nth-child(4) { width: 12.5rem; }
-.board thead :nth-child(5) { width: 12rem; }
+.board thead :nth-child(5) { width: 13.5rem; }
 .board small { display: block; font-weight: 400; overflow: hidden; text-overflow: ellipsis; }
 .board .group th { padding: 6px 14px; background: var(--band); font-weight: 400; color: var(--soft); }
 .group h2 { display: inline; margin: 0; margin-inline-end: 8px; font-size: 15px; color: var(--ink); }

@@ -46,6 +46,11 @@ class Hands:
         self.page.locator(selector, **how).first.click()
         self.clicks += 1
 
+    def to_registration(self):
+        self.click("header a.main")
+        self.page.wait_for_url("**/register")
+        expect(self.page.locator("#family_name")).to_be_focused()
+
     def type(self, text):
         self.page.keyboard.type(text)
         self.keys += len(text)
@@ -70,7 +75,7 @@ class Hands:
 
 
 def register_new(hands):
-    hands.click("header a.main")
+    hands.to_registration()
     hands.type("Smith")
     hands.press("Tab")
     hands.type("John")
@@ -88,7 +93,7 @@ def register_new(hands):
 
 def known_patient(hands):
     hands.schedule("Abbot^Carl", "K1")
-    hands.click("header a.main")
+    hands.to_registration()
     hands.type("ac")
     hands.click("#found button")
     expect(hands.page.locator("#procedure")).to_be_focused()
@@ -118,7 +123,7 @@ def correct(hands):
 
 
 def emergency(hands):
-    hands.click("header a.main")
+    hands.to_registration()
     hands.click("a[href*=emergency]")
     expect(hands.page.locator("#procedure")).to_be_focused()
     hands.type("CT head")
