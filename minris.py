@@ -27109,8 +27109,8 @@ LAYOUT = """<!DOCTYPE html>
 % if t.direction == 'rtl':
 <link rel="stylesheet" href="/static/rtl.css">
 % end
-% if style:
-<link rel="stylesheet" href="/static/{{style}}.css">
+% if sheet:
+<link rel="stylesheet" href="/static/{{sheet}}.css">
 % end
 <script src="/static/minris.js" defer></script>
 <script src="/static/{{script}}.js" defer></script>
@@ -27711,7 +27711,7 @@ class PageRequest:
 
     def show(
         self, template: str, title: str, refresh: bool = False, bare: bool = False, told: str = "",
-        public: bool = False, style: str = "", script: str = "forms", **values: Any,
+        public: bool = False, sheet: str = "", script: str = "forms", **values: Any,
     ) -> str:  # fmt: skip
         """Return a whole page around a template.
 
@@ -27719,14 +27719,14 @@ class PageRequest:
         bare     without header and menu
         told     message about the last action
         public   seen by patients: no message, which names one
-        style    a further style sheet: paper, calendar, waiting, welcome
+        sheet    a further style sheet: paper, calendar, waiting, welcome
         script   beside minris.js: forms, or board for a page that changes by itself
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
         box = self.web.box
         shared = {
             "here": here, "login": login, "refresh": refresh, "clinic": self.web.config.clinic.name,
-            "bare": bare, "style": style, "script": script, "told": told, "told_bad": False, "told_undo": None,
+            "bare": bare, "sheet": sheet, "script": script, "told": told, "told_bad": False, "told_undo": None,
             "csrf": login.form_token if login else "",
         }  # fmt: skip
         if login and not told and not public:
@@ -28332,7 +28332,7 @@ def waiting_page(p: PageRequest) -> str:
     if p.query("part") == "board":
         return board
     bare = bool(p.query("bare"))
-    return p.show(WAITING_PAGE, "Waiting room", style="waiting", script="board", refresh=True, bare=bare, public=True, board=board,
+    return p.show(WAITING_PAGE, "Waiting room", sheet="waiting", script="board", refresh=True, bare=bare, public=True, board=board,
                   part="/waiting?part=board")  # fmt: skip
 
 
@@ -28351,7 +28351,7 @@ def screen_page(p: PageRequest) -> str:
     p.set_cookie("screen", secret, max_age=A_YEAR_S)
     if p.query("token"):
         return p.redirect("/screen")
-    return p.show(WAITING_PAGE, "Waiting room", style="waiting", script="board", refresh=True, bare=True, public=True, board=board,
+    return p.show(WAITING_PAGE, "Waiting room", sheet="waiting", script="board", refresh=True, bare=True, public=True, board=board,
                   part="/screen?part=board")  # fmt: skip
 
 
@@ -31151,7 +31151,7 @@ def calendar_page(p: PageRequest) -> str:
                for name, one in (("before", day - shift), ("after", day + shift),
                                  ("today", day_of(ctx.today())))}  # fmt: skip
     return p.show(
-        CALENDAR_PAGE, title_of(p, columns, view, dict(stations)), style="calendar", **queries, day=f"{day}", view=view, device=device,
+        CALENDAR_PAGE, title_of(p, columns, view, dict(stations)), sheet="calendar", **queries, day=f"{day}", view=view, device=device,
         stations=stations, back=t(back), forth=t(forth), double=len(double), lanes=lanes,
         views=[(f"/calendar?{calendar_query(day, '', view=name)}", t(words), name == view)
                for name, words in VIEWS.items()],
@@ -32140,7 +32140,7 @@ def slip_page(p: PageRequest, row_id: int) -> str:
     date = item.get("ScheduledProcedureStepStartDate")
     place = (device_names(p.web).get(station, station), item.get("ScheduledProcedureStepLocation"))
     return p.show(
-        SLIP_PAGE, "Appointment slip", style="paper", row_id=row_id, name=t.name(index.get("PatientName")),
+        SLIP_PAGE, "Appointment slip", sheet="paper", row_id=row_id, name=t.name(index.get("PatientName")),
         facts=patient_facts(p, index), exam=exam_name(index), place=t.dotted(place),
         day=t.day(date) if date else "",
         time=shown_time(item.get("ScheduledProcedureStepStartTime")),
@@ -32159,7 +32159,7 @@ def label_page(p: PageRequest, row_id: int) -> str:
     number = waiting_number(p, row_id, date)
     about = (exam_name(index), p.t.date(date), p.t("No. {number}", number=number) if number else "")
     return p.show(
-        LABEL_PAGE, "Print label", style="paper", name=p.t.name(index.get("PatientName")), row_id=row_id,
+        LABEL_PAGE, "Print label", sheet="paper", name=p.t.name(index.get("PatientName")), row_id=row_id,
         facts=patient_facts(p, index), exam=p.t.dotted(about),
         accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
         **size_of_paper(p, "label_size"),
@@ -32182,7 +32182,7 @@ def print_page(p: PageRequest) -> str:
     devices = [(device, [cells for _, cells in rows]) for device, rows in by_device]
     day = t.day(date)
     return p.show(
-        PRINT_PAGE, t("Exams of {date}", date=day), style="paper", devices=devices, date=shown_date(date), day=day,
+        PRINT_PAGE, t("Exams of {date}", date=day), sheet="paper", devices=devices, date=shown_date(date), day=day,
         printed=t("printed {at}", at=p.ctx.local_now()),
     )  # fmt: skip
 
@@ -32768,7 +32768,7 @@ def sheet_page(p: PageRequest) -> str:
     """GET /devices/sheet: what the engineer enters at a machine, to be printed."""
     device, facts = device_named(p, p.query("name")), told_at_machine(p)
     return p.show(
-        SHEET_PAGE, "Setup sheet", style="welcome", name=device.name, facts=facts,
+        SHEET_PAGE, "Setup sheet", sheet="welcome", name=device.name, facts=facts,
         theirs=device.ae_title, entered=", ".join(value for _, value in facts),
     )  # fmt: skip
 
@@ -33395,7 +33395,7 @@ def welcome_page(p: PageRequest) -> str:
     nightly = shown["backup_time"]
     typed = {key: p.query(key) for key in ("name", "ae_title", "modality")}
     return p.show(
-        WELCOME_PAGE, "Welcome to minris", style="welcome", script="board", done=done, board=board, mark=p.mark(SETTINGS_THING),
+        WELCOME_PAGE, "Welcome to minris", sheet="welcome", script="board", done=done, board=board, mark=p.mark(SETTINGS_THING),
         clinic_words=p.t.dotted((shown["name"], shown["timezone"], hours)),
         clinic_fields=setting_fields(p, CLINIC_KEYS, {}, {}),
         people_words=t("{count} people can log in.", count=people) if done.people

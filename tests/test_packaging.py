@@ -211,7 +211,7 @@ def test_a_lone_minris_py_has_every_page_with_style_and_script(lone, path):
 def test_a_lone_minris_py_speaks_the_language_of_the_browser(lone, language, words):
     with lone.browser(**{"Accept-Language": language}) as client:
         text = client.get("/").text
-    assert f'<html lang="{language}">' in text
+    assert f'<html lang="{language}" ' in text
     assert words in text
 
 
@@ -246,7 +246,7 @@ def test_a_language_that_lies_beside_a_lone_minris_py_is_offered(tmp_path):
     with serving([sys.executable, tmp_path / "minris.py"], tmp_path, **os.environ) as program:
         url = f"{program.url}/login"
         page = httpx.get(url, headers={"Accept-Language": "eo"}, trust_env=False).text
-    assert '<html lang="eo">' in page
+    assert '<html lang="eo" ' in page
     assert "Ensaluti" in page
 
 

@@ -312,7 +312,7 @@ class PageRequest:
 
     def show(
         self, template: str, title: str, refresh: bool = False, bare: bool = False, told: str = "",
-        public: bool = False, style: str = "", script: str = "forms", **values: Any,
+        public: bool = False, sheet: str = "", script: str = "forms", **values: Any,
     ) -> str:  # fmt: skip
         """Return a whole page around a template.
 
@@ -320,14 +320,14 @@ class PageRequest:
         bare     without header and menu
         told     message about the last action
         public   seen by patients: no message, which names one
-        style    a further style sheet: paper, calendar, waiting, welcome
+        sheet    a further style sheet: paper, calendar, waiting, welcome
         script   beside minris.js: forms, or board for a page that changes by itself
         """
         t, login, here, site = self.t, self.login, self.request.path, self.site
         box = self.web.box
         shared = {
             "here": here, "login": login, "refresh": refresh, "clinic": self.web.config.clinic.name,
-            "bare": bare, "style": style, "script": script, "told": told, "told_bad": False, "told_undo": None,
+            "bare": bare, "sheet": sheet, "script": script, "told": told, "told_bad": False, "told_undo": None,
             "csrf": login.form_token if login else "",
         }  # fmt: skip
         if login and not told and not public:

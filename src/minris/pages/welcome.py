@@ -55,7 +55,7 @@ def welcome_page(p: PageRequest) -> str:
     nightly = shown["backup_time"]
     typed = {key: p.query(key) for key in ("name", "ae_title", "modality")}
     return p.show(
-        WELCOME_PAGE, "Welcome to minris", style="welcome", script="board", done=done, board=board, mark=p.mark(SETTINGS_THING),
+        WELCOME_PAGE, "Welcome to minris", sheet="welcome", script="board", done=done, board=board, mark=p.mark(SETTINGS_THING),
         clinic_words=p.t.dotted((shown["name"], shown["timezone"], hours)),
         clinic_fields=setting_fields(p, CLINIC_KEYS, {}, {}),
         people_words=t("{count} people can log in.", count=people) if done.people

@@ -44,7 +44,7 @@ def calendar_page(p: PageRequest) -> str:
                for name, one in (("before", day - shift), ("after", day + shift),
                                  ("today", day_of(ctx.today())))}  # fmt: skip
     return p.show(
-        CALENDAR_PAGE, title_of(p, columns, view, dict(stations)), style="calendar", **queries, day=f"{day}", view=view, device=device,
+        CALENDAR_PAGE, title_of(p, columns, view, dict(stations)), sheet="calendar", **queries, day=f"{day}", view=view, device=device,
         stations=stations, back=t(back), forth=t(forth), double=len(double), lanes=lanes,
         views=[(f"/calendar?{calendar_query(day, '', view=name)}", t(words), name == view)
                for name, words in VIEWS.items()],

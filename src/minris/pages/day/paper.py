@@ -103,7 +103,7 @@ def slip_page(p: PageRequest, row_id: int) -> str:
     date = item.get("ScheduledProcedureStepStartDate")
     place = (device_names(p.web).get(station, station), item.get("ScheduledProcedureStepLocation"))
     return p.show(
-        SLIP_PAGE, "Appointment slip", style="paper", row_id=row_id, name=t.name(index.get("PatientName")),
+        SLIP_PAGE, "Appointment slip", sheet="paper", row_id=row_id, name=t.name(index.get("PatientName")),
         facts=patient_facts(p, index), exam=exam_name(index), place=t.dotted(place),
         day=t.day(date) if date else "",
         time=shown_time(item.get("ScheduledProcedureStepStartTime")),
@@ -122,7 +122,7 @@ def label_page(p: PageRequest, row_id: int) -> str:
     number = waiting_number(p, row_id, date)
     about = (exam_name(index), p.t.date(date), p.t("No. {number}", number=number) if number else "")
     return p.show(
-        LABEL_PAGE, "Print label", style="paper", name=p.t.name(index.get("PatientName")), row_id=row_id,
+        LABEL_PAGE, "Print label", sheet="paper", name=p.t.name(index.get("PatientName")), row_id=row_id,
         facts=patient_facts(p, index), exam=p.t.dotted(about),
         accession=index.get("AccessionNumber"), patient_id=index.get("PatientID"),
         **size_of_paper(p, "label_size"),
@@ -145,7 +145,7 @@ def print_page(p: PageRequest) -> str:
     devices = [(device, [cells for _, cells in rows]) for device, rows in by_device]
     day = t.day(date)
     return p.show(
-        PRINT_PAGE, t("Exams of {date}", date=day), style="paper", devices=devices, date=shown_date(date), day=day,
+        PRINT_PAGE, t("Exams of {date}", date=day), sheet="paper", devices=devices, date=shown_date(date), day=day,
         printed=t("printed {at}", at=p.ctx.local_now()),
     )  # fmt: skip
 

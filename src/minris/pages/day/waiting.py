@@ -37,7 +37,7 @@ def waiting_page(p: PageRequest) -> str:
     if p.query("part") == "board":
         return board
     bare = bool(p.query("bare"))
-    return p.show(WAITING_PAGE, "Waiting room", style="waiting", script="board", refresh=True, bare=bare, public=True, board=board,
+    return p.show(WAITING_PAGE, "Waiting room", sheet="waiting", script="board", refresh=True, bare=bare, public=True, board=board,
                   part="/waiting?part=board")  # fmt: skip
 
 
@@ -56,5 +56,5 @@ def screen_page(p: PageRequest) -> str:
     p.set_cookie("screen", secret, max_age=A_YEAR_S)
     if p.query("token"):
         return p.redirect("/screen")
-    return p.show(WAITING_PAGE, "Waiting room", style="waiting", script="board", refresh=True, bare=True, public=True, board=board,
+    return p.show(WAITING_PAGE, "Waiting room", sheet="waiting", script="board", refresh=True, bare=True, public=True, board=board,
                   part="/screen?part=board")  # fmt: skip

@@ -80,7 +80,7 @@ def sheet_page(p: PageRequest) -> str:
     """GET /devices/sheet: what the engineer enters at a machine, to be printed."""
     device, facts = device_named(p, p.query("name")), told_at_machine(p)
     return p.show(
-        SHEET_PAGE, "Setup sheet", style="welcome", name=device.name, facts=facts,
+        SHEET_PAGE, "Setup sheet", sheet="welcome", name=device.name, facts=facts,
         theirs=device.ae_title, entered=", ".join(value for _, value in facts),
     )  # fmt: skip
 
