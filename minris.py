@@ -24465,7 +24465,7 @@ div.problem ul { margin: 4px 0 0; padding-inline-start: 20px; }
 [data-light] > :first-child, .light { color: var(--light); text-decoration: none; }
 
 /* Tables, facts. */
-fieldset, table, dl, .tiles li, .found, pre, .me > div, .more > div, #answers:not(:empty), .bar details > ul { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
+fieldset, table, dl, details.deed, .tiles li, .found, pre, .me > div, .more > div, #answers:not(:empty), .bar details > ul { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .wide { overflow-x: auto; position: relative; }
 .chips { margin: 0 0 16px; }
 .summary { display: flex; flex-wrap: wrap; gap: 8px; }
@@ -24489,7 +24489,7 @@ table.board { table-layout: fixed; }
 .more > summary:hover { background: var(--tint); }
 .more > div { position: absolute; inset-inline-end: 0; top: 34px; z-index: 3; width: 13rem; display: grid; gap: 2px; }
 #board.moved { pointer-events: none; }
-.news, #offline { position: fixed; z-index: 3; margin: 0; }  /* they move nothing */
+.news, #offline { position: fixed; z-index: 3; margin: 0; }
 #offline { bottom: 8px; inset-inline-end: 16px; }
 .news { top: 64px; left: 50%; background: var(--wait); color: var(--card); border-color: transparent; }
 .news:hover { background: var(--wait); }
@@ -24530,7 +24530,7 @@ nav.links a[aria-current] { font-weight: 600; text-decoration: none; }
 .side .more > div > form { display: grid; gap: 6px; }
 .timeline { padding-inline-start: 20px; }
 .timeline :is(time, .who) { color: var(--soft); }
-details.deed { border: 1px solid var(--line); border-radius: 8px; margin-bottom: 8px; max-width: 40rem; background: var(--card); }
+details.deed { margin-bottom: 8px; max-width: 40rem; }
 details.deed summary { padding: 8px 14px; }
 form.deed { display: grid; gap: 8px; padding: 0 14px 14px; max-width: 38rem; }
 section > form.deed { padding: 0 0 8px; justify-items: start; }
@@ -24542,7 +24542,7 @@ form.deed button { justify-self: start; }
 .deed fieldset { padding: 0 14px; }
 summary { cursor: pointer; }
 
-.group > th > *, th > a { unicode-bidi: plaintext; }  /* a Latin name among Arabic words */
+.group > th > *, th > a { unicode-bidi: plaintext; }
 
 /* Views. */
 .views { display: flex; margin-inline-start: auto; }
