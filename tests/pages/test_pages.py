@@ -20,6 +20,7 @@ from minris.access.users import (
     authenticate,
     delete_user,
     hash_password,
+    make_token,
     make_user,
     note_login_failure,
     open_session,
@@ -1449,6 +1450,8 @@ PICTURED = [
     *("/patient/1/merge", "/patient/1/erase", "/patients?q=wang", "/print", "/why?q=wang"),
     *("/calendar?device=CT1", "/devices/edit?profile=Modern%2C+UTF-8", "/users/new", "/login"),
     *("/catalogue/import", "/workitems/new", "/devices/doctor?name=CT%20room", "/nothing"),
+    *("/devices/sheet?name=CT%20room", "/blocked?device=CT1", "/step/4/move", "/patient/1/views"),
+    *("/search?q=wang", "/password", "/screen"),
 ]
 
 
@@ -1483,6 +1486,11 @@ def busy(window):
                 )
             )
         desk.enter()
+        context = desk.appliance.context()
+        desk.page.goto(
+            f"/screen?token={desk.appliance.write(make_token, context, 'kiosk', 'kiosk')}"
+        )
+        desk.page.goto("/")
         desk.page.locator("#board").wait_for()
         return desk
 
