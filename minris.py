@@ -27177,9 +27177,9 @@ LAYOUT = """<!DOCTYPE html>
 </header>
 % elif not bare:
 <header><strong>{{clinic}}</strong>
-<div class="status">
+<details class="me"><summary>{{dict(languages)[t.language]}}</summary><div>
 % choose_language()
-</div></header>
+</div></details></header>
 % end
 <main id="main">
 % for words in notices:
