@@ -20970,8 +20970,10 @@ def header_of(scope: Any, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
 
 
-def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Refuse (400) headers that are not UTF-8, which bottle cannot read."""
+def check_headers(headers: Collection[tuple[bytes, bytes]]) -> None:
+    """Refuse (400) a body of two lengths (RFC 9112 6.3), and what bottle cannot read: no UTF-8."""
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
+        raise HttpRefusal(400, "Content-Length and Transfer-Encoding exclude each other")
     try:
         b"\n".join(value for _, value in headers).decode()
     except UnicodeDecodeError:
@@ -21166,7 +21168,6 @@ def is_known(web: Web, scope: Any, large: bool) -> bool:
     import bottle
     from a2wsgi.wsgi import build_environ
 
-    check_headers(scope["headers"])
     with contextlib.suppress(Exception):  # its route answers for it
         request = bottle.BaseRequest(build_environ(scope, io.BytesIO()))
         if find_login(web, request) is not None:
@@ -21823,6 +21824,7 @@ class WebServer:
         try:
             peer = scope["client"]
             self.entrance.take(scope)
+            check_headers(scope["headers"])
             if scope["client"] == peer:
                 await self._respond(scope, receive, send)
             else:

@@ -648,7 +648,7 @@ def test_the_same_step_twice_is_refused(web, wang):
 
 
 @pytest.mark.parametrize(
-    ("path", "kind"), [("/api/worklist", "application/json"), ("/", "text/html")]
+    ("path", "kind"), [("/api/worklist", "application/json"), ("/?part=board", "text/html")]
 )
 def test_a_mistake_of_ours_is_500_without_details_and_in_our_log(
     appliance, monkeypatch, caplog, path, kind

@@ -4,7 +4,7 @@ import hmac
 import re
 import urllib.parse
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from minris.access.context import Actor, Context
@@ -340,8 +340,10 @@ def header_of(scope: Any, name: bytes) -> bytes:
     return next((value for key, value in scope["headers"] if key == name), b"")
 
 
-def check_headers(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Refuse (400) headers that are not UTF-8, which bottle cannot read."""
+def check_headers(headers: Collection[tuple[bytes, bytes]]) -> None:
+    """Refuse (400) a body of two lengths (RFC 9112 6.3), and what bottle cannot read: no UTF-8."""
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
+        raise HttpRefusal(400, "Content-Length and Transfer-Encoding exclude each other")
     try:
         b"\n".join(value for _, value in headers).decode()
     except UnicodeDecodeError:

@@ -99,6 +99,7 @@ class WebServer:
         try:
             peer = scope["client"]
             self.entrance.take(scope)
+            check_headers(scope["headers"])
             if scope["client"] == peer:
                 await self._respond(scope, receive, send)
             else:
