@@ -2060,7 +2060,7 @@ def test_the_page_says_in_words_what_may_be_deleted(box, modality, archive):
     with technologist_of(box) as anna:
         listed, shown = words_of(anna.get("/commitments")), words_of(anna.get(f"/commitment/{uid}"))
     safe = "3 images confirmed in the archive: they may be deleted at the machine"
-    unsafe = "2 images are not safe: do not delete them"
+    unsafe = "2 images not confirmed in the archive: keep them on the machine"
     for words in (listed, shown):
         assert f"{safe}; {unsafe}" in words
     assert f"Archive checked: {AE_TITLE}." in listed
@@ -2069,7 +2069,7 @@ def test_the_page_says_in_words_what_may_be_deleted(box, modality, archive):
     assert f"{images[3].uid} is not in the archive" in shown
     assert f"{conflict.uid} is in the archive as an object of another class" in shown
     for one in images[:3]:
-        assert f"{one.uid} is safe {AE_TITLE}" in shown
+        assert f"{one.uid} is in the archive {AE_TITLE}" in shown
 
 
 def test_the_page_says_why_nothing_is_judged_and_tries_again(
@@ -2091,7 +2091,7 @@ def test_the_page_says_why_nothing_is_judged_and_tries_again(
     own_archive.start()
     with technologist_of(running) as anna:
         page = anna.get("/commitments")
-        assert "2 images are not judged yet: do not delete them" in words_of(page)
+        assert "2 images not checked yet: keep them on the machine" in words_of(page)
         assert "cannot connect: connection refused" in words_of(page)
         assert "Try again now" in words_of(page)
         assert "is not checked yet" in words_of(anna.get(f"/commitment/{uid}"))
@@ -2148,7 +2148,7 @@ def test_the_page_says_that_no_archive_is_asked(run_appliance, archives):
     running = run_appliance("".join(one.format(number) for number in range(archives)))
     with technologist_of(running) as anna:
         words = words_of(anna.get("/commitments"))
-    assert "nothing can be called safe" in words
+    assert "no images can be confirmed" in words
     assert ("Register it" in words) == (archives == 0)
 
 

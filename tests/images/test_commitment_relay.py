@@ -1356,7 +1356,7 @@ def test_the_page_says_that_the_archive_takes_requests(passing):
     words = page_of(passing[0])
     assert f"Archive checked: {AE_TITLE}." in words
     assert " it answered." in words
-    assert "2 images are not judged yet: do not delete them" in words
+    assert "2 images not checked yet: keep them on the machine" in words
 
 
 def test_the_page_says_that_the_archive_is_down(passing):

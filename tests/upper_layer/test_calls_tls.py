@@ -6,6 +6,7 @@ import ssl
 import peers
 import pytest
 from conftest import item, write_config
+from test_appliance import run
 from test_simulator import said  # noqa: F401
 from test_tls import (  # noqa: F401
     DICOM_TLS,
@@ -26,7 +27,7 @@ from test_watchdog import fed  # noqa: F401
 
 from minris.access.devices import AccessRules
 from minris.appliance.health import check_lines
-from minris.cli import main, simulated_tls
+from minris.cli import simulated_tls
 from minris.config.ini import ConfigError, load_config
 from minris.doctor import echo_outcome
 from minris.simulator.archive import SimulatedArchive
@@ -174,7 +175,7 @@ missing_minutes = 0
 """
 
 
-def test_worklist_commitment_and_passing_on_go_over_tls_alone(secured, clinic, said, capsys):  # noqa: F811
+def test_worklist_commitment_and_passing_on_go_over_tls_alone(secured, clinic, said):  # noqa: F811
     """Each listens with TLS: the box, its archive and its scanner."""
     ct, port = peers.free_port(), peers.free_port()
     text = f"{dicom_tls()}tls_ca = {clinic.certificate}\n{WHOLE.format(ct=ct, archive=port)}"
@@ -185,9 +186,10 @@ def test_worklist_commitment_and_passing_on_go_over_tls_alone(secured, clinic, s
     archive.listening_tls = simulated_tls(box.config, listening=True)
     with archive.listening():
         where = f"PACS@127.0.0.1:{port}"
-        config = str(box.config.path)
-        assert main(["simulate", "commitment", "--config", config, "--archive", where]) == 0
-    assert "4 images confirmed in the archive" in capsys.readouterr().out
+        folder = box.config.directory
+        done = run("simulate", "commitment", "--archive", where, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert "4 images confirmed in the archive" in done.stdout
     assert "MINRIS -> PACS  N-CREATE: 0000" in said
 
 

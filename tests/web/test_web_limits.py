@@ -415,6 +415,6 @@ def test_what_a_technologist_reports_a_receptionist_does_not(appliance):
 
 @pytest.mark.parametrize("title", ["", "WS1\\WS2", "A" * 17, "工作站"])
 def test_a_token_of_what_is_no_ae_title_is_refused(ctx, title):
-    with pytest.raises(Refusal, match="is no AE title"):
+    with pytest.raises(Refusal, match="is not an AE title"):
         make_token(ctx, "viewer", "desk", [title])
     assert Token.select().count() == 0
