@@ -9152,10 +9152,13 @@ def same_host(host: str, address: str) -> bool:
 SETTING_MARK = "setting "  # and section and key: the mark in the store
 
 
-def stored_settings() -> dict[tuple[str, str], str]:
-    """The texts of the settings that were changed on the page, by section and key."""
+def stored_settings(execute: Callable[..., Any] | None = None) -> dict[tuple[str, str], str]:
+    """The texts of the settings that were changed on the page, by section and key.
+
+    execute  of another connection than that of the bound store
+    """
     names = {f"{SETTING_MARK}{s.section} {s.key}": (s.section, s.key) for s in PAGE_SETTINGS}
-    rows = database.execute_sql(
+    rows = (execute or database.execute_sql)(
         "SELECT name, value FROM mark WHERE name >= ? AND name < ?", (SETTING_MARK, "setting!")
     )
     return {names[name]: value for name, value in rows if name in names}
@@ -36829,9 +36832,10 @@ def take_stored(config: Config) -> None:
     """Take the settings of the page Settings, where there is a store that can be read."""
     if is_there(config.store_path):
         with contextlib.suppress(*UNREADABLE):
-            read_store(config.store_path)
-            with database.connection_context():
-                config.take(stored_settings())
+            # not bound to `database`, which the command may bind otherwise
+            source = source_of(config.store_path)
+            with contextlib.closing(sqlite3.connect(source, uri=True)) as found:
+                config.take(stored_settings(found.execute))
 
 
 # What these print is of one store; those that make one where there is none, besides serve and demo.

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import signal
+import sqlite3
 import ssl
 import sys
 import tempfile
@@ -73,6 +74,7 @@ from minris.store.sqlite import (
     kept_files,
     open_store,
     read_store,
+    source_of,
     store_facts,
 )
 from minris.upper_layer.caller import NotSecured
@@ -445,9 +447,10 @@ def take_stored(config: Config) -> None:
     """Take the settings of the page Settings, where there is a store that can be read."""
     if is_there(config.store_path):
         with contextlib.suppress(*UNREADABLE):
-            read_store(config.store_path)
-            with database.connection_context():
-                config.take(stored_settings())
+            # not bound to `database`, which the command may bind otherwise
+            source = source_of(config.store_path)
+            with contextlib.closing(sqlite3.connect(source, uri=True)) as found:
+                config.take(stored_settings(found.execute))
 
 
 # What these print is of one store; those that make one where there is none, besides serve and demo.

@@ -1,8 +1,9 @@
 """Settings that an administrator changes on a page: kept in the store, below config.ini."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from minris.access.context import Context, audit
 from minris.config.ini import read_section
@@ -14,10 +15,13 @@ from minris.store.rows import erase, set_mark
 SETTING_MARK = "setting "  # and section and key: the mark in the store
 
 
-def stored_settings() -> dict[tuple[str, str], str]:
-    """The texts of the settings that were changed on the page, by section and key."""
+def stored_settings(execute: Callable[..., Any] | None = None) -> dict[tuple[str, str], str]:
+    """The texts of the settings that were changed on the page, by section and key.
+
+    execute  of another connection than that of the bound store
+    """
     names = {f"{SETTING_MARK}{s.section} {s.key}": (s.section, s.key) for s in PAGE_SETTINGS}
-    rows = database.execute_sql(
+    rows = (execute or database.execute_sql)(
         "SELECT name, value FROM mark WHERE name >= ? AND name < ?", (SETTING_MARK, "setting!")
     )
     return {names[name]: value for name, value in rows if name in names}
