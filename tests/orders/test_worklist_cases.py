@@ -5,17 +5,17 @@ Its composers are born after 1900 here, as the patients of a clinic are.
 
 import io
 import json
+import subprocess
 
 import peers
 import pydicom
 import pytest
-from conftest import ROOT, Running, write_config
+from conftest import PROGRAM, ROOT, Running, write_config
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 from pynetdicom import AE
 from pynetdicom.sop_class import ModalityWorklistInformationFind
 
-from minris.cli import main
 from minris.config.ini import load_config
 from minris.dataset.elements import ElementIndex
 from minris.dataset.recode import recode
@@ -37,7 +37,8 @@ def appliance(tmp_path_factory):
     config = write_config(tmp_path_factory.mktemp("cases"))
     running = Running(load_config(config))
     try:
-        main(["import", str(DATA / "worklist-entries.json"), "--config", str(config)])
+        entries = str(DATA / "worklist-entries.json")
+        subprocess.run([*PROGRAM, "import", entries, "--config", str(config)], check=True)
         yield running
     finally:
         running.stop()
