@@ -24305,7 +24305,7 @@ def static_folder() -> Path | None:
 
 
 STATIC = {
-    "minris.css": """/* minris: what all pages have. Sizes on a grid of 4 px. */
+    "minris.css": """/* What all pages have. */
 :root {
   color-scheme: light dark;
   --ink: #14202b; --soft: #566675; --line: #e1e7ed; --edge: #c3ccd5; --ground: #f4f6f8; --card: #fff; --band: #f9fafb;
@@ -24333,21 +24333,22 @@ h1 { font-size: 22px; line-height: 1.25; font-weight: 600; margin: 0 0 16px; ove
 h2 { font-size: 18px; font-weight: 600; margin: 24px 0 8px; }
 p { overflow-wrap: anywhere; margin: 0 0 12px; }
 a { color: var(--link); }
+.brand, .rail a, .status, .tabs a, .button, .main, .chip, .state, .light, .me a, .more a, .bar a { text-decoration: none; }
 small, .small { font-size: 13px; color: var(--soft); }
 button, input, select, textarea, summary { font: inherit; color: inherit; }
 
-/* Rail, header, bottom bar. */
+/* Frame. */
 .skip { position: absolute; inset-inline-start: -999px; }
 .skip:focus { inset-inline-start: 8px; top: 8px; z-index: 9; background: var(--card); padding: 8px 16px; border-radius: 8px; }
 .rail { grid-row: 1 / 3; background: var(--rail); color: var(--rail-ink); padding: 0 8px 16px; }
 .rail > div { position: sticky; top: 0; max-height: 100vh; overflow-y: auto; }
-.brand { display: flex; align-items: center; min-height: 56px; padding: 0 10px; color: #fff; font-weight: 600; text-decoration: none; }
+.brand { display: flex; align-items: center; min-height: 56px; padding: 0 10px; color: #fff; font-weight: 600; }
 .rail h2 { margin: 0; padding: 14px 10px 4px; font-size: 12px; color: var(--rail-soft); }
 .rail ul, .found, .stages { list-style: none; margin: 0 0 16px; padding: 0; }
 .rail ul { margin: 0; }
 .rail li a {
   display: flex; align-items: center; gap: 10px; min-height: 36px; padding: 6px 10px;
-  border-radius: 8px; color: inherit; text-decoration: none; font-size: 14px;
+  border-radius: 8px; color: inherit; font-size: 14px;
 }
 .rail li a:hover { background: #ffffff14; }
 .rail li a[aria-current] { background: var(--rail-on); color: #fff; font-weight: 600; }
@@ -24362,26 +24363,26 @@ header > [role="search"] { flex: 1; max-width: 27rem; position: relative; }
 header > [role="search"] input { background: var(--ground); }
 header .main { white-space: nowrap; }
 .status, header > :last-child:not(.status + *) { margin-inline-start: auto; }
-.status { display: flex; flex-wrap: wrap; align-items: center; gap: 6px; min-height: 36px; color: inherit; text-decoration: none; white-space: nowrap; }
+.status { display: flex; flex-wrap: wrap; align-items: center; gap: 6px; min-height: 36px; color: inherit; white-space: nowrap; }
 .me { position: relative; }
 .me > summary { list-style: none; min-height: 36px; display: flex; align-items: center; padding: 0 8px; border-radius: 8px; }
 .me > summary::after { content: "▾"; margin-inline-start: 6px; color: var(--soft); }
 .me > div, .more > div, #answers:not(:empty), .bar details > ul { padding: 8px; box-shadow: 0 6px 24px #0003; }
 .me > div { position: absolute; inset-inline-end: 0; top: 44px; z-index: 5; width: 16rem; display: grid; gap: 4px; }
-.me a, .me button, .more div > *, .bar li a { display: block; width: 100%; min-height: 36px; padding: 8px 10px; border: 0; border-radius: 8px; background: none; text-align: start; font-size: 14px; font-weight: 400; text-decoration: none; color: var(--ink); cursor: pointer; }
+.me a, .me button, .more div > *, .bar li a { display: flex; align-items: center; gap: 10px; width: 100%; min-height: 36px; padding: 8px 10px; border: 0; border-radius: 8px; background: none; justify-content: start; font-size: 14px; font-weight: 400; color: var(--ink); cursor: pointer; }
 :is(.me a, .me button, .more div > *):hover { background: var(--tint); }
 .me p { margin: 4px 10px; }
 .bar { display: none; }
 main { grid-column: 2; padding: 20px 24px 40px; width: 100%; max-width: 96rem; min-width: 0; }
 body:not(.framed) main { margin: 0 auto; }
 nav.tabs { display: flex; flex-wrap: wrap; gap: 4px; margin: -4px 0 16px; border-bottom: 1px solid var(--line); }
-nav.tabs a { padding: 8px 12px; text-decoration: none; color: var(--soft); border-bottom: 2px solid transparent; }
+nav.tabs a { padding: 8px 12px; color: var(--soft); border-bottom: 2px solid transparent; }
 nav.tabs a[aria-current] { color: var(--accent); border-color: var(--accent); font-weight: 600; }
 
 /* Controls. */
 button, .button, .main {
   display: inline-flex; align-items: center; justify-content: center; gap: 6px; min-height: 36px; padding: 6px 14px;
-  border: 1px solid var(--edge); border-radius: 8px; background: var(--card); color: inherit; font-weight: 600; cursor: pointer; text-decoration: none;
+  border: 1px solid var(--edge); border-radius: 8px; background: var(--card); color: inherit; font-weight: 600; cursor: pointer;
 }
 button:hover, .button:hover { border-color: var(--accent); background: var(--tint); }
 .main { background: var(--accent); color: var(--accent-ink); border-color: var(--accent); }
@@ -24391,13 +24392,14 @@ input, select, textarea {
   width: 100%; min-height: 36px; padding: 6px 10px; background: var(--card); color: var(--ink); font-size: 15px;
   border: 1px solid var(--edge); border-radius: 8px;
 }
-input[type="checkbox"], input[type="radio"] { width: 18px; min-height: 18px; accent-color: var(--accent); vertical-align: -3px; }
-input[type="date"], #date { max-width: 11rem; }
-input[type="time"], #time { max-width: 8rem; }
-input[type="file"] { max-width: 32rem; }
+[type="checkbox"], [type="radio"] { width: 18px; min-height: 18px; accent-color: var(--accent); vertical-align: -3px; }
+[type="date"], #date { max-width: 11rem; }
+[type="time"], #time { max-width: 8rem; }
+[type="file"] { max-width: 32rem; }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 1px; }
 .rail :focus-visible { outline-color: #fff; outline-offset: -3px; }
 [aria-invalid="true"] { border-color: var(--bad); }
+[aria-pressed="true"] { background: var(--tint); border-color: var(--accent); }
 fieldset {
   display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 12px 16px; align-items: start;
   margin: 0 0 16px; padding: 16px;
@@ -24431,8 +24433,8 @@ div.actions { display: flex; flex-wrap: wrap; gap: 8px; align-items: end; }
 .actions form { display: inline-flex; gap: 6px; align-items: end; margin-block: 2px; margin-inline-start: 6px; }
 div.actions > form { margin-inline-start: 0; }
 td.actions { text-align: end; }
-td.actions button, td.actions input, td.actions select { min-height: 32px; padding: 2px 10px; font-size: 14px; }
-td.actions input, td.actions select { width: auto; max-width: 18rem; }
+td.actions :is(button, input, select) { min-height: 32px; padding: 2px 10px; font-size: 14px; }
+td.actions :is(input, select) { width: auto; max-width: 18rem; }
 
 /* What is told. */
 .problem { color: var(--bad); }
@@ -24461,20 +24463,20 @@ div.problem ul { margin: 4px 0 0; padding-inline-start: 20px; }
 [data-state="BLOCKED"] { --bg: repeating-linear-gradient(45deg, var(--mute-bg), var(--mute-bg) 6px, var(--line) 6px, var(--line) 8px); }
 .state {
   display: inline-flex; align-items: center; gap: 6px; padding: 2px 10px; border-radius: 12px; white-space: nowrap;
-  background: var(--bg, var(--mute-bg)); color: var(--fg, var(--soft)); font-size: 13px; font-weight: 600; text-decoration: none;
+  background: var(--bg, var(--mute-bg)); color: var(--fg, var(--soft)); font-size: 13px; font-weight: 600;
 }
 .state::before { content: var(--sign, "○"); font-size: 11px; }
 [data-light="good"] { --light: var(--good); }
 [data-light="warning"] { --light: var(--wait); }
 [data-light="bad"] { --light: var(--bad); }
-[data-light] > :first-child, .light { color: var(--light); text-decoration: none; }
+[data-light] > :first-child, .light { color: var(--light); }
 
 /* Tables, facts. */
 fieldset, table, dl, details.deed, .tiles li, .found, pre, .me > div, .more > div, #answers:not(:empty), .bar details > ul { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .wide { overflow-x: auto; position: relative; }
 .chips { margin: 0 0 16px; }
 .summary { display: flex; flex-wrap: wrap; gap: 8px; }
-.chip { padding: 4px 12px; border: 1px solid var(--line); border-radius: 16px; background: var(--card); color: inherit; font-size: 14px; text-decoration: none; }
+.chip { padding: 4px 12px; border: 1px solid var(--line); border-radius: 16px; background: var(--card); color: inherit; font-size: 14px; }
 .chip:hover { border-color: var(--accent); }
 .chip[aria-current] { border-color: var(--accent); background: var(--tint); color: var(--accent); font-weight: 600; }
 table.board { table-layout: fixed; }
@@ -24487,6 +24489,8 @@ table.board { table-layout: fixed; }
 .group h2 { display: inline; margin: 0; margin-inline-end: 8px; font-size: 15px; color: var(--ink); }
 .board tr.now > * { border-top: 2px solid var(--bad); }
 .board tr:not(.group, [data-state="SCHEDULED"], [data-state="ARRIVED"], [data-state="READY"], [data-state="STARTED"]) > :not(.actions) { color: var(--soft); }
+.compact .board :is(td, th) { padding-block: 1px; }
+.compact .board small { display: none; }
 .board .actions { white-space: nowrap; overflow: visible; }
 .board .actions > button { white-space: normal; max-width: calc(100% - 48px); }
 .more { display: inline-block; position: relative; }
@@ -24520,7 +24524,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 pre { overflow-x: auto; padding: 12px; font-size: 13px; }
 .links { display: flex; flex-wrap: wrap; gap: 8px 20px; margin: 16px 0; }
 nav.links a[aria-current] { font-weight: 600; text-decoration: none; }
-.after { columns: 20rem; padding-inline-start: 20px; }
+.after, .timeline { padding-inline-start: 20px; }
+.after { columns: 20rem; }
 .stages { display: flex; flex-wrap: wrap; gap: 8px; }
 .stages li { flex: 1 1 7rem; padding-top: 4px; border-top: 4px solid var(--line); color: var(--soft); }
 .stages li:not([data-state=""]) { border-color: var(--fg, var(--accent)); color: var(--ink); }
@@ -24533,7 +24538,6 @@ nav.links a[aria-current] { font-weight: 600; text-decoration: none; }
 .side > .more > summary { border: 1px solid var(--edge); }
 .side > .more > div { position: static; width: auto; margin-top: 4px; }
 .side .more > div > form { display: grid; gap: 6px; }
-.timeline { padding-inline-start: 20px; }
 .timeline :is(time, .who) { color: var(--soft); }
 details.deed { margin-bottom: 8px; max-width: 40rem; }
 details.deed summary { padding: 8px 14px; }
@@ -24562,7 +24566,7 @@ summary { cursor: pointer; }
   .brand { font-size: 11px; padding: 0 4px; text-align: center; justify-content: center; overflow-wrap: anywhere; }
   .rail h2 { height: 1px; margin: 6px 8px; padding: 0; overflow: hidden; background: #ffffff2e; color: transparent; }
   .rail li a { flex-direction: column; gap: 2px; padding: 6px 2px; font-size: 11px; line-height: 1.15; text-align: center; overflow-wrap: anywhere; position: relative; }
-  .count { position: absolute; top: 2px; inset-inline-end: 6px; margin: 0; }
+  .rail .count { position: absolute; top: 2px; inset-inline-end: 6px; margin: 0; }
   main, body > header { padding-inline: 16px; }
 }
 @media (max-width: 40rem) {
@@ -24576,13 +24580,12 @@ summary { cursor: pointer; }
     position: fixed; inset: auto 0 0; z-index: 5; display: grid; grid-template-columns: repeat(5, 1fr); align-items: center; min-height: 60px;
     background: var(--card); border-top: 1px solid var(--line); padding-bottom: env(safe-area-inset-bottom);
   }
-  .bar > a, .bar summary { display: grid; justify-items: center; gap: 2px; padding: 6px 2px; min-height: 44px; font-size: 12px; color: var(--soft); text-decoration: none; list-style: none; }
+  .bar > a, .bar summary { display: grid; justify-items: center; gap: 2px; padding: 6px 2px; min-height: 44px; font-size: 12px; color: var(--soft); list-style: none; }
   .bar > a[aria-current] { color: var(--accent); font-weight: 600; }
   .bar > a[href="/register"] span { position: absolute; clip-path: inset(50%); }
   .bar > a[href="/register"] { width: 44px; height: 44px; margin: auto; padding: 0; place-content: center; border-radius: 22px; background: var(--accent); color: var(--accent-ink); }
   .bar details > ul { position: fixed; inset: auto 8px 68px; max-height: 70vh; overflow-y: auto; margin: 0; list-style: none; }
   .toast .told { bottom: 76px; }
-  .bar li a { display: flex; gap: 10px; align-items: center; }
   .board, .board tbody { display: block; background: none; border: 0; }
   .board thead { display: none; }
   .board tr { display: grid; grid-template-columns: 2.9rem minmax(9.4rem, 1fr) minmax(0, auto); gap: 2px 8px; margin-bottom: 8px; padding: 10px; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
@@ -24716,7 +24719,6 @@ code, pre, [type="tel"], [type="url"], [type="time"] { direction: ltr; unicode-b
 .waiting [data-called]:not([data-called=""]) { background: var(--good-bg); color: var(--good); font-weight: 600; border-radius: 10px; }
 .waiting strong { grid-column: 3 / 5; }
 .waiting .state { font-size: 1.4rem; border-radius: 20px; justify-self: start; }
-[aria-pressed="true"] { background: var(--tint); border-color: var(--accent); }
 @media (max-width: 40rem) {
   .waiting { font-size: 1.3rem; }
   .waiting li { grid-template-columns: 1fr 1fr; gap: 4px 12px; padding: 8px 4px; }
@@ -24792,6 +24794,21 @@ document.addEventListener("change", (event) => {
   const sends = event.target.matches("select[data-send]") || event.target.matches("[data-send]") && event.target.value;
   if (sends) event.target.form.requestSubmit(event.target.form.querySelector(`button[value="${event.target.name}"]`));
 });
+
+// Compact rows, as this browser was told: one line for an exam.
+const compact = field("compact");
+if (compact) {
+  const show = (on) => {
+    document.body.classList.toggle("compact", on);
+    compact.setAttribute("aria-pressed", String(on));
+  };
+  compact.hidden = false;
+  show(localStorage.getItem("compact") === "yes");
+  compact.addEventListener("click", () => {
+    localStorage.setItem("compact", document.body.classList.contains("compact") ? "" : "yes");
+    show(Boolean(localStorage.getItem("compact")));
+  });
+}
 
 // Menus behind dots: one is open at a time; a click beside it or Escape closes it.
 document.addEventListener("toggle", (event) => {
@@ -27056,7 +27073,8 @@ if (location.search === "?registered=1") sessionStorage.setItem("registered", lo
  "Who has viewed {name}": "谁查看过 {name}",
  "days to keep who has viewed a patient, see [web] access_log": "患者查看记录的保留天数，见 [web] access_log",
  "keep who has viewed which patient; administrators see it on the patient's page": "记录谁查看了哪位患者；管理员可在患者页面查看",
- "{role} may open this page; you are logged in as {own}.": "仅 {role} 可打开此页；您当前的角色为 {own}。"
+ "{role} may open this page; you are logged in as {own}.": "仅 {role} 可打开此页；您当前的角色为 {own}。",
+ "Compact rows": "紧凑行"
 }
 """,
 }
@@ -27175,6 +27193,7 @@ LAYOUT = """<!DOCTYPE html>
 <details class="me"><summary>{{login.name}}</summary><div>
 <a href="/password">{{t('Change the password')}}</a>
 % choose_language()
+<button type="button" id="compact" aria-pressed="false" hidden>{{t('Compact rows')}}</button>
 <details id="keys"><summary>{{t('Keyboard shortcuts')}}</summary>
 <p class="small">{{t('N: register a patient; /: search; T: today; ← →: previous or next day; P: print; ?: this help')}}</p></details>
 <form method="post" action="/logout"><input type="hidden" name="csrf" value="{{login.form_token}}"><button>{{t('Log out')}}</button></form>

@@ -54,6 +54,21 @@ document.addEventListener("change", (event) => {
   if (sends) event.target.form.requestSubmit(event.target.form.querySelector(`button[value="${event.target.name}"]`));
 });
 
+// Compact rows, as this browser was told: one line for an exam.
+const compact = field("compact");
+if (compact) {
+  const show = (on) => {
+    document.body.classList.toggle("compact", on);
+    compact.setAttribute("aria-pressed", String(on));
+  };
+  compact.hidden = false;
+  show(localStorage.getItem("compact") === "yes");
+  compact.addEventListener("click", () => {
+    localStorage.setItem("compact", document.body.classList.contains("compact") ? "" : "yes");
+    show(Boolean(localStorage.getItem("compact")));
+  });
+}
+
 // Menus behind dots: one is open at a time; a click beside it or Escape closes it.
 document.addEventListener("toggle", (event) => {
   if (!event.target.matches(".more, .me") || !event.target.open) return;

@@ -68,6 +68,18 @@ def test_the_click_hits_the_patient_who_was_aimed_at(board):
     assert state(board, 4) == "SCHEDULED"
 
 
+def test_rows_are_compact_in_the_browser_that_was_told_so(board):
+    show(board, "device")
+    row = board.page.locator("#board tr[data-step]").first
+    height = row.bounding_box()["height"]
+    board.page.locator("header .me summary").first.click()
+    board.page.locator("#compact").click()
+    assert row.bounding_box()["height"] <= 40 < height
+    board.page.reload()
+    row.wait_for()
+    assert row.bounding_box()["height"] <= 40
+
+
 def test_what_moves_nothing_is_shown_at_once(board):
     show(board, "device")
     at_row(board, 4, "Mark as no-show")
