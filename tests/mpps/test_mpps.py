@@ -1629,3 +1629,4 @@ def test_an_association_waits_for_the_end_of_its_exam_and_no_longer(run_applianc
         assert call.set(ending(), "2.25.8").status == 0
         wait_until(lambda: not appliance.appliance.associations.associations)
         assert association.ending[0] == "refused"
+        assert association.loop.time() < began + 30  # not that of an exam

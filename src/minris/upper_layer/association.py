@@ -366,7 +366,8 @@ class Association(asyncio.Protocol):
         if left <= 0:
             self.refuse(Message("idle for {seconds} s", seconds=round(idle)))
         else:
-            self.idle_timer = self.loop.call_later(left, self._watch_idle)
+            soon = min(left, self.limits.idle_timeout)  # its exam may end meanwhile
+            self.idle_timer = self.loop.call_later(soon, self._watch_idle)
 
     def refuse(self, words: str) -> None:
         """Log that a limit is reached, and abort."""
