@@ -33117,16 +33117,22 @@ def merge_page(p: PageRequest, row_id: int, problems: Sequence[Problem] = ()) ->
 
 
 def post_merge(p: PageRequest, row_id: int) -> str:
-    """POST /patient/…/merge: merge this patient into the chosen record, once a person is sure."""
-    if p.form("event") == "look" or not p.form("choose"):
-        return merge_page(p, row_id)
-    into, index = patient_index(p, row_number(p.form("choose"))), patient_index(p, row_id)
-    if not is_sure(p):
-        words = p.t("Merge {who} into {into}? All exams go there.", who=who_it_is(p, index),
-                    into=who_is(p.t, into))  # fmt: skip
-        return ask_if_sure(p, Message("Merge records"), words, p.t("Merge"))
+    """POST /patient/…/merge: merge this patient into the chosen record, once a person is sure.
+
+    A program may name that by its Patient ID, `into`, and is not asked.
+    """
+    kept = p.form("into").strip()
+    if not kept:
+        if p.form("event") == "look" or not p.form("choose"):
+            return merge_page(p, row_id)
+        into, index = patient_index(p, row_number(p.form("choose"))), patient_index(p, row_id)
+        kept = into.get("PatientID")
+        if not is_sure(p):
+            words = p.t("Merge {who} into {into}? All exams go there.", who=who_it_is(p, index),
+                        into=who_is(p.t, into))  # fmt: skip
+            return ask_if_sure(p, Message("Merge records"), words, p.t("Merge"))
     try:
-        merging = merge_patients, row_id, into.get("PatientID"), p.form("reason")
+        merging = merge_patients, row_id, kept, p.form("reason")
         stays = p.write_seen(("patient", row_id), "", *merging)
     except ChangedMeanwhile:
         raise

@@ -902,6 +902,14 @@ def test_the_unknown_emergency_patient_is_identified_on_the_page(appliance, web)
     assert [str(ds.Allergies) for ds in found.datasets] == ["Penicillin", "Penicillin"]
 
 
+def test_a_program_merges_by_the_id_of_the_record_that_stays(appliance, web):
+    appliance.schedule(item("Merge^Old", PatientID="OLD"), item("Merge^New", PatientID="NEW"))
+    path = f"/patient/{appliance.read(lambda: patient_row('OLD').id)}/merge"
+    assert send(web, path, into="NOBODY", reason="same").status_code == 422
+    assert send(web, path, into="NEW", reason="same").status_code == 303
+    assert {index.get("PatientID") for index in steps_in(appliance)} == {"NEW"}
+
+
 @pytest.mark.parametrize(
     "name",
     [
