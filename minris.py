@@ -12316,6 +12316,16 @@ def _booked(data: bytes) -> tuple[str, str, str]:
     return code, index.get("RequestedProcedureDescription"), index.get("PatientName")
 
 
+def minutes_of(ctx: Context, data: bytes, known: Mapping[str, int] | None = None) -> int:
+    """How many minutes an exam takes by its data set: as its procedure does, else a slot.
+
+    known  exam_minutes(), for many exams
+    """
+    code, exam, _ = _booked(data)
+    known = exam_minutes() if known is None else known
+    return known.get(code) or known.get(exam) or ctx.config.clinic.slot_minutes
+
+
 def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
     """The exams and blocked times of a device from one day (DA) to another, by start.
 
@@ -12335,9 +12345,8 @@ def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
         (*titles, first, last),
     )
     for row_id, date, start_time, status, data, study in cursor:
-        code, exam, name = _booked(bytes(data))
-        minutes = known.get(code) or known.get(exam) or ctx.config.clinic.slot_minutes
-        begin = minute_of_day(start_time)
+        _, exam, name = _booked(bytes(data))
+        minutes, begin = minutes_of(ctx, bytes(data), known), minute_of_day(start_time)
         found.append(Booking(row_id, date, begin, begin + minutes, status, name, exam, study))
     blocked = [one for title in titles for one in blocked_of(title, first, last)]
     return sorted([*found, *blocked], key=lambda one: (one.date, one.begin)) if blocked else found
@@ -12433,25 +12442,38 @@ def in_the_way(
 
 
 DAYS_AHEAD = 31  # in which free times are looked for
+DAYS_OFFERED = 3
+
+
+def free_days(
+    ctx: Context, ae_title: str, first: str, days: int, minutes: int, row_id: int = 0
+) -> Iterator[tuple[str, list[int]]]:
+    """Days (DA) that follow each other, each with the free times of a device, in minutes of the day.
+
+    minutes  how long the exam lasts
+    row_id   the exam itself, if it is on the worklist already: it is not in its own way
+    """
+    dates = [f"{day_of_da(first) + datetime.timedelta(days=n):%Y%m%d}" for n in range(days)]
+    booked = diary(ctx, ae_title, dates[0], dates[-1])
+    bookings = [one for one in booked if one.row_id != row_id]
+    return ((date, free_times(ctx, ae_title, bookings, date, minutes)) for date in dates)
 
 
 def next_free(
-    ctx: Context, ae_title: str, first: str, begin: int, minutes: int, days: int = 3
+    ctx: Context, ae_title: str, first: str, begin: int, minutes: int, row_id: int = 0
 ) -> list[tuple[str, list[int]]]:
-    """The next days (DA) on which a device has free times, each with these, in minutes of the day.
+    """The next DAYS_OFFERED days on which a device has free times; else as free_days.
 
     first, begin  the day and the minute from which on
-    minutes       how long the exam lasts
     """
-    day = day_of_da(max(first, ctx.today()))
-    last = f"{day + datetime.timedelta(days=DAYS_AHEAD):%Y%m%d}"
-    bookings, found = diary(ctx, ae_title, f"{day:%Y%m%d}", last), []
-    while (date := f"{day:%Y%m%d}") <= last and len(found) < days:
+    found: list[tuple[str, list[int]]] = []
+    start = max(first, ctx.today())
+    for date, free in free_days(ctx, ae_title, start, DAYS_AHEAD + 1, minutes, row_id):
         earliest = begin if date == first else 0
-        free = free_times(ctx, ae_title, bookings, date, minutes)
-        if free := [one for one in free if one >= earliest]:
-            found.append((date, free))
-        day += datetime.timedelta(days=1)
+        if later := [one for one in free if one >= earliest]:
+            found.append((date, later))
+        if len(found) == DAYS_OFFERED:
+            break
     return found
 
 
@@ -29513,23 +29535,22 @@ def move_page(p: PageRequest, row_id: int) -> str:
     row = p.read(step_row, row_id)
     index = ElementIndex(bytes(row.data))
     first = max(p.day("date") or row.start_date, p.ctx.today())
-    days = [day_of(first) + datetime.timedelta(days=n) for n in range(DAYS)]
-    devices = [(d.ae_title, d.name) for d in p.devices
-               if d.role == "modality" and d.modality == row.modality]  # fmt: skip
-    offered = []
-    for day in days:
-        date = f"{day:%Y%m%d}"
-        free = [(ae, name, p.read(in_the_way, p.ctx, ae, date, 0, "", row_id)[1])
-                for ae, name in devices]  # fmt: skip
-        offered.append((f"{day}", p.t.date(date), [
-            (ae, name, [clock(minute) for minute in times]) for ae, name, times in free
-        ]))  # fmt: skip
+    day, minutes = day_of(first), p.read(minutes_of, p.ctx, bytes(row.data))
+    devices = [d for d in p.devices if d.role == "modality" and d.modality == row.modality]
+    free: dict[str, list[tuple[str, str, list[str]]]] = {}
+    for device in devices:
+        for date, times in p.read(
+            free_days, p.ctx, device.ae_title, f"{day:%Y%m%d}", DAYS, minutes, row_id
+        ):
+            shown = (device.ae_title, device.name, list(map(clock, times)))
+            free.setdefault(date, []).append(shown)
+    offered = [(shown_date(date), p.t.date(date), of_day) for date, of_day in free.items()]
     shift = datetime.timedelta(days=DAYS)
-    back = f"{days[0] - shift}" if first > p.ctx.today() else ""
+    back = f"{day - shift}" if first > p.ctx.today() else ""
     return p.show(
         MOVE_PAGE, Message("Move exam"), exam=exam_words(p.t, index), row_id=row_id, offered=offered,
-        mark=mark_of(row.status, row.study_instance_uid), before=back, after=f"{days[0] + shift}",
-        day=f"{days[0]}", many=len(devices) > 1,
+        mark=mark_of(row.status, row.study_instance_uid), before=back, after=f"{day + shift}",
+        day=f"{day}", many=len(devices) > 1,
     )  # fmt: skip
 
 
@@ -30366,7 +30387,7 @@ def free_times_part(p: PageRequest, form: Mapping[str, str], row_id: int = 0) ->
     taken, _ = p.read(in_the_way, p.ctx, device.ae_title, days[0], begin, exam, row_id)
     chosen = f"{shown_date(days[0])} {clock(begin)}"
     offered = []
-    for date, free in p.read(next_free, p.ctx, device.ae_title, days[0], 0, minutes):
+    for date, free in p.read(next_free, p.ctx, device.ae_title, days[0], 0, minutes, row_id):
         first = next((n for n, one in enumerate(free) if date != days[0] or one >= begin), 0)
         start = max(0, min(first, len(free) - MOST_TIMES))
         times = [

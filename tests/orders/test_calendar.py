@@ -27,6 +27,7 @@ from minris.orders.catalogue import save_procedure
 from minris.orders.diary import (
     Booking,
     clashes,
+    day_of_da,
     diary,
     exam_minutes,
     free_times,
@@ -387,6 +388,37 @@ def test_a_time_that_cannot_be_blocked_is_said_on_the_form(appliance, desk, wron
 
 
 # Moving an exam.
+
+
+def test_a_long_exam_is_offered_no_gap_too_short_for_it_on_any_day(appliance, desk):
+    save = {"code": "L", "meaning": "Long", "minutes": "60"}
+    appliance.write(save_procedure, appliance.context(), save)
+    day = soon(appliance)
+    later = f"{day_of_da(day) + datetime.timedelta(days=1):%Y%m%d}"
+    appliance.schedule(at(day, "0900", RequestedProcedureDescription="Long"),
+                       at(later, "0930", PatientID="P2", PatientName="Li^Na"))  # fmt: skip
+    page = desk.get("/step/1/move", params={"date": shown_date(day)}).text
+    offered = set(re.findall(r'name="to" value="([^"]+) CT1"', page))
+    assert {f"{shown_date(later)} {time}" for time in ("08:30", "09:45")} <= offered
+    assert not {f"{shown_date(later)} {time}" for time in ("08:45", "09:00", "09:15")} & offered
+    assert {f"{shown_date(day)} {time}" for time in ("08:30", "09:15")} <= offered  # itself
+
+
+def test_an_exam_that_is_changed_is_not_in_its_own_way(appliance, desk):
+    day = soon(appliance)
+    appliance.schedule(at(day, "0900"))
+    asked = {
+        "device": "CT1",
+        "date": shown_date(day),
+        "time": "09:00",
+        "procedure": "",
+        "step": "1",
+    }
+    assert f"{shown_date(day)} 09:00" in desk.get("/slots", params=asked).text
+    assert (
+        f'value="{shown_date(day)} 09:00"'
+        not in desk.get("/slots", params=asked | {"step": ""}).text
+    )
 
 
 def test_an_exam_is_moved_by_one_button_and_can_be_undone(appliance, desk):

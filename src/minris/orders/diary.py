@@ -1,7 +1,7 @@
 """The diary of a station: booked exams and free times."""
 
 import datetime
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from minris.access.context import Context, device_of
@@ -54,6 +54,16 @@ def _booked(data: bytes) -> tuple[str, str, str]:
     return code, index.get("RequestedProcedureDescription"), index.get("PatientName")
 
 
+def minutes_of(ctx: Context, data: bytes, known: Mapping[str, int] | None = None) -> int:
+    """How many minutes an exam takes by its data set: as its procedure does, else a slot.
+
+    known  exam_minutes(), for many exams
+    """
+    code, exam, _ = _booked(data)
+    known = exam_minutes() if known is None else known
+    return known.get(code) or known.get(exam) or ctx.config.clinic.slot_minutes
+
+
 def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
     """The exams and blocked times of a device from one day (DA) to another, by start.
 
@@ -73,9 +83,8 @@ def diary(ctx: Context, ae_title: str, first: str, last: str) -> list[Booking]:
         (*titles, first, last),
     )
     for row_id, date, start_time, status, data, study in cursor:
-        code, exam, name = _booked(bytes(data))
-        minutes = known.get(code) or known.get(exam) or ctx.config.clinic.slot_minutes
-        begin = minute_of_day(start_time)
+        _, exam, name = _booked(bytes(data))
+        minutes, begin = minutes_of(ctx, bytes(data), known), minute_of_day(start_time)
         found.append(Booking(row_id, date, begin, begin + minutes, status, name, exam, study))
     blocked = [one for title in titles for one in blocked_of(title, first, last)]
     return sorted([*found, *blocked], key=lambda one: (one.date, one.begin)) if blocked else found
@@ -171,25 +180,38 @@ def in_the_way(
 
 
 DAYS_AHEAD = 31  # in which free times are looked for
+DAYS_OFFERED = 3
+
+
+def free_days(
+    ctx: Context, ae_title: str, first: str, days: int, minutes: int, row_id: int = 0
+) -> Iterator[tuple[str, list[int]]]:
+    """Days (DA) that follow each other, each with the free times of a device, in minutes of the day.
+
+    minutes  how long the exam lasts
+    row_id   the exam itself, if it is on the worklist already: it is not in its own way
+    """
+    dates = [f"{day_of_da(first) + datetime.timedelta(days=n):%Y%m%d}" for n in range(days)]
+    booked = diary(ctx, ae_title, dates[0], dates[-1])
+    bookings = [one for one in booked if one.row_id != row_id]
+    return ((date, free_times(ctx, ae_title, bookings, date, minutes)) for date in dates)
 
 
 def next_free(
-    ctx: Context, ae_title: str, first: str, begin: int, minutes: int, days: int = 3
+    ctx: Context, ae_title: str, first: str, begin: int, minutes: int, row_id: int = 0
 ) -> list[tuple[str, list[int]]]:
-    """The next days (DA) on which a device has free times, each with these, in minutes of the day.
+    """The next DAYS_OFFERED days on which a device has free times; else as free_days.
 
     first, begin  the day and the minute from which on
-    minutes       how long the exam lasts
     """
-    day = day_of_da(max(first, ctx.today()))
-    last = f"{day + datetime.timedelta(days=DAYS_AHEAD):%Y%m%d}"
-    bookings, found = diary(ctx, ae_title, f"{day:%Y%m%d}", last), []
-    while (date := f"{day:%Y%m%d}") <= last and len(found) < days:
+    found: list[tuple[str, list[int]]] = []
+    start = max(first, ctx.today())
+    for date, free in free_days(ctx, ae_title, start, DAYS_AHEAD + 1, minutes, row_id):
         earliest = begin if date == first else 0
-        free = free_times(ctx, ae_title, bookings, date, minutes)
-        if free := [one for one in free if one >= earliest]:
-            found.append((date, free))
-        day += datetime.timedelta(days=1)
+        if later := [one for one in free if one >= earliest]:
+            found.append((date, later))
+        if len(found) == DAYS_OFFERED:
+            break
     return found
 
 

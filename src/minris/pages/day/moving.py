@@ -5,7 +5,8 @@ import re
 
 from minris.access.context import Context
 from minris.dataset.elements import ElementIndex
-from minris.orders.diary import in_the_way, minute_of_day
+from minris.dataset.times import shown_date
+from minris.orders.diary import free_days, in_the_way, minute_of_day, minutes_of
 from minris.orders.items import step_item
 from minris.orders.lookup import step_row
 from minris.orders.scheduling import move_step
@@ -31,23 +32,22 @@ def move_page(p: PageRequest, row_id: int) -> str:
     row = p.read(step_row, row_id)
     index = ElementIndex(bytes(row.data))
     first = max(p.day("date") or row.start_date, p.ctx.today())
-    days = [day_of(first) + datetime.timedelta(days=n) for n in range(DAYS)]
-    devices = [(d.ae_title, d.name) for d in p.devices
-               if d.role == "modality" and d.modality == row.modality]  # fmt: skip
-    offered = []
-    for day in days:
-        date = f"{day:%Y%m%d}"
-        free = [(ae, name, p.read(in_the_way, p.ctx, ae, date, 0, "", row_id)[1])
-                for ae, name in devices]  # fmt: skip
-        offered.append((f"{day}", p.t.date(date), [
-            (ae, name, [clock(minute) for minute in times]) for ae, name, times in free
-        ]))  # fmt: skip
+    day, minutes = day_of(first), p.read(minutes_of, p.ctx, bytes(row.data))
+    devices = [d for d in p.devices if d.role == "modality" and d.modality == row.modality]
+    free: dict[str, list[tuple[str, str, list[str]]]] = {}
+    for device in devices:
+        for date, times in p.read(
+            free_days, p.ctx, device.ae_title, f"{day:%Y%m%d}", DAYS, minutes, row_id
+        ):
+            shown = (device.ae_title, device.name, list(map(clock, times)))
+            free.setdefault(date, []).append(shown)
+    offered = [(shown_date(date), p.t.date(date), of_day) for date, of_day in free.items()]
     shift = datetime.timedelta(days=DAYS)
-    back = f"{days[0] - shift}" if first > p.ctx.today() else ""
+    back = f"{day - shift}" if first > p.ctx.today() else ""
     return p.show(
         MOVE_PAGE, Message("Move exam"), exam=exam_words(p.t, index), row_id=row_id, offered=offered,
-        mark=mark_of(row.status, row.study_instance_uid), before=back, after=f"{days[0] + shift}",
-        day=f"{days[0]}", many=len(devices) > 1,
+        mark=mark_of(row.status, row.study_instance_uid), before=back, after=f"{day + shift}",
+        day=f"{day}", many=len(devices) > 1,
     )  # fmt: skip
 
 

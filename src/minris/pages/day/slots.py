@@ -50,7 +50,7 @@ def free_times_part(p: PageRequest, form: Mapping[str, str], row_id: int = 0) ->
     taken, _ = p.read(in_the_way, p.ctx, device.ae_title, days[0], begin, exam, row_id)
     chosen = f"{shown_date(days[0])} {clock(begin)}"
     offered = []
-    for date, free in p.read(next_free, p.ctx, device.ae_title, days[0], 0, minutes):
+    for date, free in p.read(next_free, p.ctx, device.ae_title, days[0], 0, minutes, row_id):
         first = next((n for n, one in enumerate(free) if date != days[0] or one >= begin), 0)
         start = max(0, min(first, len(free) - MOST_TIMES))
         times = [
