@@ -13860,6 +13860,25 @@ def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
     return reschedule(ctx, *step_key(row_id), sequence)
 
 
+def move_to(ctx: Context, row_id: int, ae_title: str, date: str, time: str) -> None:
+    """Move a step to a day (DA), a time (TM) and a device of its modality.
+
+    Refuses 0106 if the device is not registered or does another modality; as reschedule
+    """
+    step, device = step_row(row_id), device_of(ctx, ae_title)
+    if not device:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Choose a device and a time"))
+    if step.modality != device.modality:
+        words = Message("{device} does {its}, and the exam is {modality}", device=device.name,
+                        its=device.modality, modality=step.modality)  # fmt: skip
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
+    here = device.ae_title in step_item(step).values(tag_of("ScheduledStationAETitle"))
+    move_step(
+        ctx, row_id, ScheduledProcedureStepStartDate=date, ScheduledProcedureStepStartTime=time,
+        **({} if here else {"ScheduledStationAETitle": device.ae_title}),
+    )  # fmt: skip
+
+
 def register_once(ctx: Context, item: bytes, same_id: str, ask: bool, anyway: bool = True) -> None:
     """Schedule an item unless its study is known, as when a form is submitted twice.
 
@@ -29525,11 +29544,6 @@ MOVE_PAGE = """<p>{{exam}}</p>
 DAYS = 5  # shown at once
 
 
-def move(ctx: Context, row_id: int, texts: dict[str, str]) -> None:
-    """Change date, time or station of a step, by keyword."""
-    move_step(ctx, row_id, **texts)
-
-
 def move_page(p: PageRequest, row_id: int) -> str:
     """GET /step/…/move: the free times of the devices that can do an exam, as buttons."""
     row = p.read(step_row, row_id)
@@ -29559,24 +29573,12 @@ def post_move(p: PageRequest, row_id: int) -> str:
 
     The button that was pressed is `to`: day, time and AE title, with blanks between.
     """
-    row, found = p.read(step_row, row_id), re.fullmatch(
-        r"(\d{4}-\d\d-\d\d) (\d\d:\d\d) (\S.*)", p.form("to")
-    )  # fmt: skip
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d) (\S.*)", p.form("to"))
     device = p.device(found[3]) if found else None
     if not found or not device:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Choose a device and a time"))
-    if row.modality != device.modality:
-        words = Message("{device} does {its}, and the exam is {modality}", device=device.name,
-                        its=device.modality, modality=row.modality)  # fmt: skip
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
     date, time = found[1].replace("-", ""), found[2].replace(":", "")
-    texts = {
-        "ScheduledProcedureStepStartDate": date,
-        "ScheduledProcedureStepStartTime": time,
-    }
-    if device.ae_title not in step_item(row).values(tag_of("ScheduledStationAETitle")):
-        texts["ScheduledStationAETitle"] = device.ae_title
-    p.write_seen(("step", row_id), "reschedule", move, row_id, texts)
+    p.write_seen(("step", row_id), "reschedule", move_to, row_id, device.ae_title, date, time)
     taken, _ = p.read(in_the_way, p.ctx, device.ae_title, date, minute_of_day(time), "", row_id)
     words = exam_words(p.t, ElementIndex(bytes(p.read(step_row, row_id).data)))
     overlap = p.t("Overlaps with {exams} on {device}.", exams=booked_words(p.t, taken),

@@ -32,6 +32,7 @@ from minris.orders.lookup import (
     step_data,
     step_key,
     step_known,
+    step_row,
 )
 from minris.orders.notes import can_be_undone, note_change
 from minris.orders.patients import not_told, same_name_problem, save_patient, similar_patients
@@ -285,6 +286,25 @@ def move_step(ctx: Context, row_id: int, **texts: str) -> bytes:
     elements = {tag_of(k): encode_text(k, v) for k, v in texts.items() if v or k != "Modality"}
     sequence = encode_items(STEP_SEQUENCE, [encoded(elements)])
     return reschedule(ctx, *step_key(row_id), sequence)
+
+
+def move_to(ctx: Context, row_id: int, ae_title: str, date: str, time: str) -> None:
+    """Move a step to a day (DA), a time (TM) and a device of its modality.
+
+    Refuses 0106 if the device is not registered or does another modality; as reschedule
+    """
+    step, device = step_row(row_id), device_of(ctx, ae_title)
+    if not device:
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Choose a device and a time"))
+    if step.modality != device.modality:
+        words = Message("{device} does {its}, and the exam is {modality}", device=device.name,
+                        its=device.modality, modality=step.modality)  # fmt: skip
+        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
+    here = device.ae_title in step_item(step).values(tag_of("ScheduledStationAETitle"))
+    move_step(
+        ctx, row_id, ScheduledProcedureStepStartDate=date, ScheduledProcedureStepStartTime=time,
+        **({} if here else {"ScheduledStationAETitle": device.ae_title}),
+    )  # fmt: skip
 
 
 def register_once(ctx: Context, item: bytes, same_id: str, ask: bool, anyway: bool = True) -> None:

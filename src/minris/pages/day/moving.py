@@ -3,28 +3,20 @@
 import datetime
 import re
 
-from minris.access.context import Context
 from minris.dataset.elements import ElementIndex
 from minris.dataset.times import shown_date
 from minris.orders.diary import free_days, in_the_way, minute_of_day, minutes_of
-from minris.orders.items import step_item
 from minris.orders.lookup import step_row
-from minris.orders.scheduling import move_step
+from minris.orders.scheduling import move_to
 from minris.pages.asking import exam_words
 from minris.pages.frame import PageRequest
 from minris.pages.language import booked_words, clock, day_of
 from minris.pages.template import template
 from minris.seen import mark_of
-from minris.standard.dictionary import tag_of
 from minris.standard.status import Message, Refusal, Status
 
 MOVE_PAGE = template("day/move.html")
 DAYS = 5  # shown at once
-
-
-def move(ctx: Context, row_id: int, texts: dict[str, str]) -> None:
-    """Change date, time or station of a step, by keyword."""
-    move_step(ctx, row_id, **texts)
 
 
 def move_page(p: PageRequest, row_id: int) -> str:
@@ -56,24 +48,12 @@ def post_move(p: PageRequest, row_id: int) -> str:
 
     The button that was pressed is `to`: day, time and AE title, with blanks between.
     """
-    row, found = p.read(step_row, row_id), re.fullmatch(
-        r"(\d{4}-\d\d-\d\d) (\d\d:\d\d) (\S.*)", p.form("to")
-    )  # fmt: skip
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d) (\d\d:\d\d) (\S.*)", p.form("to"))
     device = p.device(found[3]) if found else None
     if not found or not device:
         raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, Message("Choose a device and a time"))
-    if row.modality != device.modality:
-        words = Message("{device} does {its}, and the exam is {modality}", device=device.name,
-                        its=device.modality, modality=row.modality)  # fmt: skip
-        raise Refusal(Status.INVALID_ATTRIBUTE_VALUE, words)
     date, time = found[1].replace("-", ""), found[2].replace(":", "")
-    texts = {
-        "ScheduledProcedureStepStartDate": date,
-        "ScheduledProcedureStepStartTime": time,
-    }
-    if device.ae_title not in step_item(row).values(tag_of("ScheduledStationAETitle")):
-        texts["ScheduledStationAETitle"] = device.ae_title
-    p.write_seen(("step", row_id), "reschedule", move, row_id, texts)
+    p.write_seen(("step", row_id), "reschedule", move_to, row_id, device.ae_title, date, time)
     taken, _ = p.read(in_the_way, p.ctx, device.ae_title, date, minute_of_day(time), "", row_id)
     words = exam_words(p.t, ElementIndex(bytes(p.read(step_row, row_id).data)))
     overlap = p.t("Overlaps with {exams} on {device}.", exams=booked_words(p.t, taken),
