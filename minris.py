@@ -3032,6 +3032,12 @@ def typed_time(text: str) -> str:
     return f"{hour:02}:{minute:02}" if hour < 24 and minute < 60 else text
 
 
+def typed_minute(text: str) -> int:
+    """A typed time in minutes since midnight; -1 for what is no time of a day."""
+    found = re.fullmatch("([01][0-9]|2[0-3]):([0-5][0-9])", typed_time(text))
+    return int(found[1]) * 60 + int(found[2]) if found else -1
+
+
 def normal_time(text: str) -> str:
     """A time without colons; 2230 sorts just before 223000."""
     return text.replace(":", "")
@@ -12275,6 +12281,7 @@ def page_of_worklist(
 # The diary of a station: booked exams and free times.
 # ------------------------------------------------------------------------------------------------
 
+DAY_MINUTES = 24 * 60
 BLOCKED = "BLOCKED"  # the status of a time in which a device has no exams
 IN_THE_WAY = OPEN_STEP_STATES | {BLOCKED}
 
@@ -13035,7 +13042,7 @@ def block_time(
         problem = Message("The last day is before the first")
     elif (day_of_da(last) - day_of_da(first)).days >= LONGEST_DAYS:
         problem = Message("A time can be blocked for a year at most")
-    elif not 0 <= begins < ends <= 24 * 60:
+    elif not 0 <= begins < ends <= DAY_MINUTES:
         problem = Message("The end is not after the begin")
     elif len(reason) > LONGEST_REASON:
         problem = Message("The reason is longer than {longest} characters", longest=LONGEST_REASON)
@@ -30381,9 +30388,8 @@ def free_times_part(p: PageRequest, form: Mapping[str, str], row_id: int = 0) ->
     device, days = device_for(p, form, procedure), coming_dates(form["date"], today_of(p))
     if not device or len(days) != 1:
         return p.part(SLOTS_PART, device=None, taken="", offered=[], procedure=procedure)
-    time = typed_time(form["time"])[:5].replace(":", "")
-    time = time if re.fullmatch("([01][0-9]|2[0-3])[0-5][0-9]", time) else ""
-    begin = minute_of_day(time)
+    time = typed_minute(form["time"])
+    begin = max(time, 0)
     minutes = procedure.minutes if procedure else p.ctx.config.clinic.slot_minutes
     exam = form["procedure"].strip()
     taken, _ = p.read(in_the_way, p.ctx, device.ae_title, days[0], begin, exam, row_id)
@@ -30399,7 +30405,7 @@ def free_times_part(p: PageRequest, form: Mapping[str, str], row_id: int = 0) ->
         offered.append((p.t.day(date), times))
     return p.part(
         SLOTS_PART, device=device, minutes=minutes, procedure=procedure, chosen=chosen,
-        taken=booked_words(p.t, taken) if time else "", offered=offered,
+        taken=booked_words(p.t, taken) if time >= 0 else "", offered=offered,
     )  # fmt: skip
 
 
@@ -31043,7 +31049,7 @@ def blocked_page(
     title, extra = Message("Block a time"), []
     if row_id:
         row, title = p.read(get_blocked, row_id), Message("Blocked time")
-        form = {"device": row.ae_title, "first": iso(row.first), "last": iso(row.last),
+        form = {"device": row.ae_title, "first": shown_date(row.first), "last": shown_date(row.last),
                 "reason": row.reason, "begins": clock(row.begins), "ends": clock(row.ends)}  # fmt: skip
         extra = [("unblock", t("Free this time again"))]
     fields = [
@@ -31061,11 +31067,6 @@ def blocked_page(
     )  # fmt: skip
 
 
-def iso(date: str) -> str:
-    """Return a DA value as a date field has it."""
-    return f"{date[:4]}-{date[4:6]}-{date[6:]}"
-
-
 def calendar_of(form: Mapping[str, str]) -> str:
     """Return the path of the calendar of the first day."""
     return f"/calendar?date={form['first']}"
@@ -31079,16 +31080,16 @@ def post_blocked(p: PageRequest) -> str:
         p.write(unblock_time, p.number("id"))
         return p.tell(calendar_of(form), p.t("The time is free again."))
     first, last = (form[name].replace("-", "") for name in ("first", "last"))
-    begins, ends = (minute_of_day(form[name].replace(":", "")) if form[name][:2].isdigit() else -1
-                    for name in ("begins", "ends"))  # fmt: skip
+    begins, ends = (typed_minute(form[name]) for name in ("begins", "ends"))
+    ends = DAY_MINUTES if form["ends"] == "24:00" else ends or DAY_MINUTES
     try:
-        p.write(block_time, form["device"], first, last, begins, ends or 24 * 60, form["reason"])
+        p.write(block_time, form["device"], first, last, begins, ends, form["reason"])
     except Refusal as refusal:
         return blocked_page(p, form, p.again(refusal))
-    names_of = dict(stations_of(p))
+    device = p.device(form["device"])
     return p.tell(calendar_of(form), p.t(
-        "{device} has no exams from {begins} to {ends}.", device=names_of[form["device"]],
-        begins=form["begins"], ends=form["ends"],
+        "{device} has no exams from {begins} to {ends}.", device=device.name if device else "",
+        begins=clock(begins), ends=clock(ends),
     ))  # fmt: skip
 
 

@@ -374,9 +374,33 @@ def test_a_time_is_blocked_on_the_page_shown_and_freed(appliance, desk):
     assert desk.get(path).status_code == 404
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"first": ""}, {"begins": "x"}, {"ends": "11:00"}, {"device": ""}]
-)
+@pytest.mark.parametrize(("ends", "until"), [("2 pm", 840), ("00:00", 1440), ("24:00", 1440)])
+def test_a_blocked_time_is_typed_as_people_do_and_may_end_with_the_day(
+    appliance, desk, ends, until
+):
+    day = soon(appliance)
+    form = {"device": "CT1", "first": shown_date(day), "last": shown_date(day), "begins": "12",
+            "ends": ends, "reason": ""}  # fmt: skip
+    sent = form | {"csrf": csrf_of(desk.get("/blocked").text)}
+    assert desk.post("/blocked", data=sent).status_code == 303
+    [one] = appliance.read(diary, appliance.context(), "CT1", day, day)
+    assert (one.begin, one.end) == (720, until)
+
+
+def test_a_device_is_blocked_by_any_of_its_titles(run_appliance):
+    running = run_appliance("[device CT room]\nae_title = CT1, CT1_DOSE\nmodality = CT\n")
+    with visiting(running) as client:
+        desk, day = employ(running, client), shown_date(soon(running))
+        form = {"device": "CT1_DOSE", "first": day, "last": day, "begins": "12:00", "ends": "14:00",
+                "reason": "", "csrf": csrf_of(desk.get("/blocked").text)}  # fmt: skip
+        assert desk.post("/blocked", data=form).status_code == 303
+        assert "CT room has no exams" in words_of(desk.get("/calendar", params={"date": day}))
+
+
+@pytest.mark.parametrize("wrong", [
+    {"first": ""}, {"begins": "x"}, {"ends": "11:00"}, {"device": ""}, {"begins": "12:xx"},
+    {"ends": "\N{SUPERSCRIPT TWO}\N{SUPERSCRIPT TWO}:00"}, {"ends": "25:61"}, {"ends": ""},
+])  # fmt: skip
 def test_a_time_that_cannot_be_blocked_is_said_on_the_form(appliance, desk, wrong):
     day = shown_date(soon(appliance))
     form = {"device": "CT1", "first": day, "last": day, "begins": "12:00", "ends": "14:00",

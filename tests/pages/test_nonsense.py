@@ -158,7 +158,15 @@ def test_no_form_ends_in_an_error(admin, value):
             assert answer.status_code in (200, 303, 403, 404, 409, 422), (page.path, verb, answer)
 
 
-SHOWN_FORMS = ("/register", "/step/1/edit", "/patient/1", "/workitems/new", "/devices/edit?name=")
+SHOWN_FORMS = (
+    "/register",
+    "/step/1/edit",
+    "/patient/1",
+    "/workitems/new",
+    "/devices/edit?name=",
+    "/blocked?device=CT1",
+    "/settings",
+)
 
 
 @each_nonsense

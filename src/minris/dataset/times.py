@@ -108,6 +108,12 @@ def typed_time(text: str) -> str:
     return f"{hour:02}:{minute:02}" if hour < 24 and minute < 60 else text
 
 
+def typed_minute(text: str) -> int:
+    """A typed time in minutes since midnight; -1 for what is no time of a day."""
+    found = re.fullmatch("([01][0-9]|2[0-3]):([0-5][0-9])", typed_time(text))
+    return int(found[1]) * 60 + int(found[2]) if found else -1
+
+
 def normal_time(text: str) -> str:
     """A time without colons; 2230 sorts just before 223000."""
     return text.replace(":", "")

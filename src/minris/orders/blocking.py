@@ -2,7 +2,7 @@
 
 from minris.access.context import Context, audit, device_of
 from minris.dataset.times import is_date
-from minris.orders.diary import day_of_da
+from minris.orders.diary import DAY_MINUTES, day_of_da
 from minris.standard.status import Message, Refusal, Status
 from minris.store.models import BlockedTime
 from minris.store.rows import erase, first_row, insert_row
@@ -27,7 +27,7 @@ def block_time(
         problem = Message("The last day is before the first")
     elif (day_of_da(last) - day_of_da(first)).days >= LONGEST_DAYS:
         problem = Message("A time can be blocked for a year at most")
-    elif not 0 <= begins < ends <= 24 * 60:
+    elif not 0 <= begins < ends <= DAY_MINUTES:
         problem = Message("The end is not after the begin")
     elif len(reason) > LONGEST_REASON:
         problem = Message("The reason is longer than {longest} characters", longest=LONGEST_REASON)

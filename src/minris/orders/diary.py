@@ -13,6 +13,7 @@ from minris.standard.worklist import OPEN_STEP_STATES
 from minris.store.models import BlockedTime, database
 from minris.store.rows import fetch_rows
 
+DAY_MINUTES = 24 * 60
 BLOCKED = "BLOCKED"  # the status of a time in which a device has no exams
 IN_THE_WAY = OPEN_STEP_STATES | {BLOCKED}
 

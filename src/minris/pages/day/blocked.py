@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
+from minris.dataset.times import shown_date, typed_minute
 from minris.orders.blocking import block_time, get_blocked, unblock_time
-from minris.orders.diary import day_begins_ends, minute_of_day
+from minris.orders.diary import DAY_MINUTES, day_begins_ends
 from minris.pages.day.board import stations_of
 from minris.pages.forms import Field, show_form
 from minris.pages.frame import PageRequest, row_number
@@ -23,7 +24,7 @@ def blocked_page(
     title, extra = Message("Block a time"), []
     if row_id:
         row, title = p.read(get_blocked, row_id), Message("Blocked time")
-        form = {"device": row.ae_title, "first": iso(row.first), "last": iso(row.last),
+        form = {"device": row.ae_title, "first": shown_date(row.first), "last": shown_date(row.last),
                 "reason": row.reason, "begins": clock(row.begins), "ends": clock(row.ends)}  # fmt: skip
         extra = [("unblock", t("Free this time again"))]
     fields = [
@@ -41,11 +42,6 @@ def blocked_page(
     )  # fmt: skip
 
 
-def iso(date: str) -> str:
-    """Return a DA value as a date field has it."""
-    return f"{date[:4]}-{date[4:6]}-{date[6:]}"
-
-
 def calendar_of(form: Mapping[str, str]) -> str:
     """Return the path of the calendar of the first day."""
     return f"/calendar?date={form['first']}"
@@ -59,14 +55,14 @@ def post_blocked(p: PageRequest) -> str:
         p.write(unblock_time, p.number("id"))
         return p.tell(calendar_of(form), p.t("The time is free again."))
     first, last = (form[name].replace("-", "") for name in ("first", "last"))
-    begins, ends = (minute_of_day(form[name].replace(":", "")) if form[name][:2].isdigit() else -1
-                    for name in ("begins", "ends"))  # fmt: skip
+    begins, ends = (typed_minute(form[name]) for name in ("begins", "ends"))
+    ends = DAY_MINUTES if form["ends"] == "24:00" else ends or DAY_MINUTES
     try:
-        p.write(block_time, form["device"], first, last, begins, ends or 24 * 60, form["reason"])
+        p.write(block_time, form["device"], first, last, begins, ends, form["reason"])
     except Refusal as refusal:
         return blocked_page(p, form, p.again(refusal))
-    names_of = dict(stations_of(p))
+    device = p.device(form["device"])
     return p.tell(calendar_of(form), p.t(
-        "{device} has no exams from {begins} to {ends}.", device=names_of[form["device"]],
-        begins=form["begins"], ends=form["ends"],
+        "{device} has no exams from {begins} to {ends}.", device=device.name if device else "",
+        begins=clock(begins), ends=clock(ends),
     ))  # fmt: skip

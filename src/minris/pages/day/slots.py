@@ -1,13 +1,12 @@
 """The free times of a device, offered while an exam is registered or changed."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from minris.config.ini import Device
-from minris.dataset.times import shown_date, typed_time
+from minris.dataset.times import shown_date, typed_minute
 from minris.orders.catalogue import find_procedure
-from minris.orders.diary import in_the_way, minute_of_day, next_free
+from minris.orders.diary import in_the_way, next_free
 from minris.pages.forms import coming_dates, today_of
 from minris.pages.frame import PageRequest, row_number
 from minris.pages.language import booked_words, clock
@@ -42,9 +41,8 @@ def free_times_part(p: PageRequest, form: Mapping[str, str], row_id: int = 0) ->
     device, days = device_for(p, form, procedure), coming_dates(form["date"], today_of(p))
     if not device or len(days) != 1:
         return p.part(SLOTS_PART, device=None, taken="", offered=[], procedure=procedure)
-    time = typed_time(form["time"])[:5].replace(":", "")
-    time = time if re.fullmatch("([01][0-9]|2[0-3])[0-5][0-9]", time) else ""
-    begin = minute_of_day(time)
+    time = typed_minute(form["time"])
+    begin = max(time, 0)
     minutes = procedure.minutes if procedure else p.ctx.config.clinic.slot_minutes
     exam = form["procedure"].strip()
     taken, _ = p.read(in_the_way, p.ctx, device.ae_title, days[0], begin, exam, row_id)
@@ -60,5 +58,5 @@ def free_times_part(p: PageRequest, form: Mapping[str, str], row_id: int = 0) ->
         offered.append((p.t.day(date), times))
     return p.part(
         SLOTS_PART, device=device, minutes=minutes, procedure=procedure, chosen=chosen,
-        taken=booked_words(p.t, taken) if time else "", offered=offered,
+        taken=booked_words(p.t, taken) if time >= 0 else "", offered=offered,
     )  # fmt: skip
