@@ -35135,6 +35135,9 @@ class Parts(Box, Protocol):
     def run_job(self, job: Any) -> None: ...
 
 
+TOO_LITTLE_ROOM = 64 << 20  # bytes free on the disk of the store: less is an alarm
+
+
 def health(box: Parts) -> dict[str, str]:
     """Return the problem of each check, empty if it is good."""
     checks: dict[str, str] = {"store": "", "writer": "", "dicom": "", "disk": ""}
@@ -35149,7 +35152,7 @@ def health(box: Parts) -> dict[str, str]:
         checks["writer"] = "not running"
     if not all(server.is_serving() for server in box.associations.servers):
         checks["dicom"] = "not listening"
-    if shutil.disk_usage(box.config.store_path.parent).free < 64 << 20:
+    if shutil.disk_usage(box.config.store_path.parent).free < TOO_LITTLE_ROOM:
         checks["disk"] = "less than 64 MiB free"
     return checks
 
@@ -35694,7 +35697,9 @@ def _database(box: Parts) -> Tile:
 
 def _disk(box: Parts) -> Tile:
     used = shutil.disk_usage(box.config.store_path.parent)
-    light = "bad" if used.free < 64 << 20 else "warning" if used.free < LITTLE_ROOM else "good"
+    light = (
+        "bad" if used.free < TOO_LITTLE_ROOM else "warning" if used.free < LITTLE_ROOM else "good"
+    )
     return Tile(Message("Disk"), Message("{size} free", size=sized(used.free)),
                 (Message("of {size}", size=sized(used.total)),), light)  # fmt: skip
 

@@ -102,6 +102,9 @@ class Parts(Box, Protocol):
     def run_job(self, job: Any) -> None: ...
 
 
+TOO_LITTLE_ROOM = 64 << 20  # bytes free on the disk of the store: less is an alarm
+
+
 def health(box: Parts) -> dict[str, str]:
     """Return the problem of each check, empty if it is good."""
     checks: dict[str, str] = {"store": "", "writer": "", "dicom": "", "disk": ""}
@@ -116,7 +119,7 @@ def health(box: Parts) -> dict[str, str]:
         checks["writer"] = "not running"
     if not all(server.is_serving() for server in box.associations.servers):
         checks["dicom"] = "not listening"
-    if shutil.disk_usage(box.config.store_path.parent).free < 64 << 20:
+    if shutil.disk_usage(box.config.store_path.parent).free < TOO_LITTLE_ROOM:
         checks["disk"] = "less than 64 MiB free"
     return checks
 

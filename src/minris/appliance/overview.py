@@ -8,6 +8,7 @@ from minris import __version__
 from minris.access.context import Context, archive_of
 from minris.appliance.backups import backups, taken_at
 from minris.appliance.health import (
+    TOO_LITTLE_ROOM,
     Parts,
     backup_under_way,
     clock_problem,
@@ -88,7 +89,9 @@ def _database(box: Parts) -> Tile:
 
 def _disk(box: Parts) -> Tile:
     used = shutil.disk_usage(box.config.store_path.parent)
-    light = "bad" if used.free < 64 << 20 else "warning" if used.free < LITTLE_ROOM else "good"
+    light = (
+        "bad" if used.free < TOO_LITTLE_ROOM else "warning" if used.free < LITTLE_ROOM else "good"
+    )
     return Tile(Message("Disk"), Message("{size} free", size=sized(used.free)),
                 (Message("of {size}", size=sized(used.total)),), light)  # fmt: skip
 
