@@ -31,8 +31,9 @@ def appointment_of(ctx: Context, index: ElementIndex) -> Appointment:
     time = item.get("ScheduledProcedureStepStartTime")
     code = index.item("RequestedProcedureCodeSequence").get("CodeValue")
     exam = exam_name(index)
-    of_code = [one for one in all_procedures() if code and one.code == code]
-    procedure = (of_code or [one for one in all_procedures() if one.meaning == exam] or [None])[0]
+    known = all_procedures()
+    of_code = [one for one in known if code and one.code == code]
+    procedure = (of_code or [one for one in known if one.meaning == exam] or [None])[0]
     begin = end = None
     if is_date(date) and time:
         day = datetime.datetime.strptime(date, "%Y%m%d").replace(tzinfo=ctx.config.zone)
